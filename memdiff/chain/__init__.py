@@ -1,0 +1,1 @@
+"""The mathematics of one denoising chain. Tensors in, tensors out."""

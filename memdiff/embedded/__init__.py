@@ -1,0 +1,1 @@
+"""The built-in digits models: they need no download."""

@@ -1,0 +1,246 @@
+"""DeepSpeed ZeRO-2 around the list of trainable parameters: one backward, one step, an update.
+
+The engine never sees the network. Pieces add gradients into fp32 sums; `apply` hands those sums over in one engine
+backward, so DeepSpeed reduces, clips, steps the fp32 masters and writes the working copies back. It averages over ranks:
+a rank's sums are W times its share of the gradient.
+
+What DeepSpeed 0.19.8 does, and what follows:
+- fp16 casts the working copies in place and keeps fp32 masters in the ZeRO partition: export reads the masters.
+- Its dynamic loss scale starts by skipping updates. The gradient is known before the backward, so the scale is set from
+  the largest element over all ranks: nothing overflows, nothing is skipped.
+- After an overflow with offload and an fp32 accumulation dtype its buffer stays infinite: it is dropped.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import deepspeed
+import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils.tensor_fragment import fragment_address
+from torch.autograd import Function
+
+from memdiff.engine.config import OptimizerConfig
+from memdiff.errors import CheckpointError, NumericError
+from memdiff.pieces import Gradients
+from memdiff.placement import place
+from memdiff.ranks import Ranks
+
+# log2 of the largest scaled gradient element summed over ranks: fp16 ends at 2^16, and two bits are kept in hand.
+LOG2_LARGEST_SCALED = 13
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one `apply` did. `grad_norm` is the global L2 norm before clipping."""
+
+    grad_norm: float
+    loss_scale: float
+    skipped: bool
+    learning_rate: float
+
+
+class Engine(Protocol):
+    """What the trainer knows of an engine."""
+
+    gradients: Gradients
+    updates: int
+
+    def apply(self) -> Update:
+        """One optimizer update from the summed gradients, which are zero afterwards."""
+        ...
+
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """The fp32 weights to be evaluated and saved (the average where there is one), on the host. Collective."""
+        ...
+
+
+class _HandOver(Function):
+    """A scalar zero whose gradient with respect to a parameter is exactly `gradient`."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        ctx.gradient = gradient  # not a saved tensor: it may lie on the host, and nothing differentiates it
+        ctx.dtype, ctx.device = parameter.dtype, parameter.device
+        return torch.zeros((), dtype=torch.float32, device=parameter.device)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return (place(ctx.gradient, ctx.device) * upstream[0]).to(ctx.dtype), None
+
+
+class DeepSpeedEngine:
+    """Fulfils Engine on deepspeed.initialize; world sizes from 1."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.nn.Parameter],
+        config: OptimizerConfig,
+        ranks: Ranks,
+        *,
+        ds_config: dict[str, Any],
+        gradients_on_host: bool = False,
+    ) -> None:
+        self._config, self._ranks, self._names = config, ranks, tuple(parameters)
+        self._parameters = tuple(parameters.values())
+        offload = "offload_optimizer" in ds_config["zero_optimization"]
+        self._half = "fp16" in ds_config
+        self._engine, self._zero, _, _ = deepspeed.initialize(
+            model=torch.nn.ParameterList(self._parameters),
+            optimizer=make_optimizer(self._parameters, config, offload=offload),
+            config=ds_config,
+            dist_init_required=False,
+        )
+        self.gradients = Gradients(self._parameters, on_host=gradients_on_host)
+        self.updates = 0
+        self._average: list[torch.Tensor] | None = None
+        if config.ema is not None:
+            self._average = [partition.clone() for partition in self._partitions]
+
+    @property
+    def _partitions(self) -> list[torch.Tensor]:
+        """This rank's part of the fp32 masters, one flat tensor a parameter group."""
+        return [partition.detach() for partition in self._zero.single_partition_of_fp32_groups]
+
+    def apply(self) -> Update:
+        """One engine backward and step. Raises NumericError on every rank where a gradient is not finite on any."""
+        largest = float(self._ranks.max(place(self.gradients.max_abs(), self._ranks.device)))
+        if not math.isfinite(largest):
+            raise NumericError(f"the summed gradient is {largest}; lower optimizer.learning_rate or look at the reward")
+        if self._half:
+            self._zero.loss_scaler.cur_scale = loss_scale(largest, self._ranks.world_size)
+        learning_rate = warmed_up(self._config, self.updates)
+        for group in self._zero.param_groups:
+            group["lr"] = learning_rate
+        handed = [_HandOver.apply(p, g) for p, g in zip(self._parameters, self.gradients.sums, strict=True)]
+        scale = float(self._zero.loss_scaler.cur_scale) if self._half else 1.0
+        self._engine.backward(torch.stack(handed).sum(), scale_wrt_gas=False)  # pyright: ignore[reportArgumentType]
+        self._engine.step()
+        self.gradients.zero()
+        applied = bool(self._engine.was_step_applied())
+        if applied:
+            self.updates += 1
+            self._follow()
+        else:
+            for group in self._zero.averaged_gradients:
+                self._zero.averaged_gradients[group] = None
+        norm = self._engine.get_global_grad_norm()
+        return Update(float(norm if norm is not None else math.nan), scale, not applied, learning_rate)
+
+    def _follow(self) -> None:
+        """The average moves towards the masters. Its decay is (1 + n) / (10 + n) at first, so that it forgets the start."""
+        if self._average is None or self._config.ema is None:
+            return
+        decay = min(self._config.ema, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self._average, self._partitions, 1 - decay)
+
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """The full fp32 masters, or their average, on the host of every rank. Collective."""
+        with self._average_in_place():
+            full = {}
+            for name, parameter in zip(self._names, self._parameters, strict=True):
+                master = safe_get_full_fp32_param(parameter)
+                assert master is not None, f"DeepSpeed keeps no master of {name}"
+                full[name] = place(master.detach().float(), torch.device("cpu")).clone()
+            return full
+
+    @contextmanager
+    def _average_in_place(self) -> Iterator[None]:
+        """While it lasts the partitions hold the average."""
+        if self._average is None:
+            yield
+            return
+        kept = [partition.clone() for partition in self._partitions]
+        torch._foreach_copy_(self._partitions, self._average)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(self._partitions, kept)
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """While it lasts the working copies hold what `weights` gives. Collective at entry."""
+        if self._average is None:
+            yield
+            return
+        kept = [parameter.detach().clone() for parameter in self._parameters]
+        weights = self.weights()
+        with torch.no_grad():
+            for name, parameter in zip(self._names, self._parameters, strict=True):
+                parameter.copy_(weights[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self._parameters, kept)
+
+    def save(self, folder: Path) -> None:
+        """Every rank's shard of masters, optimizer state and average into `folder`. Collective."""
+        self._engine.save_checkpoint(
+            str(folder), tag="engine", client_state={"updates": self.updates}, save_latest=False
+        )
+        torch.save(self._average, folder / f"average_{self._ranks.rank}.pt")
+
+    def load(self, folder: Path) -> None:
+        """What `save` wrote at the same world size. No file can run code: pickles are read with weights_only."""
+        allowed: list[Any] = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+        before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+        try:
+            with torch.serialization.safe_globals(allowed):
+                path, state = self._engine.load_checkpoint(str(folder), tag="engine")
+        finally:
+            os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+            if before is not None:
+                os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+        if path is None:
+            raise CheckpointError(f"{folder} holds no engine state")
+        self.updates = int(state["updates"])
+        average = torch.load(folder / f"average_{self._ranks.rank}.pt", weights_only=True)
+        if self._average is not None:
+            torch._foreach_copy_(self._average, average)
+
+    def optimizer_bytes(self) -> int:
+        """Masters and moments of this rank, wherever they lie."""
+        states = [t for s in self._zero.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+        return sum(t.numel() * t.element_size() for t in (*self._partitions, *states))
+
+
+def make_optimizer(
+    parameters: tuple[torch.nn.Parameter, ...], config: OptimizerConfig, *, offload: bool
+) -> torch.optim.Optimizer:
+    """AdamW: torch's, bitsandbytes' 8-bit one, or DeepSpeed's for the CPU where the states are offloaded."""
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "eps": config.epsilon,
+        "weight_decay": config.weight_decay,
+    }
+    if config.bits == 8:
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(parameters, **options)
+    if offload:
+        return DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
+    return torch.optim.AdamW(parameters, **options)
+
+
+def loss_scale(largest: float, world_size: int) -> float:
+    """The power of two that brings the largest gradient element, summed over ranks, to at most 2^13."""
+    if largest == 0:
+        return 1.0
+    exponent = LOG2_LARGEST_SCALED - math.ceil(math.log2(largest * world_size))
+    return 2.0 ** max(-100, min(100, exponent))
+
+
+def warmed_up(config: OptimizerConfig, updates: int) -> float:
+    """The learning rate of the update that follows `updates` others: linear from 1 / warmup_updates, then constant."""
+    return config.learning_rate * min(1.0, (updates + 1) / max(1, config.warmup_updates))

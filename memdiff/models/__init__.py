@@ -1,0 +1,1 @@
+"""Policies: a denoiser, its conditioning and its decoder. The only room that imports diffusers and peft."""

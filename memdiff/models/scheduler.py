@@ -1,0 +1,42 @@
+"""A pipeline's scheduler, whatever its class, as DDIM; and its noise schedule as plain numbers."""
+
+from typing import Any
+
+from diffusers import DDIMScheduler
+
+from memdiff.chain.schedule import NoiseSchedule
+from memdiff.errors import ConfigError
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+SPACINGS = ("leading", "linspace", "trailing")
+
+
+def ddim_scheduler(scheduler: Any) -> DDIMScheduler:
+    """DDIMScheduler with the same betas, timesteps and prediction type.
+
+    Schedulers that know no clipping (PNDM, Euler: Stable Diffusion's hub defaults) must not gain it: DDIMScheduler's own
+    default is to clip. A DDPM's learned or large variance has no counterpart: DDIM's sigma depends on eta alone.
+    """
+    config = dict(scheduler.config)
+    if "clip_sample" not in config:
+        config["clip_sample"] = False
+    return DDIMScheduler.from_config(config)  # pyright: ignore[reportReturnType]
+
+
+def noise_schedule(scheduler: DDIMScheduler) -> NoiseSchedule:
+    """What `chain` needs. Raises ConfigError where the scheduler asks for something that DDIM chains don't do."""
+    config = scheduler.config
+    if config["thresholding"]:
+        raise ConfigError("the scheduler's dynamic thresholding is not supported; set thresholding to false in its config")
+    if config["prediction_type"] not in PREDICTION_TYPES:
+        raise ConfigError(f"prediction_type must be one of {PREDICTION_TYPES}, got {config['prediction_type']!r}")
+    if config["timestep_spacing"] not in SPACINGS:
+        raise ConfigError(f"timestep_spacing must be one of {SPACINGS}, got {config['timestep_spacing']!r}")
+    return NoiseSchedule(
+        alpha_bar=tuple(float(value) for value in scheduler.alphas_cumprod),
+        final_alpha_bar=float(scheduler.final_alpha_cumprod),
+        prediction_type=config["prediction_type"],
+        clip=float(config["clip_sample_range"]) if config["clip_sample"] else None,
+        spacing=config["timestep_spacing"],
+        offset=int(config["steps_offset"]),
+    )

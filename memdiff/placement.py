@@ -1,0 +1,45 @@
+"""The one function that moves things between a device and the host.
+
+Everything that leaves or enters a GPU goes through `place`, so that a plan on fake tensors (whose `.to("cpu")` is
+invisible) can see the moves, and so that the rules of asynchronous copies stand in one place.
+"""
+
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T", torch.Tensor, torch.nn.Module)
+
+HOST = torch.device("cpu")
+
+
+def place(thing: T, device: torch.device) -> T:
+    """`thing` on `device`: modules are moved in place, tensors are copied if they are elsewhere.
+
+    To a CUDA device the copy is asynchronous when the source is pinned (torch keeps a pinned block alive until its copy
+    is done). To the host it is synchronous: a pageable or freshly pinned target read too early holds garbage.
+    """
+    if isinstance(thing, torch.nn.Module):
+        return thing.to(device)
+    return thing.to(device, non_blocking=thing.device.type == "cpu" and thing.is_pinned())
+
+
+def host_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros in host memory, pinned where `device` is a CUDA device so that copies to and from it overlap with work."""
+    return torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def upload(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Rows gathered in host memory, on `device`, without waiting for the copy."""
+    return place(rows.pin_memory(), device) if device.type == "cuda" else rows
+
+
+def download(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copies into a host buffer without waiting where it is pinned; `settle` before the host reads it."""
+    target.copy_(source, non_blocking=target.is_pinned())
+
+
+def settle(device: torch.device) -> None:
+    """Waits until every `download` from `device` has arrived."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()

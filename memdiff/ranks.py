@@ -1,0 +1,92 @@
+"""The ranks of a run and the few collectives it needs, one process or many.
+
+Shapes: n values on this rank, N values over all ranks.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among `world_size` processes. Collectives use torch.distributed's default group."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes files and speaks to people."""
+        return self.rank == 0
+
+    def block(self, count: int) -> range:
+        """This rank's share of `count` things: contiguous, balanced, exactly `count` over all ranks."""
+        return range(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
+
+    def gather(self, values_n: torch.Tensor, count: int) -> torch.Tensor:
+        """Every rank's block of `count` values, in order, on every rank: n -> N. Blocks may differ by one in length."""
+        if self.world_size == 1:
+            return values_n
+        lengths = [len(Ranks(rank, self.world_size, self.device).block(count)) for rank in range(self.world_size)]
+        padded = values_n.new_zeros(max(lengths), *values_n.shape[1:])
+        padded[: len(values_n)] = values_n
+        blocks = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(blocks, padded.contiguous())
+        return torch.cat([block[:length] for block, length in zip(blocks, lengths, strict=True)])
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Elementwise sum over ranks."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def max(self, values: torch.Tensor) -> torch.Tensor:
+        """Elementwise maximum over ranks."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def _reduce(self, values: torch.Tensor, op: dist.ReduceOp.RedOpType) -> torch.Tensor:
+        if self.world_size == 1:
+            return values
+        values = values.clone()
+        dist.all_reduce(values, op=op)
+        return values
+
+    def first_error(self, error: BaseException | None) -> tuple[int, str, str] | None:
+        """What the lowest rank that failed has to say: (rank, class name, text) on every rank, or None.
+
+        Ranks meet here after work in which one of them may fail alone, so that the others don't wait for it for ever.
+        """
+        mine = None if error is None else (self.rank, type(error).__name__, str(error))
+        said: Sequence[tuple[int, str, str] | None] = [mine]
+        if self.world_size > 1:
+            said = [None] * self.world_size
+            dist.all_gather_object(said, mine)  # pyright: ignore[reportArgumentType]
+        return next((entry for entry in said if entry is not None), None)
+
+    def broadcast(self, text: str | None) -> str | None:
+        """Rank 0's text on every rank."""
+        if self.world_size == 1:
+            return text
+        box = [text]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Waits for every rank."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def device_of_this_process() -> torch.device:
+    """The CUDA device that LOCAL_RANK names, or the CPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def ranks_of_this_process() -> Ranks:
+    """From the launcher's RANK and WORLD_SIZE; one rank where there is no launcher."""
+    return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), device_of_this_process())

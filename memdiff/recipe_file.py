@@ -1,0 +1,209 @@
+"""Reads a recipe file: YAML in, a checked `Recipe` out, every mistake as one line. No torch."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from memdiff.config import Recipe
+from memdiff.errors import ConfigError
+from memdiff.section import Section
+
+MAX_BYTES = 1_000_000
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML without aliases (a few lines of them unfold to gigabytes) and without keys given twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not supported", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, with `a.b=value` overrides laid over it.
+
+    Raises ConfigError: one line that names the dotted key, what was got and what is allowed.
+    """
+    raw = _read_yaml(path)
+    for override in overrides:
+        _override(raw, override)
+    return check_recipe(raw, source=path.name, folder=path.resolve().parent)
+
+
+def check_recipe(raw: Mapping[str, Any], *, source: str, folder: Path | None = None) -> Recipe:
+    """A recipe from plain data. Relative files are looked for in the working directory, then in `folder`."""
+    try:
+        return Recipe.model_validate(raw, context={"folder": folder})
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_one_line(error, raw)}") from None
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Of all that decides the weights: a resumed run must have the same. `run.rounds` may grow, so it is left out."""
+    data = recipe.model_dump(mode="json")
+    for key in ("rounds", "save_every", "keep_checkpoints"):
+        del data["run"][key]
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def changed_keys(old: Recipe, new: Recipe) -> list[str]:
+    """Dotted keys whose values differ."""
+    before, after = (_flatten(recipe.model_dump(mode="json")) for recipe in (old, new))
+    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    return {k: v for key, item in items for k, v in _flatten(item, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: a recipe is at most {MAX_BYTES} bytes, got {path.stat().st_size}")
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"no such recipe: {path}. The ones that ship are in launch/recipes.") from None
+    except OSError as error:
+        raise ConfigError(f"the recipe {path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a text file; a recipe is YAML in UTF-8") from None
+    try:
+        raw = yaml.load(text, Loader=_RecipeLoader)
+    except yaml.MarkedYAMLError as error:
+        where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise ConfigError(f"{path.name}: not valid YAML{where}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path.name}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path.name}: a recipe is a mapping of sections, got {type(raw).__name__}")
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    keys = dotted.split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"--set takes a.b=value, got {override!r}")
+    try:
+        value = yaml.load(text, Loader=_RecipeLoader)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {dotted}: {text!r} is not a YAML value") from None
+    node: Any = raw
+    for key in keys[:-1]:
+        if isinstance(node, list):
+            node = node[_list_index(node, key, dotted)]
+            continue
+        if not isinstance(node.get(key), dict | list):
+            node[key] = {}
+        node = node[key]
+    node[_list_index(node, keys[-1], dotted) if isinstance(node, list) else keys[-1]] = value
+
+
+def _list_index(node: list[Any], key: str, dotted: str) -> int:
+    if not key.isdigit() or int(key) >= len(node) or not isinstance(node[int(key)], dict):
+        raise ConfigError(f"--set {dotted}: {key!r} must be the number of an entry, 0..{len(node) - 1}")
+    return int(key)
+
+
+def _one_line(error: ValidationError, raw: Mapping[str, Any]) -> str:
+    """The first mistake, dotted and with what was got, and how many more there are."""
+    # A misspelt key is both unknown and missing: the first tells more. A list with a wrong entry is also "too short".
+    mistakes = [mistake for mistake in error.errors(include_url=False) if mistake["type"] != "too_short"]
+    mistakes = sorted(mistakes or error.errors(include_url=False), key=lambda m: m["type"] != "extra_forbidden")
+    first = mistakes[0]
+    path, node, sections = _locate(first["loc"], raw)
+    dotted = ".".join(path) or "the recipe"
+    same = [mistake for mistake in mistakes if _locate(mistake["loc"], raw)[0] == path]  # the branches of one union
+    match first["type"]:
+        case "extra_forbidden":
+            message = f"unknown key {dotted}{_did_you_mean(path[-1], sections)}"
+        case "missing":
+            message = f"{dotted} is missing"
+        case "union_tag_not_found":
+            message = f"{dotted} needs a kind"
+        case "union_tag_invalid":
+            allowed = first.get("ctx", {}).get("expected_tags", "")
+            message = f"{dotted}.kind must be one of {allowed}, got {_show(_kind(node))}"
+        case "value_error":
+            reason = str(first.get("ctx", {}).get("error", first["msg"]))
+            message = f"{dotted}: {reason}" if path else reason
+        case _:
+            reasons = dict.fromkeys(mistake["msg"][0].lower() + mistake["msg"][1:] for mistake in same)
+            message = f"{dotted}: {', or '.join(reasons)}, got {_show(node)}"
+    more = len({tuple(_locate(mistake["loc"], raw)[0]) for mistake in mistakes}) - 1
+    return f"{message} (and {more} more)" if more else message
+
+
+def _kind(node: Any) -> Any:
+    return node.get("kind") if isinstance(node, Mapping) else node
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _locate(loc: tuple[int | str, ...], raw: Any) -> tuple[list[str], Any, list[type[Section]]]:
+    """The dotted path without pydantic's union tags, the data at it, and the sections its last key may belong to."""
+    path: list[str] = []
+    sections: list[type[Section]] = [Recipe]
+    node = raw
+    for position, key in enumerate(loc):
+        last = position == len(loc) - 1
+        if isinstance(node, Mapping) and key in node:
+            node = node[key]
+        elif isinstance(node, list) and isinstance(key, int) and key < len(node):
+            node = node[key]
+        elif not (last and isinstance(node, Mapping) and any(key in section.model_fields for section in sections)):
+            continue
+        path.append(str(key))
+        if not last and isinstance(key, str):
+            sections = [s for section in sections if key in section.model_fields for s in _sections_of(section, key)]
+        if isinstance(node, Mapping) and "kind" in node:
+            kinds = [s for s in sections if "kind" in s.model_fields]
+            named = [s for s in kinds if node["kind"] in get_args(s.model_fields["kind"].annotation)]
+            sections = named or sections
+    return path, node, sections
+
+
+def _sections_of(section: type[Section], key: str) -> list[type[Section]]:
+    """The sections that stand anywhere in the annotation of a field."""
+    field: FieldInfo = section.model_fields[key]
+    found: list[type[Section]] = []
+    waiting: list[Any] = [field.annotation]
+    while waiting:
+        annotation = waiting.pop()
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            found.append(annotation)
+        waiting.extend(get_args(annotation))
+    return found
+
+
+def _did_you_mean(key: str, sections: list[type[Section]]) -> str:
+    known = sorted({name for section in sections for name in section.model_fields})
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"

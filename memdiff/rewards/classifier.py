@@ -1,0 +1,116 @@
+"""A Hugging Face image classifier as a reward, its label chosen by name.
+
+The image processor's numbers are read from its JSON and applied as tensor code: differentiable, and without the
+torchvision that transformers' fast processors import.
+Shapes: B images, L labels, H W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from transformers import AutoModelForImageClassification
+from transformers.image_processing_base import ImageProcessingMixin
+
+from memdiff.errors import ConfigError
+from memdiff.rewards.confidence import confidence_score, has_gradient
+from memdiff.rewards.config import ClassifierConfig
+from memdiff.rewards.preprocess import Interpolation, normalise, resize, to_rgb
+
+PIL_INTERPOLATION: Mapping[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
+
+
+@dataclass(frozen=True)
+class ImageProcessing:
+    """Resize, crop and normalise as a transformers image processor's JSON says. Sizes in pixels."""
+
+    resize_to: tuple[int, int] | None  # (height, width)
+    resize_shortest: int | None
+    crop: tuple[int, int] | None
+    interpolation: Interpolation
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any], source: str) -> Self:
+        """From preprocessor_config.json. Raises ConfigError for a resize that is not known here."""
+        size = config.get("size", 224)
+        if isinstance(size, int):
+            size = {"height": size, "width": size} if "crop_pct" not in config else {"shortest_edge": size}
+        crop = config.get("crop_size") if config.get("do_center_crop") else None
+        crop = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"]) if crop else None
+        shortest = size.get("shortest_edge")
+        if shortest and config.get("crop_pct") and shortest < 384:
+            # ConvNeXt's and ResNet's rule: resize to size / crop_pct, then crop to size.
+            shortest, crop = int(shortest / config["crop_pct"]), (shortest, shortest)
+        exact = None if shortest else (size.get("height"), size.get("width"))
+        resample = config.get("resample", 2)
+        if (exact and None in exact) or resample not in PIL_INTERPOLATION:
+            raise ConfigError(f"{source}: its image processor's size {size} or resample {resample} is not supported")
+        do_resize = config.get("do_resize", True)
+        plain = not config.get("do_normalize", True)
+        return cls(
+            resize_to=exact if do_resize else None,
+            resize_shortest=shortest if do_resize else None,
+            crop=crop,
+            interpolation=PIL_INTERPOLATION[resample],
+            mean=(0.0, 0.0, 0.0) if plain else config["image_mean"],
+            std=(1.0, 1.0, 1.0) if plain else config["image_std"],
+        )
+
+    def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Images in [0, 1] -> what the network reads: B 3 height width."""
+        images_BCHW = to_rgb(images_BCHW)
+        height, width = images_BCHW.shape[-2:]
+        if self.resize_shortest:
+            scale = self.resize_shortest / min(height, width)
+            target = (max(self.resize_shortest, int(height * scale)), max(self.resize_shortest, int(width * scale)))
+            images_BCHW = resize(images_BCHW, target, self.interpolation)
+        elif self.resize_to:
+            images_BCHW = resize(images_BCHW, self.resize_to, self.interpolation)
+        if self.crop:
+            top = (images_BCHW.shape[-2] - self.crop[0]) // 2
+            left = (images_BCHW.shape[-1] - self.crop[1]) // 2
+            images_BCHW = images_BCHW[..., top : top + self.crop[0], left : left + self.crop[1]]
+        return normalise(images_BCHW, self.mean, self.std)
+
+
+class ClassifierReward:
+    """Scores the probability of one label. Fulfils memdiff.rewards.reward.Reward."""
+
+    def __init__(self, config: ClassifierConfig, *, device: torch.device) -> None:
+        self.config = config
+        self.differentiable = has_gradient(config)
+        try:
+            network: Any = AutoModelForImageClassification.from_pretrained(config.path, revision=config.revision)
+            processing, _ = ImageProcessingMixin.get_image_processor_dict(config.path, revision=config.revision)
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise ConfigError(
+                f"reward classifier {config.path} can't be loaded ({reason}). Give a folder with config.json, "
+                f"preprocessor_config.json and weights, or fetch a hub id first: hf download {config.path}"
+            ) from None
+        self._label = _label_index(network.config.label2id, config)
+        self._processing = ImageProcessing.from_json(processing, config.path)
+        self._network = network.eval().requires_grad_(False).to(device)
+
+    @property
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """The classifier."""
+        return (self._network,)
+
+    def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Scores, B fp32."""
+        logits_BL = self._network(self._processing(images_BCHW)).logits.float()
+        return confidence_score(logits_BL.log_softmax(dim=1)[:, self._label], self.config)
+
+
+def _label_index(label2id: Mapping[str, int], config: ClassifierConfig) -> int:
+    """By name, whatever its case: positions differ between models."""
+    matches = [int(index) for label, index in label2id.items() if label.lower() == config.label.lower()]
+    if len(matches) != 1:
+        known = ", ".join(list(label2id)[:10])
+        more = f" and {len(label2id) - 10} more" if len(label2id) > 10 else ""
+        raise ConfigError(f"reward classifier {config.path} has no label {config.label!r}; it has {known}{more}")
+    return matches[0]

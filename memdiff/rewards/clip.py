@@ -1,0 +1,229 @@
+"""Rewards on CLIP: LAION aesthetic, PickScore, HPSv2, plain similarity. One network, one preprocessing, three heads.
+
+Scores (e, t: the L2-normalised embeddings of image and prompt, fp32):
+    aesthetic        W5 W4 W3 W2 W1 e, affine layers 1024, 128, 64, 16, 1 without activations between them
+                     (christophschuhmann/improved-aesthetic-predictor, simple_inference.py: its ReLUs are commented out)
+    pickscore        exp(logit_scale) e . t        (Kirstain et al. 2023, and the model card's own code)
+    hpsv2            e . t                         (Wu et al. 2023; hpsv2 1.2.0, img_score.py)
+    clip_similarity  e . t
+
+Shapes: B images of one call, C channels (1 or 3), H W pixels, S the network's side in pixels, D of the embeddings.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.nn.functional import normalize, pad
+from transformers import CLIPConfig, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from memdiff.errors import ConfigError, RewardError
+from memdiff.placement import upload
+from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, HpsConfig, PickScoreConfig, TextPart
+from memdiff.rewards.open_clip import config_of, convert_keys
+from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize, to_rgb
+from memdiff.rewards.pretrained import (
+    checkpoint_layers,
+    fill_positions,
+    find_model,
+    freeze,
+    has_tokenizer,
+    load_tokenizer,
+    network_dtype,
+    read_config,
+    run_network,
+    without_buffers,
+)
+from memdiff.rewards.weights import assign_strictly, find_weights, load_weights
+
+ClipPart = AestheticConfig | PickScoreConfig | HpsConfig | ClipSimilarityConfig
+Fit = Literal["crop", "pad"]
+Head = Callable[[torch.Tensor, Sequence[str]], torch.Tensor]  # (e_BD, prompts) -> B
+
+HPS_FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
+# Both repositories of weights hold no tokenizer (HPSv2) or were published with this one's (PickScore's model card).
+USUAL_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+def fit_square(images_BCHW: torch.Tensor, side: int, fit: Fit) -> torch.Tensor:
+    """Bicubic to side x side. crop: shortest edge to `side`, centre cut (CLIP). pad: longest edge, black (HPSv2)."""
+    height, width = images_BCHW.shape[-2:]
+    if fit == "crop":
+        short = min(height, width)
+        images_BCHW = resize(images_BCHW, (side * height // short, side * width // short), "bicubic")
+        top, left = (images_BCHW.shape[-2] - side) // 2, (images_BCHW.shape[-1] - side) // 2
+        return images_BCHW[..., top : top + side, left : left + side]
+    scale = side / max(height, width)
+    images_BCHW = resize(images_BCHW, (max(1, round(height * scale)), max(1, round(width * scale))), "bicubic")
+    rows, columns = side - images_BCHW.shape[-2], side - images_BCHW.shape[-1]
+    return pad(images_BCHW, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+
+
+class ImageTower:
+    """images_BCHW in [0, 1] -> L2-normalised embeddings e_BD, fp32 (fp64 where the network is)."""
+
+    def __init__(self, network: CLIPVisionModelWithProjection, fit: Fit, dtype: torch.dtype) -> None:
+        assert isinstance(network.config.image_size, int)
+        self.network, self.dtype, self.side = network, dtype, network.config.image_size
+        self.fit: Fit = fit
+
+    def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Embeddings of a batch."""
+        pixels_B3SS = normalise(fit_square(to_rgb(images_BCHW), self.side, self.fit), CLIP_MEAN, CLIP_STD)
+        embeds_BD = run_network(lambda x: self.network(pixel_values=x).image_embeds, pixels_B3SS, self.dtype)
+        return normalize(embeds_BD, dim=-1)
+
+
+class AestheticHead(torch.nn.Module):
+    """Five affine layers, in fp32 whatever the network runs in. Keys layers.0, 2, 4, 6, 7: dropout stood between."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        linear, gap = torch.nn.Linear, torch.nn.Identity
+        self.layers = torch.nn.Sequential(
+            linear(width, 1024), gap(), linear(1024, 128), gap(), linear(128, 64), gap(), linear(64, 16), linear(16, 1)
+        )
+
+    def forward(self, e_BD: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """B scores; prompts are not looked at."""
+        del prompts
+        return self.layers(e_BD).squeeze(-1)
+
+
+class PromptHead:
+    """scale * e . t. The text network stays on the host in fp32 and runs once a prompt: its embeddings are kept."""
+
+    def __init__(
+        self,
+        text: CLIPTextModelWithProjection,
+        tokenizer: CLIPTokenizer,
+        *,
+        scale: float,
+        prompt: str | None,
+        name: str,
+    ) -> None:
+        self.text, self.tokenizer, self.scale, self.prompt, self.name = text, tokenizer, scale, prompt, name
+        # Python numbers, not tensors: a plan calls this under fake tensors, and those must not outlive it.
+        self._kept: dict[str, list[float]] = {}
+
+    def __call__(self, e_BD: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """B scores. Raises RewardError for an empty prompt."""
+        wanted = [self.prompt] * len(e_BD) if self.prompt is not None else prompts
+        if len(wanted) != len(e_BD):
+            raise RewardError(f"reward {self.name} needs one prompt an image, got {len(wanted)} for {len(e_BD)} images")
+        t_BD = torch.tensor([self.embedding(prompt) for prompt in wanted], dtype=torch.float32)
+        return self.scale * (e_BD * upload(t_BD, e_BD.device)).sum(dim=-1)
+
+    def embedding(self, prompt: str) -> list[float]:
+        """t_D. A prompt is encoded by itself: without padding there is nothing for padding to change."""
+        if not prompt.strip():
+            raise RewardError(
+                f"reward {self.name} compares images with text, got an empty prompt; give the part a `prompt`"
+            )
+        if prompt not in self._kept:
+            length = self.text.config.max_position_embeddings
+            ids = self.tokenizer(prompt, truncation=True, max_length=length)["input_ids"]
+            with torch.no_grad(), unset_fake_temporarily():  # the host's own arithmetic, also while a plan is made
+                self._kept[prompt] = normalize(self.text(input_ids=torch.tensor([ids])).text_embeds[0], dim=-1).tolist()
+        return self._kept[prompt]
+
+
+class ClipReward:
+    """Fulfils memdiff.rewards.reward.Reward."""
+
+    differentiable = True
+
+    def __init__(self, tower: ImageTower, head: Head) -> None:
+        self.tower, self.head = tower, head
+
+    @property
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """The image network, and the aesthetic head."""
+        return (self.tower.network, *([self.head] if isinstance(self.head, torch.nn.Module) else []))
+
+    def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Rewards, B fp32. Raises RewardError for an empty prompt where one is needed."""
+        return self.scores(images_BCHW, prompts).float()
+
+    def scores(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """As a call, B in the precision of the head (fp64 in an fp64 network)."""
+        return self.head(self.tower(images_BCHW), prompts)
+
+
+def load_clip(part: ClipPart, device: torch.device) -> ClipReward:
+    """A reward from a folder or the hub, frozen, on `device`. Raises ConfigError in one line."""
+    config, tensors = _read(part)
+    vision, text, logit_scale = _split(tensors)
+    dtype = network_dtype(part.precision, device)
+    network = _vision(config, vision, part, dtype, device)
+    tower = ImageTower(network, "pad" if isinstance(part, HpsConfig) else "crop", dtype)
+    match part:
+        case AestheticConfig():
+            head: Head = load_aesthetic_head(part, network.config.projection_dim, device)
+        case PickScoreConfig():
+            if logit_scale is None:
+                raise ConfigError(f"{part.path} has no logit_scale, which PickScore multiplies its cosine by")
+            head = _prompt_head(part, config, text, float(logit_scale.float().exp()))
+        case HpsConfig() | ClipSimilarityConfig():
+            head = _prompt_head(part, config, text, 1.0)
+    return ClipReward(tower, head)
+
+
+def load_aesthetic_head(part: AestheticConfig, width: int, device: torch.device) -> AestheticHead:
+    """The head from its own file, fp32. Raises ConfigError in one line."""
+    path = find_weights(part.head, part.head_file, part.head_revision)
+    with torch.device("meta"):
+        head = AestheticHead(width)
+    assign_strictly(head, load_weights(path), str(path))
+    freeze(head, torch.float32, device)
+    return head
+
+
+def _read(part: ClipPart) -> tuple[CLIPConfig, dict[str, torch.Tensor]]:
+    if isinstance(part, HpsConfig) and part.format == "open_clip":
+        path = find_weights(part.path, HPS_FILES[part.version], part.revision)
+        tensors = load_weights(path)
+        return config_of(tensors, str(path)), convert_keys(tensors)
+    config = read_config(part.path, {"clip": CLIPConfig}, revision=part.revision)
+    return config, without_buffers(load_weights(find_model(part.path, revision=part.revision)))
+
+
+def _split(
+    tensors: dict[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor | None]:
+    """(image network's, text network's, logit_scale). What belongs nowhere goes to the first, to be refused."""
+    text = {name: tensor for name, tensor in tensors.items() if name.startswith(("text_model.", "text_projection."))}
+    vision = {name: tensor for name, tensor in tensors.items() if name not in text and name != "logit_scale"}
+    return vision, text, tensors.get("logit_scale")
+
+
+def _vision(
+    config: CLIPConfig, tensors: dict[str, torch.Tensor], part: ClipPart, dtype: torch.dtype, device: torch.device
+) -> CLIPVisionModelWithProjection:
+    vision_config: Any = config.vision_config
+    vision_config.projection_dim = config.projection_dim  # the outer one counts; public configs have 512 inside
+    with torch.device("meta"):
+        network = CLIPVisionModelWithProjection(vision_config)
+    assign_strictly(network, tensors, part.path)
+    fill_positions(network)
+    freeze(network, dtype, device)
+    if part.checkpointing:
+        checkpoint_layers(network.vision_model.encoder.layers)
+    return network
+
+
+def _prompt_head(part: TextPart, config: CLIPConfig, tensors: dict[str, torch.Tensor], scale: float) -> PromptHead:
+    assert isinstance(part, PickScoreConfig | HpsConfig | ClipSimilarityConfig)
+    text_config: Any = config.text_config
+    text_config.projection_dim = config.projection_dim
+    with torch.device("meta"):
+        text = CLIPTextModelWithProjection(text_config)
+    assign_strictly(text, tensors, part.path)
+    fill_positions(text)
+    freeze(text, torch.float32, torch.device("cpu"))
+    source, revision = part.tokenizer, None
+    if source is None and (has_tokenizer(part.path) or isinstance(part, ClipSimilarityConfig)):
+        source, revision = part.path, part.revision
+    tokenizer = load_tokenizer(source or USUAL_TOKENIZER, revision=revision)
+    return PromptHead(text, tokenizer, scale=scale, prompt=part.prompt, name=part.name or part.kind)

@@ -1,0 +1,182 @@
+"""Objects named in words, found by OWL-ViT or OWLv2: add, remove, count. Differentiable in the logits.
+
+With l_i the logit of patch i's box for the words, p_i = sigmoid(l_i):
+    add      max_i log p_i          = log sigmoid(max l)
+    remove   min_i log (1 - p_i)    = log sigmoid(-max l)
+    count    -| wanted - sum_i kept_i sigmoid((l_i - logit(threshold)) / TEMPERATURE) |
+`kept` are the boxes that non-maximum suppression leaves of the CANDIDATES likeliest; it is chosen without a gradient.
+Logarithms and not probabilities: their gradient does not vanish where the object is far from there, or far from gone.
+
+Shapes: B images, C channels (1 or 3), H W pixels, S the network's side, P patches, N candidates, D of the embeddings.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import logsigmoid, normalize, pad
+from transformers import (
+    CLIPTokenizer,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    OwlViTConfig,
+    OwlViTForObjectDetection,
+    PreTrainedConfig,
+)
+
+from memdiff.errors import ConfigError
+from memdiff.placement import upload
+from memdiff.rewards.families_config import DetectionConfig
+from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize, to_rgb
+from memdiff.rewards.pretrained import (
+    checkpoint_layers,
+    fill_positions,
+    find_model,
+    freeze,
+    load_tokenizer,
+    network_dtype,
+    read_config,
+    run_network,
+    without_buffers,
+)
+from memdiff.rewards.weights import assign_strictly, load_weights
+
+Detector = OwlViTForObjectDetection | Owlv2ForObjectDetection
+
+CANDIDATES = 32
+SAME_OBJECT = 0.5  # intersection over union from which two boxes show one object
+TEMPERATURE = 0.5  # a box two nats below the threshold counts as 0.02
+
+
+class DetectionReward:
+    """Fulfils memdiff.rewards.reward.Reward. Prompts are not looked at: the object stands in the recipe."""
+
+    differentiable = True
+
+    def __init__(self, detector: Detector, query_D: Sequence[float], part: DetectionConfig, dtype: torch.dtype) -> None:
+        """`detector` has its image network in `dtype`, its heads in fp32; `query_D` is the embedding of the words."""
+        # Python numbers, not a tensor: a plan calls this under fake tensors.
+        self.detector, self.query_D, self.part, self.dtype = detector, query_D, part, dtype
+        self._pads = isinstance(detector, Owlv2ForObjectDetection)
+        vision_config: Any = detector.config.vision_config
+        self._side: int = vision_config.image_size
+
+    @property
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """The detector, without its text network."""
+        return (self.detector,)
+
+    def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Rewards, B fp32."""
+        del prompts
+        return self.scores(images_BCHW).float()
+
+    def scores(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """As a call, B in the precision of the heads."""
+        logits_BP, boxes_BP4 = self.detect(images_BCHW)
+        if self.part.mode == "add":
+            return logsigmoid(logits_BP.amax(dim=1))
+        if self.part.mode == "remove":
+            return logsigmoid(-logits_BP.amax(dim=1))
+        assert self.part.count is not None
+        return -(soft_count(logits_BP, boxes_BP4, self.part.threshold) - self.part.count).abs()
+
+    def detect(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits_BP, boxes_BP4 as centre x, centre y, width, height in 0..1), in the heads' precision."""
+        pixels_B3SS = self.pixels(images_BCHW)
+        features_BhwD = run_network(lambda x: self.detector.image_embedder(x)[0], pixels_B3SS, self.dtype)
+        features_BPD = features_BhwD.flatten(1, 2)
+        query_11D = upload(torch.tensor([[self.query_D]], dtype=torch.float32), features_BPD.device)
+        query_B1D = query_11D.to(features_BPD.dtype).expand(len(features_BPD), 1, -1)
+        logits_BP1 = self.detector.class_predictor(features_BPD, query_B1D)[0]
+        return logits_BP1.squeeze(-1), self.detector.box_predictor(features_BPD, features_BhwD)
+
+    def pixels(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """OWL-ViT: stretched, bicubic. OWLv2: black added at the bottom or the right to make a square, bilinear."""
+        images_BCHW = to_rgb(images_BCHW)
+        height, width = images_BCHW.shape[-2:]
+        if self._pads:
+            longest = max(height, width)
+            images_BCHW = pad(images_BCHW, (0, longest - width, 0, longest - height))
+        images_BCHW = resize(images_BCHW, (self._side, self._side), "bilinear" if self._pads else "bicubic")
+        return normalise(images_BCHW, CLIP_MEAN, CLIP_STD)
+
+
+def soft_count(logits_BP: torch.Tensor, boxes_BP4: torch.Tensor, threshold: float) -> torch.Tensor:
+    """The number of separate boxes above the threshold, each counted by how far above it is: B."""
+    count = min(CANDIDATES, logits_BP.shape[1])
+    logits_BN, indices_BN = logits_BP.topk(count, dim=1)
+    boxes_BN4 = boxes_BP4.gather(1, indices_BN[..., None].expand(-1, -1, 4)).detach()
+    level = torch.logit(logits_BN.new_tensor(threshold))
+    return (separate(boxes_BN4) * torch.sigmoid((logits_BN - level) / TEMPERATURE)).sum(dim=1)
+
+
+def separate(boxes_BN4: torch.Tensor) -> torch.Tensor:
+    """Non-maximum suppression of boxes in falling order of score: 1 for those kept, 0 for repeats of one kept. B N.
+
+    No branch depends on the data, so that it runs on fake tensors too.
+    """
+    overlap_BNN = intersection_over_union(boxes_BN4)
+    repeats_BNN = (overlap_BNN > SAME_OBJECT).to(boxes_BN4.dtype)
+    kept_BN = torch.ones_like(boxes_BN4[..., 0])
+    for n in range(1, boxes_BN4.shape[1]):
+        repeated_B = (repeats_BNN[:, n, :n] * kept_BN[:, :n]).amax(dim=1)
+        kept_BN = torch.cat([kept_BN[:, :n], (1 - repeated_B)[:, None], kept_BN[:, n + 1 :]], dim=1)
+    return kept_BN
+
+
+def intersection_over_union(boxes_BN4: torch.Tensor) -> torch.Tensor:
+    """Of every pair of boxes (centre x, centre y, width, height): B N N."""
+    low_BN2 = boxes_BN4[..., :2] - boxes_BN4[..., 2:] / 2
+    high_BN2 = boxes_BN4[..., :2] + boxes_BN4[..., 2:] / 2
+    sides_BNN2 = torch.minimum(high_BN2[:, :, None], high_BN2[:, None]) - torch.maximum(
+        low_BN2[:, :, None], low_BN2[:, None]
+    )
+    shared_BNN = sides_BNN2.clamp(min=0).prod(dim=-1)
+    area_BN = boxes_BN4[..., 2] * boxes_BN4[..., 3]
+    union_BNN = area_BN[:, :, None] + area_BN[:, None] - shared_BNN
+    return shared_BNN / union_BNN.clamp(min=torch.finfo(union_BNN.dtype).tiny)
+
+
+def load_detection(part: DetectionConfig, device: torch.device) -> DetectionReward:
+    """From a folder or the hub, frozen, on `device`. Raises ConfigError in one line."""
+    detector = _read(part)
+    core: Any = detector.owlv2 if isinstance(detector, Owlv2ForObjectDetection) else detector.owlvit
+    query_D = _embed(core, load_tokenizer(part.path, revision=part.revision), part)
+    # The object never changes: its embedding is all that the text network is for.
+    core.text_model, core.text_projection = torch.nn.Identity(), torch.nn.Identity()
+    dtype = network_dtype(part.precision, device)
+    freeze(detector, torch.float32, device)
+    for network in (core.vision_model, detector.layer_norm):
+        network.to(dtype=dtype)
+    if part.checkpointing:
+        checkpoint_layers(core.vision_model.encoder.layers)
+    return DetectionReward(detector, query_D, part, dtype)
+
+
+def _read(part: DetectionConfig) -> Detector:
+    """The detector with its weights, on the host, as the file has them."""
+    kinds: dict[str, type[PreTrainedConfig]] = {"owlvit": OwlViTConfig, "owlv2": Owlv2Config}
+    config: Any = read_config(part.path, kinds, revision=part.revision)
+    kind: Any = Owlv2ForObjectDetection if isinstance(config, Owlv2Config) else OwlViTForObjectDetection
+    with torch.device("meta"):
+        detector: Any = kind(config)
+    tensors = load_weights(find_model(part.path, revision=part.revision))
+    assign_strictly(detector, without_buffers(tensors), part.path)
+    fill_positions(detector)
+    bias_P4 = detector.compute_box_bias(detector.num_patches_height, detector.num_patches_width)
+    detector.register_buffer("box_bias", bias_P4, persistent=False)
+    return detector
+
+
+def _embed(core: Any, tokenizer: CLIPTokenizer, part: DetectionConfig) -> list[float]:
+    """The L2-normalised embedding of the words, in fp32 on the host."""
+    length = core.config.text_config.max_position_embeddings
+    ids = tokenizer(part.object)["input_ids"]
+    if len(ids) > length:
+        raise ConfigError(
+            f"reward object takes at most {length - 2} word pieces, got {len(ids) - 2}: {part.object:.60}"
+        )
+    core.float()
+    with torch.no_grad():
+        return normalize(core.get_text_features(input_ids=torch.tensor([ids])).pooler_output[0], dim=-1).tolist()

@@ -1,0 +1,31 @@
+"""The embedded digit classifiers as rewards.
+
+Shapes: B images, K digits.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from memdiff.embedded.classifiers import load_classifier
+from memdiff.rewards.confidence import confidence_score, has_gradient
+from memdiff.rewards.config import DigitsConfig
+
+
+class DigitsReward:
+    """Scores the probability that an image shows one of `config.digits`. Fulfils memdiff.rewards.reward.Reward."""
+
+    def __init__(self, config: DigitsConfig, *, device: torch.device) -> None:
+        self.config = config
+        self.differentiable = has_gradient(config)
+        self._network = load_classifier(config.classifier).to(device)
+
+    @property
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """The classifier."""
+        return (self._network,)
+
+    def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Scores, B fp32."""
+        log_probabilities_BK = self._network(images_BCHW).log_softmax(dim=1)
+        return confidence_score(log_probabilities_BK[:, list(self.config.digits)].logsumexp(dim=1), self.config)
