@@ -57,7 +57,9 @@ class Recipe(Section):
                 f"method.step_weights needs one number a step, {self.sampler.steps} of them, got {len(weights)}"
             )
         if self.sampler.guidance is not None:
-            raise ValueError(f"sampler.guidance needs a text-to-image model; model.kind {self.model.kind} has no prompt")
+            raise ValueError(
+                f"sampler.guidance needs a text-to-image model; model.kind {self.model.kind} has no prompt"
+            )
         if self.method.per_prompt:
             raise ValueError(f"method.per_prompt needs prompts; model.kind {self.model.kind} has none")
         return self

@@ -43,7 +43,9 @@ class Gradients:
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], *, on_host: bool = False) -> None:
         self.parameters = tuple(parameters)
-        self._sums = [torch.zeros_like(p, dtype=torch.float32, device=HOST if on_host else p.device) for p in parameters]
+        self._sums = [
+            torch.zeros_like(p, dtype=torch.float32, device=HOST if on_host else p.device) for p in parameters
+        ]
 
     def add(self, gradients: Sequence[torch.Tensor | None], unscale: torch.Tensor | None) -> None:
         """Adds one piece's gradients, one a parameter, None where it took no part; `unscale` is a scalar tensor."""
@@ -63,7 +65,9 @@ class Gradients:
 
     def max_abs(self) -> torch.Tensor:
         """The largest |element|: a scalar."""
-        return torch.stack([norm.to(self._sums[0].device) for norm in torch._foreach_norm(self._sums, ord=math.inf)]).max()
+        return torch.stack(
+            [norm.to(self._sums[0].device) for norm in torch._foreach_norm(self._sums, ord=math.inf)]
+        ).max()
 
     @property
     def num_bytes(self) -> int:
@@ -117,9 +121,7 @@ class _Leave(Function):
         return (gradients[0] * ctx.scale.of(gradients[0])).to(ctx.dtype), None
 
 
-def call_network(
-    network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
+def call_network(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`network(x)` with x cast from fp32 to `dtype` and the result cast back to fp32, gradients scaled where fp16 needs it.
 
     A piece may call several fp16 networks or one several times: they share the scale that the last call's gradient set.
@@ -207,4 +209,3 @@ def fixed_batches(items: Sequence[Item], size: int) -> Iterator[tuple[list[Item]
     for start in range(0, len(items), size):
         batch = list(items[start : start + size])
         yield batch + [batch[0]] * (size - len(batch)), len(batch)
-

@@ -16,6 +16,8 @@ from memdiff.errors import ConfigError
 from memdiff.section import Section
 
 MAX_BYTES = 1_000_000
+# yaml raises more than its own errors: for dates that don't exist, tags that don't fit, endless digits and brackets.
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, AttributeError, KeyError)
 
 
 class _RecipeLoader(yaml.SafeLoader):
@@ -57,17 +59,21 @@ def check_recipe(raw: Mapping[str, Any], *, source: str, folder: Path | None = N
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Of all that decides the weights: a resumed run must have the same. `run.rounds` may grow, so it is left out."""
-    data = recipe.model_dump(mode="json")
-    for key in ("rounds", "save_every", "keep_checkpoints"):
-        del data["run"][key]
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    """Of all that decides the weights: a resumed run must have the same."""
+    return hashlib.sha256(json.dumps(_deciding(recipe), sort_keys=True).encode()).hexdigest()
 
 
 def changed_keys(old: Recipe, new: Recipe) -> list[str]:
-    """Dotted keys whose values differ."""
-    before, after = (_flatten(recipe.model_dump(mode="json")) for recipe in (old, new))
+    """Dotted keys that decide the weights and differ."""
+    before, after = _deciding(old), _deciding(new)
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def _deciding(recipe: Recipe) -> dict[str, Any]:
+    """A run may be made longer, and memory knobs change gradients by rounding only: those keys are left out."""
+    flat = _flatten(recipe.model_dump(mode="json"))
+    free = ("run.rounds", "run.save_every", "run.keep_checkpoints", "memory.")
+    return {key: value for key, value in flat.items() if not key.startswith(free)}
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -96,7 +102,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise ConfigError(f"{path.name}: not valid YAML{where}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except NOT_YAML as error:
         raise ConfigError(f"{path.name}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path.name}: a recipe is a mapping of sections, got {type(raw).__name__}")
@@ -110,8 +116,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set takes a.b=value, got {override!r}")
     try:
         value = yaml.load(text, Loader=_RecipeLoader)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {dotted}: {text!r} is not a YAML value") from None
+    except NOT_YAML:
+        raise ConfigError(f"--set {dotted}: {_show(text)} is not a YAML value") from None
     node: Any = raw
     for key in keys[:-1]:
         if isinstance(node, list):
@@ -124,7 +130,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 
 def _list_index(node: list[Any], key: str, dotted: str) -> int:
-    if not key.isdigit() or int(key) >= len(node) or not isinstance(node[int(key)], dict):
+    if not key.isdecimal() or int(key) >= len(node) or not isinstance(node[int(key)], dict):
         raise ConfigError(f"--set {dotted}: {key!r} must be the number of an entry, 0..{len(node) - 1}")
     return int(key)
 
@@ -141,6 +147,8 @@ def _one_line(error: ValidationError, raw: Mapping[str, Any]) -> str:
     match first["type"]:
         case "extra_forbidden":
             message = f"unknown key {dotted}{_did_you_mean(path[-1], sections)}"
+        case "missing" if isinstance(first["loc"][-1], int):
+            message = f"{dotted} needs {first['loc'][-1] + 1} entries, got {_show(node)}"
         case "missing":
             message = f"{dotted} is missing"
         case "union_tag_not_found":
@@ -174,6 +182,8 @@ def _locate(loc: tuple[int | str, ...], raw: Any) -> tuple[list[str], Any, list[
     node = raw
     for position, key in enumerate(loc):
         last = position == len(loc) - 1
+        if isinstance(node, Mapping) and key == node.get("kind") and loc[position - 1] != key:
+            continue  # pydantic's union tag; the key of the same name, where there is one, comes after it
         if isinstance(node, Mapping) and key in node:
             node = node[key]
         elif isinstance(node, list) and isinstance(key, int) and key < len(node):

@@ -146,7 +146,7 @@ class _Visual(nn.Module):
 
 
 class OpenClip(nn.Module):
-    """open_clip's CLIP as its source has it (transformer.py, model.py), attribute names and all; nothing of memdiff's."""
+    """open_clip's CLIP from its source (transformer.py, model.py), with its attribute names; nothing is memdiff's."""
 
     def __init__(
         self, *, side: int, patch: int, vision: tuple[int, int, int], text: tuple[int, int, int], embed: int,

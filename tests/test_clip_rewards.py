@@ -3,7 +3,6 @@
 Shapes: B images, C channels, H W pixels, S the network's side, D of the embeddings.
 """
 
-import copy
 import json
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from memdiff.errors import ConfigError, MemdiffError, RewardError
+from memdiff.pieces import Gradients, Pieces
 from memdiff.rewards.clip import ClipReward, PromptHead, fit_square, load_clip
 from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, Family, HpsConfig, PickScoreConfig
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD
@@ -157,6 +157,21 @@ def test_half_precision_is_within_a_hundredth(kind: str, tmp_path: Path) -> None
     assert (found - expected).abs().max() <= 1e-2 * expected.abs().max()
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_gradients_do_not_underflow(kind: str, checkpointing: bool, tmp_path: Path) -> None:
+    """Pulled as a piece with a tiny costate (1e-9, below fp16's smallest number), the fp16 gradient is within 2 % of
+    the fp32 one in norm."""
+    gradients = {}
+    for precision in ("fp32", "fp16"):
+        reward, _ = make(kind, tmp_path / "model", precision=precision, checkpointing=checkpointing)
+        pieces = Pieces(Gradients([]))
+        y_B, pull = pieces.vjp(lambda x, r=reward: r(x, TEXTS[:2]), images(2).requires_grad_(True))
+        gradients[precision] = pull(torch.full_like(y_B, 1e-9))
+    difference = gradients["fp16"] - gradients["fp32"]
+    assert difference.norm() <= 2e-2 * gradients["fp32"].norm()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_do_not_matter(kind: str, tmp_path: Path) -> None:
     """8 images in chunks of 1, 2 and 8 have the same scores to 1e-6."""
@@ -169,22 +184,27 @@ def test_chunks_do_not_matter(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpointing_keeps_the_gradient_and_saves_memory(kind: str, tmp_path: Path) -> None:
     """Non-reentrant recomputation in evaluation mode: the same gradient bits from less than half the kept bytes."""
-    found = {}
-    for checkpointing in (False, True):
+
+    def gradient_and_kept_bytes(*, checkpointing: bool) -> tuple[torch.Tensor, int]:
         reward, _ = make(kind, tmp_path / "model", checkpointing=checkpointing)
         x_BCHW = images(2).requires_grad_(True)
+        weights = {p.untyped_storage().data_ptr() for network in reward.networks for p in network.parameters()}
         kept = 0
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             nonlocal kept
-            kept += tensor.numel() * tensor.element_size()
+            if tensor.untyped_storage().data_ptr() not in weights:
+                kept += tensor.numel() * tensor.element_size()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             total = reward(x_BCHW, TEXTS[:2]).sum()
-        found[checkpointing] = torch.autograd.grad(total, x_BCHW)[0], kept
-    assert torch.equal(found[False][0], found[True][0])
-    assert found[True][1] < found[False][1] / 2
+        return torch.autograd.grad(total, x_BCHW)[0], kept
+
+    plain, bytes_plain = gradient_and_kept_bytes(checkpointing=False)
+    again, bytes_again = gradient_and_kept_bytes(checkpointing=True)
+    assert torch.equal(plain, again)
+    assert bytes_again < bytes_plain / 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -192,18 +212,13 @@ def test_it_is_frozen_and_runs_on_fake_tensors(kind: str, tmp_path: Path) -> Non
     """No parameter takes a gradient; a plan can run the reward on fake tensors, new prompts included."""
     reward, _ = make(kind, tmp_path / "model")
     assert not any(p.requires_grad for network in reward.networks for p in network.parameters())
-    with FakeTensorMode():
-        fake = copy.copy(reward)
-        fake.tower, fake.head = copy.copy(reward.tower), copy.copy(reward.head)
-        fake.tower.network = copy.deepcopy(reward.tower.network)
-        if isinstance(reward.head, torch.nn.Module):
-            fake.head = copy.deepcopy(reward.head)
-        assert fake(torch.rand(2, 3, 64, 64), ("cat", "a dog")).shape == (2,)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert reward(torch.rand(2, 3, 64, 64), ("cat", "a dog")).shape == (2,)
     assert reward(images(2), ("cat", "a dog")).isfinite().all()
 
 
-def test_a_projection_by_hand(tmp_path: Path) -> None:
-    """PickScore is exp(logit_scale) times the cosine, similarity and HPS the cosine alone; logit_scale 2.6592 -> 14.28."""
+def test_the_scale_by_hand(tmp_path: Path) -> None:
+    """PickScore is exp(logit_scale) times the cosine, similarity the cosine alone: exp(2.6592) = 14.285."""
     scaled, _ = make("pickscore", tmp_path / "model")
     plain, _ = make("clip_similarity", tmp_path / "model")
     ratio = scaled(images(4), TEXTS[:4]) / plain(images(4), TEXTS[:4])
@@ -257,7 +272,7 @@ def test_old_position_ids_and_pickled_weights_are_read(tmp_path: Path) -> None:
     torch.save(model.state_dict() | positions, old / "pytorch_model.bin")
     (old / "model.safetensors").unlink()
     read = load_clip(PickScoreConfig(kind="pickscore", path=str(old)), CPU)
-    assert torch.equal(read(images(4), TEXTS[:4]), new(images(4), TEXTS[:4]))
+    torch.testing.assert_close(read(images(4), TEXTS[:4]), new(images(4), TEXTS[:4]), rtol=1e-6, atol=1e-6)
 
 
 def test_hps_reads_a_transformers_folder_too(tmp_path: Path) -> None:
@@ -277,11 +292,18 @@ def test_both_hps_versions_are_found_by_name(tmp_path: Path) -> None:
         assert found.tolist() == pytest.approx(truth_open_clip(tiny_open_clip(seed))(images(2), TEXTS[:2]), abs=1e-5)
 
 
+def noise(height: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(64, 192, (height, width, 3), generator=generator).to(torch.uint8)
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (50, 70), (90, 41), (20, 20)])
 def test_cropping_is_clips_own(height: int, width: int) -> None:
-    """Against transformers' PIL processor: shortest edge to 32, centre cut; up to 8-bit rounding (1.5 of 255)."""
-    generator = torch.Generator().manual_seed(1)
-    pixels_HWC = torch.randint(0, 256, (height, width, 3), generator=generator).to(torch.uint8)
+    """Against transformers' PIL processor: shortest edge to 32, centre cut; up to 8-bit rounding (1.5 of 255).
+
+    Noise of half the contrast: at full contrast PIL saturates between its two passes too, which no tensor resize does.
+    """
+    pixels_HWC = noise(height, width)
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
     expected: Any = processor(Image.fromarray(pixels_HWC.numpy()), return_tensors="pt", do_normalize=False)
     found = fit_square(pixels_HWC.permute(2, 0, 1)[None].float() / 255, 32, "crop")
@@ -291,7 +313,7 @@ def test_cropping_is_clips_own(height: int, width: int) -> None:
 
 def test_padding_is_hpsv2s_own() -> None:
     """hpsv2's ResizeMaxSize: 40 x 64 -> 20 x 32, then 6 black rows above and 6 below; the rest as PIL resizes it."""
-    pixels_HWC = torch.randint(0, 256, (40, 64, 3), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    pixels_HWC = noise(40, 64)
     resized = Image.fromarray(pixels_HWC.numpy()).resize((32, 20), Image.Resampling.BICUBIC)
     found = fit_square(pixels_HWC.permute(2, 0, 1)[None].float() / 255, 32, "pad")[0]
     assert found.shape == (3, 32, 32)
@@ -300,9 +322,13 @@ def test_padding_is_hpsv2s_own() -> None:
     assert (found[:, 6:26] - expected).abs().max() <= 1.5 / 255
 
 
+def _part(settings: dict) -> Any:
+    return TypeAdapter(Family).validate_python(settings)
+
+
 def _load(kind: str, folder: Path) -> ClipReward:
     settings = {"kind": kind, "path": str(folder)} | ({"head": str(folder / "head.pth")} if kind == "aesthetic" else {})
-    return load_clip(TypeAdapter(Family).validate_python(settings), CPU)
+    return load_clip(_part(settings), CPU)
 
 
 def _damages() -> dict[str, tuple[str, Callable[[Path], object]]]:
@@ -392,8 +418,7 @@ def test_a_missing_hub_is_one_line(kind: str, tmp_path: Path, monkeypatch: pytes
     """Offline, the default ids end in one line with the command that fetches them."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    part = TypeAdapter(Family).validate_python({"kind": kind})
-    assert not isinstance(part, str)
+    part = _part({"kind": kind})
     with pytest.raises(MemdiffError, match=rf"hf download {part.path}") as caught:
         load_clip(part, CPU)
     assert "\n" not in str(caught.value)
@@ -415,7 +440,7 @@ def test_a_missing_hub_is_one_line(kind: str, tmp_path: Path, monkeypatch: pytes
 )
 def test_mistakes_in_a_recipe_are_refused(settings: dict) -> None:
     with pytest.raises(ValidationError):
-        TypeAdapter(Family).validate_python(settings)
+        _part(settings)
 
 
 def test_the_recipe_sections_import_no_torch() -> None:
@@ -424,8 +449,8 @@ def test_the_recipe_sections_import_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
 
 
-def test_no_torchvision_is_imported() -> None:
-    """Not even where it is installed."""
+def test_no_torchvision_is_needed() -> None:
+    """Everything imports where there is none."""
     code = (
         "import sys; sys.modules['torchvision'] = None\n"
         "import memdiff.rewards.clip, memdiff.rewards.detection, memdiff.rewards.jpeg, memdiff.rewards.score_images\n"

@@ -86,17 +86,20 @@ def test_classifiers_name_held_out_digits_plain_and_augmented(named_classifier: 
 
 
 def test_classifiers_are_sure_of_digits_and_not_of_anything_else(named_classifier: tuple[str, DigitClassifier]):
-    """Confidence >= 0.8 on at least 95 % of held-out digits and on at most 5 % of noise and of blank paper."""
+    """Confidence >= 0.8 on at least 95 % of held-out digits, on at most 1 % of pixel noise, not on blank paper.
+
+    Of blobs (4 x 4 noise upscaled, a kind no training saw) on at most 10 %: some do look like a thick 1 or 0.
+    """
     _, net = named_classifier
     generator = torch.Generator().manual_seed(7)
     noise = torch.rand(300, 1, 16, 16, generator=generator)
-    coarse = F.interpolate(torch.rand(300, 1, 4, 4, generator=generator), size=(16, 16), mode="bilinear")
+    blobs = F.interpolate(torch.rand(2000, 1, 4, 4, generator=generator), size=(16, 16), mode="bilinear")
     confident: Callable[[Tensor], float] = lambda x: float(  # noqa: E731
         (net(x).softmax(dim=1).max(dim=1).values >= 0.8).float().mean()
     )
     assert confident(real_digits("held_out")[0]) >= 0.95
-    assert confident(noise) <= 0.05
-    assert confident(coarse) <= 0.05
+    assert confident(noise) <= 0.01
+    assert confident(blobs) <= 0.1
     assert confident(torch.zeros(1, 1, 16, 16)) == 0.0
 
 

@@ -41,9 +41,7 @@ def step_mean(
 ) -> torch.Tensor:
     """mu = sqrt(ab_s) x0 + sqrt(1 - ab_s - sigma^2) eps, B C H W fp32; x_s ~ N(mu, sigma^2)."""
     x0, eps = predict_x0_and_eps(prediction_BCHW, x_t_BCHW, steps, schedule)
-    direction = [
-        math.sqrt(max(1 - schedule.alpha_bar_s[step] - schedule.sigma[step] ** 2, 0.0)) for step in steps
-    ]
+    direction = [math.sqrt(max(1 - schedule.alpha_bar_s[step] - schedule.sigma[step] ** 2, 0.0)) for step in steps]
     signal = _rows([math.sqrt(schedule.alpha_bar_s[step]) for step in steps], x_t_BCHW)
     return signal * x0 + _rows(direction, x_t_BCHW) * eps
 

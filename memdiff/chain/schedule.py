@@ -95,9 +95,7 @@ def make_schedule(
     alpha_bar_t = [noise.alpha_bar[timestep] for timestep in timesteps]
     alpha_bar_s = [noise.alpha_bar[s] if s >= 0 else noise.final_alpha_bar for s in after]
     sigma = [max(ddim_sigma(t, s, eta=eta), sigma_floor) for t, s in zip(alpha_bar_t, alpha_bar_s, strict=True)]
-    return Schedule(
-        timesteps, tuple(alpha_bar_t), tuple(alpha_bar_s), tuple(sigma), noise.prediction_type, noise.clip
-    )
+    return Schedule(timesteps, tuple(alpha_bar_t), tuple(alpha_bar_s), tuple(sigma), noise.prediction_type, noise.clip)
 
 
 def step_weights(schedule: Schedule, kind: Literal["uniform", "balanced"] | Sequence[float]) -> tuple[float, ...]:
@@ -111,14 +109,14 @@ def step_weights(schedule: Schedule, kind: Literal["uniform", "balanced"] | Sequ
         case "uniform":
             weights = {step: 1.0 for step in usable}
         case "balanced":
-            weights = {step: schedule.sigma[step] / _mean_per_eps(schedule, step) for step in usable}
+            weights = {step: schedule.sigma[step] / mean_per_eps(schedule, step) for step in usable}
         case _:
             return tuple(float(kind[step]) if step in usable else 0.0 for step in range(schedule.steps))
     scale = len(weights) / sum(weights.values()) if weights else 1.0
     return tuple(weights.get(step, 0.0) * scale for step in range(schedule.steps))
 
 
-def _mean_per_eps(schedule: Schedule, step: int) -> float:
+def mean_per_eps(schedule: Schedule, step: int) -> float:
     """|d mean / d eps| of one step without clipping."""
     ab_t, ab_s, sigma = schedule.alpha_bar_t[step], schedule.alpha_bar_s[step], schedule.sigma[step]
     return abs(math.sqrt(max(1 - ab_s - sigma**2, 0.0)) - math.sqrt(ab_s * (1 - ab_t) / ab_t))

@@ -31,8 +31,8 @@ class Trajectory:
         self.steps, self.images, self.device = steps, images, device
         self.on_host = on_host and device.type != "cpu"
         full = (steps + 1, images, *shape)
-        self._states_KnCHW = host_buffer(full, dtype, device) if self.on_host else torch.zeros(
-            full, dtype=dtype, device=device
+        self._states_KnCHW = (
+            host_buffer(full, dtype, device) if self.on_host else torch.zeros(full, dtype=dtype, device=device)
         )
         self._settled = True
 

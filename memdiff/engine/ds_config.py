@@ -59,8 +59,9 @@ def make_ds_config(
 ) -> dict[str, Any]:
     """What deepspeed.initialize gets: the starting file, the recipe laid over it, buckets sized to what is trained."""
     if user_file is None:
-        config = json.loads((shipped_folder() / shipped_name(precision=precision, bits=optimizer.bits, offload=offload)
-                             ).read_text())
+        config = json.loads(
+            (shipped_folder() / shipped_name(precision=precision, bits=optimizer.bits, offload=offload)).read_text()
+        )
         # ZeRO asserts that the all-gather bucket is a multiple of its alignment (2 elements a rank).
         bucket = min(LARGEST_BUCKET, -(-max(1, trainable_elements) // 1024) * 1024)
         config["zero_optimization"] |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}

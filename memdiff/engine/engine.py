@@ -15,12 +15,12 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -29,38 +29,14 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch.autograd import Function
 
 from memdiff.engine.config import OptimizerConfig
-from memdiff.errors import CheckpointError, NumericError
+from memdiff.engine.update import Update, warmed_up
+from memdiff.errors import CheckpointError, ConfigError, NumericError
 from memdiff.pieces import Gradients
 from memdiff.placement import place
 from memdiff.ranks import Ranks
 
 # log2 of the largest scaled gradient element summed over ranks: fp16 ends at 2^16, and two bits are kept in hand.
 LOG2_LARGEST_SCALED = 13
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one `apply` did. `grad_norm` is the global L2 norm before clipping."""
-
-    grad_norm: float
-    loss_scale: float
-    skipped: bool
-    learning_rate: float
-
-
-class Engine(Protocol):
-    """What the trainer knows of an engine."""
-
-    gradients: Gradients
-    updates: int
-
-    def apply(self) -> Update:
-        """One optimizer update from the summed gradients, which are zero afterwards."""
-        ...
-
-    def weights(self) -> Mapping[str, torch.Tensor]:
-        """The fp32 weights to be evaluated and saved (the average where there is one), on the host. Collective."""
-        ...
 
 
 class _HandOver(Function):
@@ -112,17 +88,10 @@ class DeepSpeedEngine:
 
     def apply(self) -> Update:
         """One engine backward and step. Raises NumericError on every rank where a gradient is not finite on any."""
-        largest = float(self._ranks.max(place(self.gradients.max_abs(), self._ranks.device)))
-        if not math.isfinite(largest):
-            raise NumericError(f"the summed gradient is {largest}; lower optimizer.learning_rate or look at the reward")
-        if self._half:
-            self._zero.loss_scaler.cur_scale = loss_scale(largest, self._ranks.world_size)
+        scale = self.hand_over()
         learning_rate = warmed_up(self._config, self.updates)
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
-        handed = [_HandOver.apply(p, g) for p, g in zip(self._parameters, self.gradients.sums, strict=True)]
-        scale = float(self._zero.loss_scaler.cur_scale) if self._half else 1.0
-        self._engine.backward(torch.stack(handed).sum(), scale_wrt_gas=False)  # pyright: ignore[reportArgumentType]
         self._engine.step()
         self.gradients.zero()
         applied = bool(self._engine.was_step_applied())
@@ -134,6 +103,18 @@ class DeepSpeedEngine:
                 self._zero.averaged_gradients[group] = None
         norm = self._engine.get_global_grad_norm()
         return Update(float(norm if norm is not None else math.nan), scale, not applied, learning_rate)
+
+    def hand_over(self) -> float:
+        """The one engine backward of an update: its gradient is exactly the sums, times the loss scale it returns."""
+        largest = float(self._ranks.max(place(self.gradients.max_abs(), self._ranks.device)))
+        if not math.isfinite(largest):
+            raise NumericError(f"the summed gradient is {largest}; lower optimizer.learning_rate or look at the reward")
+        if self._half:
+            self._zero.loss_scaler.cur_scale = loss_scale(largest, self._ranks.world_size)
+        scale = float(self._zero.loss_scaler.cur_scale) if self._half else 1.0
+        handed = [_HandOver.apply(p, g) for p, g in zip(self._parameters, self.gradients.sums, strict=True)]
+        self._engine.backward(torch.stack(handed).sum(), scale_wrt_gas=False)  # pyright: ignore[reportArgumentType]
+        return scale
 
     def _follow(self) -> None:
         """The average moves towards the masters. Its decay is (1 + n) / (10 + n) at first, so that it forgets the start."""
@@ -241,6 +222,23 @@ def loss_scale(largest: float, world_size: int) -> float:
     return 2.0 ** max(-100, min(100, exponent))
 
 
-def warmed_up(config: OptimizerConfig, updates: int) -> float:
-    """The learning rate of the update that follows `updates` others: linear from 1 / warmup_updates, then constant."""
-    return config.learning_rate * min(1.0, (updates + 1) / max(1, config.warmup_updates))
+def check_precision(precision: str) -> None:
+    """Raises ConfigError where DeepSpeed's accelerator does not do it."""
+    accelerator = get_accelerator()
+    able = {"fp16": accelerator.is_fp16_supported, "bf16": accelerator.is_bf16_supported, "fp32": lambda: True}
+    if not able[precision]():
+        raise ConfigError(
+            f"model.precision {precision} is not supported on this device ({accelerator.device_name()}); use auto"
+        )
+
+
+def start_process_group(ranks: Ranks) -> None:
+    """torch.distributed through DeepSpeed: NCCL on GPUs, gloo on CPUs. Without a launcher: a group of one."""
+    if torch.distributed.is_initialized():
+        return
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for key, value in alone.items():
+        os.environ.setdefault(key, value)  # where they are missing DeepSpeed tries MPI
+    deepspeed.init_distributed("nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)

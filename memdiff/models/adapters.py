@@ -27,12 +27,18 @@ def inject(network: torch.nn.Module, adapter: AdapterConfig) -> None:
     Raises ConfigError where a target names no layer, listing those there are.
     """
     adaptable = {
-        name: module for name, module in network.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
     }
     for target in _targets(adapter):
         if not any(name == target or name.endswith(f".{target}") for name in adaptable):
-            endings = sorted({name.split(".")[-1] if not name[-1].isdigit() else ".".join(name.split(".")[-2:])
-                              for name in adaptable})
+            endings = sorted(
+                {
+                    name.split(".")[-1] if not name[-1].isdigit() else ".".join(name.split(".")[-2:])
+                    for name in adaptable
+                }
+            )
             raise ConfigError(f"adapter.targets: no layer is named {target}; there are {', '.join(endings)}")
     peft.inject_adapter_in_model(_lora_config(adapter), network)
     for name, parameter in network.named_parameters():

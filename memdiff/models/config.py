@@ -18,7 +18,9 @@ class DdpmConfig(Section):
 
     kind: Literal["ddpm"]
     path: str = Field(min_length=1, description="A pipeline folder, or a hub id such as google/ddpm-celebahq-256.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit on the hub. None: the default branch.")
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit on the hub. None: the default branch."
+    )
     variant: str | None = Field(default=None, description="Weight variant such as fp16. None: the plain files.")
     precision: Precision = Field(
         default="auto", description="Of the network. auto: fp16 on a CUDA device, fp32 on a CPU."

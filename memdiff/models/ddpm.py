@@ -34,7 +34,9 @@ class DdpmPolicy:
         if unet.config["class_embed_type"] is not None or unet.config["num_class_embeds"] is not None:
             raise ConfigError("this UNet is conditioned on classes; model.kind ddpm takes unconditional ones only")
         if unet.config["out_channels"] != unet.config["in_channels"]:
-            raise ConfigError("this UNet predicts its variance too; model.kind ddpm takes out_channels equal to in_channels")
+            raise ConfigError(
+                "this UNet predicts its variance too; model.kind ddpm takes out_channels equal to in_channels"
+            )
         self.schedule, self.scheduler, self.device, self.dtype = schedule, scheduler, device, dtype
         side = unet.config["sample_size"]
         height, width = side if isinstance(side, list | tuple) else (side, side)
@@ -137,4 +139,3 @@ def copy_with(unet: UNet2DModel, weights: Mapping[str, torch.Tensor]) -> UNet2DM
         for name, weight in weights.items():
             parameters[name].copy_(weight)
     return twin
-

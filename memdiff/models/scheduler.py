@@ -27,7 +27,9 @@ def noise_schedule(scheduler: DDIMScheduler) -> NoiseSchedule:
     """What `chain` needs. Raises ConfigError where the scheduler asks for something that DDIM chains don't do."""
     config = scheduler.config
     if config["thresholding"]:
-        raise ConfigError("the scheduler's dynamic thresholding is not supported; set thresholding to false in its config")
+        raise ConfigError(
+            "the scheduler's dynamic thresholding is not supported; set thresholding to false in its config"
+        )
     if config["prediction_type"] not in PREDICTION_TYPES:
         raise ConfigError(f"prediction_type must be one of {PREDICTION_TYPES}, got {config['prediction_type']!r}")
     if config["timestep_spacing"] not in SPACINGS:

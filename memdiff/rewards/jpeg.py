@@ -2,7 +2,8 @@
 
     size      kilobytes (1,000 bytes) of the file that Pillow writes (Black et al. 2023, DDPO: quality 95). No gradient.
     distance  1,000 mean (x - jpeg(x))^2 through kornia's differentiable codec (in the manner of Clark et al. 2023,
-              DRaFT, who minimise the Euclidean distance); smooth images lose less
+              DRaFT, who minimise the Euclidean distance); smooth images lose less. An image that already lies on the
+              codec's grid loses nothing either: watch the size beside it
 
 Shapes: B images, C channels (1 or 3), H W pixels.
 """

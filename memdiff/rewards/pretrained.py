@@ -16,6 +16,7 @@ from transformers import CLIPTokenizer, PreTrainedConfig
 
 from memdiff.errors import ConfigError
 from memdiff.models.config import Precision
+from memdiff.models.precision import DTYPES, resolve_precision
 from memdiff.pieces import call_network
 from memdiff.rewards.weights import find_weights
 
@@ -24,15 +25,7 @@ Config = TypeVar("Config", bound=PreTrainedConfig)
 
 def network_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """auto is fp16 on a CUDA device, fp32 on a CPU."""
-    match precision:
-        case "auto":
-            return torch.float16 if device.type == "cuda" else torch.float32
-        case "fp16":
-            return torch.float16
-        case "bf16":
-            return torch.bfloat16
-        case "fp32":
-            return torch.float32
+    return DTYPES[resolve_precision(precision, device)]
 
 
 def run_network(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

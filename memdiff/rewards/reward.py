@@ -30,9 +30,7 @@ class Reward(Protocol):
         ...
 
 
-def score(
-    reward: Reward, images_BCHW: torch.Tensor, prompts: Sequence[str], *, chunk: int, name: str
-) -> torch.Tensor:
+def score(reward: Reward, images_BCHW: torch.Tensor, prompts: Sequence[str], *, chunk: int, name: str) -> torch.Tensor:
     """B rewards in chunks of at most `chunk` images, checked: a mistake is a RewardError that names the reward."""
     parts = []
     for start in range(0, len(images_BCHW), chunk):

@@ -29,10 +29,14 @@ def find_weights(source: str, filename: str, revision: str | None = None) -> Pat
     A hub file already in the cache is taken as it lies there, without asking the network; pin `revision` to choose one.
     Raises ConfigError in one line that names the id, the folder looked in and the command that fetches the file.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
+    try:
+        path = Path(source).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError):  # a name that is too long, the home of nobody
+        raise ConfigError(f"{source[:80]!r} can't be the name of a file, a folder or a hub id") from None
+    if is_file:
         return path
-    if path.is_dir():
+    if is_folder:
         if (path / filename).is_file():
             return path / filename
         raise ConfigError(f"{filename} is needed in the folder {path}, and is not there; put it there or give a hub id")
@@ -48,7 +52,9 @@ def _from_hub(repo_id: str, filename: str, revision: str | None) -> Path:
         cached = try_to_load_from_cache(repo_id, filename, revision=revision)
         return Path(cached if isinstance(cached, str) else hf_hub_download(repo_id, filename, revision=revision))
     except HFValidationError:
-        raise ConfigError(f"{repo_id!r} is neither a file, nor a folder, nor a hub id of the form owner/name") from None
+        raise ConfigError(
+            f"{repo_id[:80]!r} is neither a file, nor a folder, nor a hub id of the form owner/name"
+        ) from None
     except RevisionNotFoundError:
         reason = f"no revision {revision}"
     except RepositoryNotFoundError:

@@ -1,0 +1,50 @@
+# make demo   train the built-in digits model on a reward, sample it, judge it, report it
+# make test   the default tests (no GPU, no network, no downloads)
+# Each works as the first command in a fresh clone.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO := runs/demo
+
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
+export HF_HUB_DISABLE_TELEMETRY := 1
+# ninja and the compiler wrappers lie beside the venv's python
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup demo test test-slow test-gpu lint format bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("memdiff needs Python >= 3.11, got " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python -m memdiff.embedded.demo --out $(DEMO)
+
+test: $(READY)
+	$(BIN)/python -m pytest -m 'not slow and not gpu' tests
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m 'slow and not gpu' tests
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.digits
+
+clean:
+	rm -rf .cache .pytest_cache .ruff_cache build dist

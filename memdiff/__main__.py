@@ -1,0 +1,5 @@
+"""`python -m memdiff`, and `deepspeed --module memdiff`."""
+
+from memdiff.cli import main
+
+main()

@@ -1,0 +1,129 @@
+"""From a recipe to the parts of a run. The one place where rooms meet."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+import torch
+
+from memdiff.config import Recipe
+from memdiff.embedded.paths import DIGITS_DDPM
+from memdiff.engine.ds_config import make_ds_config
+from memdiff.engine.engine import DeepSpeedEngine, check_precision
+from memdiff.errors import ConfigError
+from memdiff.memory.config import MemoryConfig
+from memdiff.memory.knobs import Knobs, resolve_knobs
+from memdiff.models.config import AdapterConfig, DdpmConfig, EmbeddedConfig, ModelConfig, SamplerConfig
+from memdiff.models.ddpm import DdpmPolicy, load_ddpm
+from memdiff.models.precision import DTYPES, resolve_precision
+from memdiff.models.quiet import quiet_libraries
+from memdiff.objectives.reinforce import Reinforce
+from memdiff.pieces import Pieces
+from memdiff.placement import HOST
+from memdiff.ranks import Ranks
+from memdiff.rewards.build import build_weighted
+from memdiff.rewards.weighted import WeightedReward
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a run works with."""
+
+    recipe: Recipe
+    ranks: Ranks
+    policy: DdpmPolicy
+    reward: WeightedReward
+    judged: WeightedReward  # the reward's parts and the held-out ones, for evaluation
+    engine: DeepSpeedEngine
+    pieces: Pieces
+    objective: Reinforce
+    knobs: Knobs
+
+
+def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = None) -> Parts:
+    """Loads and connects all parts on this rank. torch.distributed must be up. Raises ConfigError."""
+    if ranks.world_size > recipe.run.images_per_round:
+        raise ConfigError(
+            f"run.images_per_round must be at least the number of ranks, {ranks.world_size}, got "
+            f"{recipe.run.images_per_round}; use --gpus {recipe.run.images_per_round} or fewer"
+        )
+    quiet_libraries()
+    torch.manual_seed(recipe.run.seed)  # the adapter's start; all other randomness is counter-based
+    precision = resolve_precision(recipe.model.precision, ranks.device)
+    check_precision(precision)
+    checkpointing = recipe.memory.activation_checkpointing is True
+    policy = build_policy(
+        recipe.model,
+        recipe.sampler,
+        recipe.adapter,
+        device=ranks.device,
+        precision=precision,
+        checkpointing=checkpointing,
+    )
+    images = len(ranks.block(recipe.run.images_per_round))
+    knobs = knobs_for(recipe.memory, policy, images=images)
+    trainable = policy.trainable()
+    engine = DeepSpeedEngine(
+        trainable,
+        recipe.optimizer,
+        ranks,
+        ds_config=make_ds_config(
+            recipe.optimizer,
+            precision=precision,
+            offload=knobs.offload_optimizer,
+            trainable_elements=sum(parameter.numel() for parameter in trainable.values()),
+            user_file=ds_config_file,
+        ),
+        gradients_on_host=knobs.accumulators_on_host,
+    )
+    reward_device = HOST if knobs.rewards_on_host else ranks.device
+    reward = build_weighted(recipe.reward, device=reward_device)
+    held_out = build_weighted(recipe.evaluate.rewards, device=reward_device)
+    judged = WeightedReward([*reward.parts, *held_out.parts], device=reward_device)
+    pieces = Pieces(engine.gradients)
+    objective = Reinforce(recipe.method, reward, pieces, ranks, knobs)
+    return Parts(recipe, ranks, policy, reward, judged, engine, pieces, objective, knobs)
+
+
+def build_policy(
+    model: ModelConfig,
+    sampler: SamplerConfig,
+    adapter: AdapterConfig | None,
+    *,
+    device: torch.device,
+    precision: str,
+    checkpointing: bool = False,
+) -> DdpmPolicy:
+    """The policy that a recipe names."""
+    match model:
+        case DdpmConfig():
+            source, revision, variant = model.path, model.revision, model.variant
+        case EmbeddedConfig():
+            source, revision, variant = str(DIGITS_DDPM), None, None
+        case _:
+            assert_never(model)
+    return load_ddpm(
+        source,
+        sampler,
+        device=device,
+        dtype=DTYPES[precision],
+        revision=revision,
+        variant=variant,
+        adapter=adapter,
+        activation_checkpointing=checkpointing,
+    )
+
+
+def knobs_for(memory: MemoryConfig, policy: DdpmPolicy, *, images: int) -> Knobs:
+    """Every `auto` decided for this policy on its device."""
+    channels, height, width = policy.shape
+    on_gpu = policy.device.type == "cuda"
+    return resolve_knobs(
+        memory,
+        pixels=height * width,
+        channels=channels,
+        element_bytes=policy.dtype.itemsize,
+        images=images,
+        states=policy.schedule.steps + 1,
+        device_bytes=torch.cuda.mem_get_info(policy.device)[1] if on_gpu else None,
+    )

@@ -1,0 +1,154 @@
+"""The command line. Nothing heavy is imported before a recipe is known to be right."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from memdiff.errors import EXIT_STOPPED, ConfigError, MemdiffError
+
+app = typer.Typer(
+    name="memdiff",
+    help="Reward fine-tuning of diffusion models on the GPUs people have.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback()
+def _ranks(
+    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,
+) -> None:
+    """The deepspeed launcher puts --local_rank=N first."""
+    if local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(local_rank))
+
+
+@app.command(epilog="Example: memdiff train launch/recipes/digits_reinforce.yaml --gpus 2 --out runs/digits")
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; launch/recipes holds some.")],
+    out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<recipe>.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="Ranks. Default: every GPU, or one CPU rank.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Overrides a key: --set run.rounds=5")] = None,
+    resume: Annotated[str, typer.Option(help="auto, must or never (which moves an old run aside).")] = "auto",
+    ds_config: Annotated[Path | None, typer.Option(help="A DeepSpeed JSON to start from.")] = None,
+) -> None:
+    """Fine-tune a model on a reward. The same command again goes on where it stopped.
+
+    Under the deepspeed launcher this process is one rank; otherwise it starts the launcher itself.
+    """
+    from memdiff.launcher import choose_world_size, launch, under_launcher
+    from memdiff.recipe_file import read_recipe
+    from memdiff.run_folder import RunFolder
+
+    if resume not in ("auto", "must", "never"):
+        raise ConfigError(f"--resume must be auto, must or never, got {resume!r}")
+    checked = read_recipe(recipe, set_ or ())
+    folder = RunFolder((out or Path("runs") / recipe.stem).resolve())
+    if ds_config is not None:
+        from memdiff.engine.ds_config import read_user_file
+
+        read_user_file(ds_config)
+    if under_launcher():
+        from memdiff.train import train as train_rank
+
+        raise typer.Exit(train_rank(checked, folder.path, resume=resume, ds_config_file=ds_config))
+    folder.prepare(checked, resume)
+    status = folder.status()
+    if status.get("state") == "complete" and status.get("round", 0) >= checked.run.rounds:
+        typer.echo(f"this run is complete ({status['round']} rounds); for more, --set run.rounds=N")
+        typer.echo(str(folder.path))
+        return
+    folder.write_status("running", round=status.get("round", 0))
+    arguments = ["train", str(recipe), "--out", str(folder.path)]
+    arguments += ["--resume", "auto" if resume == "never" else resume]
+    arguments += [word for override in set_ or () for word in ("--set", override)]
+    arguments += ["--ds-config", str(ds_config.resolve())] if ds_config else []
+    code = launch(arguments, folder, choose_world_size(gpus))
+    if code == 0:
+        from memdiff.report.html import write_report
+
+        write_report(folder.path)
+    typer.echo(str(folder.path))
+    raise typer.Exit(code)
+
+
+@app.command(epilog="Example: memdiff sample runs/digits --num-images 64 --out samples")
+def sample(
+    source: Annotated[str, typer.Argument(help="A run folder, a pipeline folder or a hub id.")],
+    num_images: Annotated[int, typer.Option(min=1)] = 16,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images denoised at once.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default: the run's own, or 50.")] = None,
+    eta: Annotated[float | None, typer.Option(min=0, max=1, help="Default: the run's own, or 1.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    precision: Annotated[str, typer.Option(help="auto, fp16, bf16 or fp32.")] = "auto",
+    best: Annotated[bool, typer.Option("--best", help="The best evaluated weights of a run, not the last.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Default: samples in the run folder, or ./samples.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Processes. Default: every GPU, or one on a CPU.")] = None,
+) -> None:
+    """Exactly N images, a grid and a JSON of the settings. Image i has the same noise on any number of GPUs."""
+    from memdiff.sample_request import make_request
+    from memdiff.sampling_processes import sample_over_processes
+
+    request = make_request(
+        source, best=best, num_images=num_images, batch_size=batch_size, steps=steps, eta=eta, seed=seed,
+        precision=precision, out=out,
+    )  # fmt: skip
+    typer.echo(str(sample_over_processes(request, gpus)))
+
+
+@app.command(epilog="Example: memdiff report runs/digits")
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write report.html into a run folder: one file, opens from file://."""
+    from memdiff.report.html import write_report
+
+    typer.echo(str(write_report(run)))
+
+
+@app.command(epilog="Example: memdiff doctor")
+def doctor() -> None:
+    """Look at versions, devices, precisions, compiler, operators, hub and disk, and say what to do."""
+    from memdiff.doctor import examine, show
+
+    raise typer.Exit(show(examine()))
+
+
+@app.command(epilog="Example: memdiff schema > recipe.schema.json")
+def schema() -> None:
+    """The JSON Schema of a recipe, on stdout."""
+    from memdiff.config import Recipe
+
+    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits."""
+    command: Any = typer.main.get_command(app)
+    words = list(arguments) if arguments is not None else None
+    guarded(lambda: command(args=words, prog_name="memdiff", standalone_mode=False))
+
+
+def guarded(action: Callable[[], Any]) -> NoReturn:
+    """Exits with what `action` returns (None: 0); every error of ours is one line on stderr and its exit code."""
+    try:
+        code = action()
+    except MemdiffError as error:
+        code = _say(error.exit_code, str(error))
+    except typer.TyperException as error:
+        message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
+        code = _say(2, f"{message} See memdiff --help.")
+    except (KeyboardInterrupt, typer.Abort):
+        code = _say(EXIT_STOPPED, "stopped")
+    sys.stdout.flush()
+    sys.exit(code or 0)
+
+
+def _say(exit_code: int, message: str) -> int:
+    print(f"memdiff: error[{exit_code}]: {' '.join(message.split())}", file=sys.stderr, flush=True)  # noqa: T201
+    return exit_code

@@ -1,0 +1,40 @@
+"""What an engine is, and what one update did. No deepspeed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from memdiff.engine.config import OptimizerConfig
+from memdiff.pieces import Gradients
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one `apply` did. `grad_norm` is the global L2 norm before clipping."""
+
+    grad_norm: float
+    loss_scale: float
+    skipped: bool
+    learning_rate: float
+
+
+class Engine(Protocol):
+    """What the trainer knows of an engine."""
+
+    gradients: Gradients
+    updates: int
+
+    def apply(self) -> Update:
+        """One optimizer update from the summed gradients, which are zero afterwards."""
+        ...
+
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """The fp32 weights to be evaluated and saved (the average where there is one), on the host. Collective."""
+        ...
+
+
+def warmed_up(config: OptimizerConfig, updates: int) -> float:
+    """The learning rate of the update that follows `updates` others: linear from 1 / warmup_updates, then constant."""
+    return config.learning_rate * min(1.0, (updates + 1) / max(1, config.warmup_updates))

@@ -1,0 +1,51 @@
+"""What a run ran on: versions, devices, commit. Written into status.json and beside every measured number."""
+
+import dataclasses
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memdiff import __version__
+from memdiff.memory.knobs import Knobs
+from memdiff.ranks import Ranks
+
+PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "peft", "bitsandbytes")
+
+
+def describe(ranks: Ranks, knobs: Knobs) -> dict[str, Any]:
+    """Versions, device, world size, threads, commit and the knobs that were chosen."""
+    on_gpu = ranks.device.type == "cuda"
+    return {
+        "memdiff": __version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+        "device": torch.cuda.get_device_name(ranks.device) if on_gpu else f"CPU {platform.machine()}",
+        "world_size": ranks.world_size,
+        "threads": torch.get_num_threads(),
+        "knobs": dataclasses.asdict(knobs),
+    }
+
+
+def commit() -> str | None:
+    """The checkout's commit, `-dirty` after it where tracked files differ; None where memdiff was installed."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=root, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"

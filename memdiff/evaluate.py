@@ -1,0 +1,60 @@
+"""Images from fixed noise, scored by every part, held-out ones too.
+
+Shapes: n images of this rank, N images over all ranks, P reward parts.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from memdiff.build import Parts
+from memdiff.chain.noise import Noise, Stream
+from memdiff.models.pixels import to_uint8
+from memdiff.models.policy import rollout
+from memdiff.placement import HOST, place
+from memdiff.rewards.weighted import WeightedReward, refuse_non_finite
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found; the same on every rank."""
+
+    images_NHWC: np.ndarray  # uint8
+    numbers: Mapping[str, float]  # the row's keys under `evaluate/`
+    reward_mean: float
+
+
+def evaluate(parts: Parts, advance: Callable[[int], None]) -> Evaluation:
+    """Samples `evaluate.images` images from noise that never changes. Collective."""
+    recipe, policy, ranks = parts.recipe, parts.policy, parts.ranks
+    count = recipe.evaluate.images
+    block = ranks.block(count)
+    prompts = [""] * len(block)
+    noise = Noise(seed=recipe.run.seed, stream=Stream.EVALUATE, round=0, shape=policy.shape)
+    with torch.no_grad(), parts.engine.evaluated():
+        batch = min(parts.knobs.rollout_batch, max(1, len(block)))
+        x_0 = rollout(policy, noise, block, prompts, batch=batch, storage=policy.dtype, on_step=advance)
+        images_nCHW = policy.decode(x_0)
+        parts.judged.move(parts.judged.device)
+        raw_Pn = parts.judged.raw(images_nCHW, prompts)
+        if parts.knobs.rewards_off_when_idle:
+            parts.judged.move(HOST)
+    raw_PN = ranks.gather(raw_Pn.T.contiguous(), count).T
+    images_NCHW = ranks.gather(to_uint8(images_nCHW), count)
+    refuse_non_finite(raw_PN, parts.judged.names)
+    reward_mean = float(parts.reward.combine(raw_PN[: len(parts.reward.parts)]).mean())
+    numbers = {"reward_mean": reward_mean, "images": count, **part_means(parts.judged, raw_PN)}
+    images = place(images_NCHW, HOST).permute(0, 2, 3, 1).numpy()
+    return Evaluation(images, {f"evaluate/{key}": value for key, value in numbers.items()}, reward_mean)
+
+
+def part_means(reward: WeightedReward, raw_PN: torch.Tensor) -> dict[str, float]:
+    """`reward/<name>`: mean raw score; `share/<name>` beside it where scores are yes or no."""
+    numbers = {}
+    for part, scores_N in zip(reward.parts, raw_PN, strict=True):
+        numbers[f"reward/{part.name}"] = float(scores_N.mean())
+        if part.is_share:
+            numbers[f"share/{part.name}"] = float(scores_N.mean())
+    return numbers

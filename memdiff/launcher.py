@@ -1,0 +1,120 @@
+"""Starts the DeepSpeed launcher for a run and tells a person how it ended. No deepspeed is imported here."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from memdiff.errors import ConfigError
+from memdiff.run_folder import RunFolder
+
+LOG = "launcher.log"
+
+
+def under_launcher() -> bool:
+    """Whether this process is a rank that a launcher started."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def choose_world_size(gpus: int | None) -> int:
+    """`--gpus`, or every GPU there is; on a machine without one, CPU ranks (default 1)."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus is None:
+        return max(1, count)
+    if gpus < 1 or (count and gpus > count):
+        allowed = f"1..{count}" if count else "at least 1 (CPU ranks)"
+        raise ConfigError(f"--gpus must be {allowed}, got {gpus}")
+    return gpus
+
+
+def rank_environment(world_size: int) -> dict[str, str]:
+    """For the ranks: compiled operators inside a checkout's own cache, the CPU's threads divided over CPU ranks."""
+    environment = dict(os.environ)
+    root = Path(__file__).resolve().parents[1]
+    if (root / "pyproject.toml").is_file():
+        environment.setdefault("TORCH_EXTENSIONS_DIR", str(root / ".cache" / "torch_extensions"))
+    cores = len(os.sched_getaffinity(0))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // world_size)))
+    # deterministic cuBLAS, so that a resumed run gives the same bits
+    environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # A venv that was not activated still has ninja and the compiler wrappers beside its python.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    return environment
+
+
+def launch(arguments: Sequence[str], folder: RunFolder, world_size: int) -> int:
+    """`deepspeed --num_gpus N --module memdiff <arguments>`; the ranks' stderr goes to launcher.log. Returns the exit code.
+
+    The launcher's own exit code is not trusted: it is 0 after its child was killed. A run is done when status.json says
+    so. SIGTERM and SIGINT are passed on once to the whole group, and the ranks save.
+    """
+    command = [
+        sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(world_size),
+        "--master_port", str(free_port()), "--module", "memdiff", *arguments,
+    ]  # fmt: skip
+    log = folder.path / LOG
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, env=rank_environment(world_size), stderr=stderr, start_new_session=True)
+        previous = {
+            number: signal.signal(number, lambda received, _: _signal_ranks(process.pid, received))
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+    state = folder.status()
+    if state.get("state") in ("complete", "stopped") and state.get("exit_code") is not None:
+        return int(state["exit_code"])
+    return _tell_failure(folder, log, code)
+
+
+def _signal_ranks(group: int, number: int) -> None:
+    """Only to the ranks: DeepSpeed's launcher kills the others as soon as one is gone, before they have saved."""
+    for process in _processes_of_session(group):
+        os.kill(process, number)
+
+
+def _processes_of_session(session: int) -> list[int]:
+    """Ranks of this launch: processes of its session that carry RANK in their environment's command line."""
+    ranks = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except (OSError, IndexError):
+            continue
+        is_rank = any(word.startswith(b"--local_rank=") for word in words) and b"memdiff" in words
+        if int(fields[3]) == session and is_rank:
+            ranks.append(int(entry.name))
+    return ranks
+
+
+def _tell_failure(folder: RunFolder, log: Path, code: int) -> int:
+    """The first error line of the ranks on stderr, and its exit code."""
+    lines = log.read_text(errors="replace").splitlines()
+    said = next((line for line in lines if line.startswith("memdiff: error[")), None)
+    if said is not None:
+        print(said, file=sys.stderr)
+        exit_code = int(said.removeprefix("memdiff: error[").partition("]")[0])
+    else:
+        exit_code = 6
+        print(f"memdiff: error[6]: a rank ended without a word (launcher exit code {code}); see {log}", file=sys.stderr)
+        said = f"a rank ended without a word (launcher exit code {code})"
+    folder.write_status("failed", round=int(folder.status().get("round", 0)), exit_code=exit_code, message=said)
+    return exit_code
+
+
+def free_port() -> int:
+    """A TCP port that is free now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,71 @@
+"""The memory knobs of one run, every `auto` decided.
+
+The rules for `auto` are written numbers, not a plan: a GPU's micro-batch comes from the bytes that one image of
+google/ddpm-celebahq-256 takes in a full fine-tuning piece, scaled by pixels and precision.
+"""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from memdiff.memory.config import MemoryConfig
+
+# fp16 activations of one 256x256 image in the celebahq UNet, forward and backward: live bytes counted on fake tensors.
+BYTES_AN_IMAGE = {False: 1_056 * 2**20, True: 424 * 2**20}  # without and with activation checkpointing
+REFERENCE_PIXELS = 256 * 256
+SHARE_FOR_ACTIVATIONS = 0.8  # the rest: weights, accumulators, engine, fragmentation
+LARGEST_ON_CPU = 64  # rows of a piece: larger ones leave the caches and gain nothing
+LARGEST_ON_GPU = 512
+HOST_TRAJECTORY_BYTES = 2**30  # a trajectory above it waits in host memory
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What runs where, and in how large pieces."""
+
+    micro_batch: int
+    rollout_batch: int
+    activation_checkpointing: bool
+    trajectory_on_host: bool
+    accumulators_on_host: bool
+    rewards_on_host: bool
+    rewards_off_when_idle: bool
+    offload_optimizer: bool
+
+
+def resolve_knobs(
+    config: MemoryConfig,
+    *,
+    pixels: int,
+    element_bytes: int,
+    images: int,
+    states: int,
+    channels: int,
+    device_bytes: int | None,
+) -> Knobs:
+    """Decides every `auto`. `images` of this rank, `states` K+1 a chain; `device_bytes` is None on a CPU."""
+    checkpointing = _decide(config.activation_checkpointing, False)
+    if device_bytes is None:
+        micro_batch = max(1, min(LARGEST_ON_CPU, 4 * REFERENCE_PIXELS // pixels))
+        rollout_batch = micro_batch
+    else:
+        image_bytes = BYTES_AN_IMAGE[checkpointing] * pixels / REFERENCE_PIXELS * element_bytes / 2
+        micro_batch = max(1, min(LARGEST_ON_GPU, int(device_bytes * SHARE_FOR_ACTIVATIONS / image_bytes)))
+        rollout_batch = min(4 * micro_batch, LARGEST_ON_GPU)
+    trajectory_bytes = images * states * channels * pixels * element_bytes
+    large = device_bytes is not None and trajectory_bytes > HOST_TRAJECTORY_BYTES
+    return Knobs(
+        micro_batch=_decide(config.micro_batch, micro_batch),
+        rollout_batch=min(_decide(config.rollout_batch, rollout_batch), max(1, images)),
+        activation_checkpointing=checkpointing,
+        trajectory_on_host=large if config.trajectory == "auto" else config.trajectory == "host",
+        accumulators_on_host=config.accumulators == "host",
+        rewards_on_host=config.rewards == "cpu",
+        rewards_off_when_idle=config.rewards == "idle_off",
+        offload_optimizer=_decide(config.offload_optimizer, False),
+    )
+
+
+def _decide(value: T | str, otherwise: T) -> T:
+    return otherwise if isinstance(value, str) else value

@@ -1,0 +1,226 @@
+"""REINFORCE over the whole denoising chain (Williams 1992; as DDPO's importance-sampled form, Black et al. 2023).
+
+    grad J = 1/N sum_i A_i sum_k w_k grad log p(x_{k+1} | x_k)
+
+What is removed from the textbook: no value function, no KL term, no discount (the reward comes once, at the end), no
+minibatches of images. A piece is a micro-batch of (image, step) pairs; pairs of different steps share one. Steps
+without a density (sigma = 0: the last one of most pipelines) are left out of the sum.
+
+Gradients are divided by N over all ranks and multiplied by the world size, since the engine averages over ranks.
+
+Shapes: B pairs of one piece, n images of this rank, N images over all ranks, K steps, P reward parts.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from memdiff.chain.advantage import advantages
+from memdiff.chain.ddim import log_prob, step_sigma
+from memdiff.chain.noise import Noise
+from memdiff.chain.schedule import mean_per_eps, step_weights
+from memdiff.chain.trajectory import Trajectory
+from memdiff.memory.knobs import Knobs
+from memdiff.models.policy import Policy, rollout, sample_step
+from memdiff.objectives.config import ReinforceConfig
+from memdiff.objectives.experience import Metrics, Round
+from memdiff.pieces import Pieces, Pull, fixed_batches
+from memdiff.placement import HOST
+from memdiff.ranks import Ranks
+from memdiff.rewards.weighted import WeightedReward, refuse_non_finite
+
+Pair = tuple[int, int]  # (image of this rank, step)
+
+
+@dataclass
+class Experience:
+    """A round's images, how they came about and what they are worth."""
+
+    round: Round
+    trajectory: Trajectory
+    advantages_n: torch.Tensor
+    raw_PN: torch.Tensor  # every part's scores of all ranks' images
+    rewards_N: torch.Tensor
+    metrics: Metrics
+    old_log_probs: list[torch.Tensor] = field(default_factory=list)  # one tensor a piece, of the first pass
+
+
+class Reinforce:
+    """One round: `collect`, then for each of `updates` one `differentiate`; the caller applies in between."""
+
+    def __init__(
+        self, config: ReinforceConfig, reward: WeightedReward, pieces: Pieces, ranks: Ranks, knobs: Knobs
+    ) -> None:
+        self.config, self.reward, self.pieces, self.ranks, self.knobs = config, reward, pieces, ranks, knobs
+
+    def collect(self, policy: Policy, round: Round) -> Experience:
+        """Samples this rank's images, scores them, and computes advantages over all ranks. No graph is made."""
+        batch = round.batch
+        trajectory = Trajectory(
+            steps=policy.schedule.steps,
+            images=len(batch.images),
+            shape=policy.shape,
+            dtype=policy.dtype,
+            device=policy.device,
+            on_host=self.knobs.trajectory_on_host,
+        )
+        with round.clock.phase("rollout"):
+            x_0 = rollout(
+                policy,
+                batch.noise,
+                batch.images,
+                batch.prompts,
+                batch=self.knobs.rollout_batch,
+                storage=trajectory.dtype,
+                store=trajectory.write,
+                on_step=round.advance,
+            )
+        with round.clock.phase("reward"), torch.no_grad():
+            self.reward.move(self.reward.device)
+            raw_Pn = self.reward.raw(policy.decode(x_0), batch.prompts)
+            if self.knobs.rewards_off_when_idle:
+                self.reward.move(HOST)
+            raw_PN = self.ranks.gather(raw_Pn.T.contiguous(), batch.num_images).T
+            refuse_non_finite(raw_PN, self.reward.names)
+            rewards_N = self.reward.combine(raw_PN)
+        advantages_N = advantages(
+            rewards_N,
+            kind=self.config.advantage,
+            epsilon=self.config.advantage_epsilon,
+            clip=self.config.advantage_clip,
+        )
+        return Experience(
+            round,
+            trajectory,
+            advantages_N[batch.images.start : batch.images.stop],
+            raw_PN,
+            rewards_N,
+            {"advantage_std": advantages_N.std(correction=0)},
+        )
+
+    def updates(self, experience: Experience) -> Iterator[Experience]:
+        """The parts of one round that get an optimizer update each: all of it, `inner_updates` times."""
+        for _ in range(self.config.inner_updates):
+            yield experience
+
+    def pairs(self, policy: Policy, images: int) -> list[Pair]:
+        """Every (image, step) that takes part, step by step."""
+        return [(image, step) for step in policy.schedule.steps_with_density for image in range(images)]
+
+    def rehearse(self, policy: Policy, noise: Noise, images: int) -> None:
+        """One denoising step and one piece at full batch size, on noise. Adds to the sums; the caller clears them."""
+        step, count = policy.schedule.steps_with_density[0], self.knobs.micro_batch
+        sample_step(policy, noise, noise.initial(range(images)).to(policy.device), step, range(images), [""] * images)
+        x_t_BCHW, x_s_BCHW = (noise.step(range(count), k).to(policy.device, policy.dtype) for k in (0, 1))
+        log_prob_B, pull = self._piece(policy, x_t_BCHW, x_s_BCHW, [step] * count, [""] * count)
+        pull(torch.full_like(log_prob_B, 1 / count))
+
+    def _piece(
+        self,
+        policy: Policy,
+        x_t_BCHW: torch.Tensor,
+        x_s_BCHW: torch.Tensor,
+        steps: Sequence[int],
+        prompts: Sequence[str],
+    ) -> tuple[torch.Tensor, Pull]:
+        """x_t -> log p(x_s | x_t), B. The graph is kept: it is pulled at once."""
+
+        def log_prob_of(x_BCHW: torch.Tensor) -> torch.Tensor:
+            mean_BCHW = policy.mean(x_BCHW, steps, prompts)
+            sigma_B111 = step_sigma(steps, policy.schedule, mean_BCHW)
+            return log_prob(x_s_BCHW.float(), mean_BCHW, sigma_B111, reduction=self.config.log_prob_reduction)
+
+        return self.pieces.vjp(log_prob_of, x_t_BCHW, keep=True)
+
+    def differentiate(self, policy: Policy, experience: Experience) -> Metrics:
+        """Adds the gradient of the loss, -J, to the pieces' sums; returns diagnostics over all ranks."""
+        weights = step_weights(policy.schedule, self.config.step_weights)
+        pairs = self.pairs(policy, experience.trajectory.images)
+        first_pass = not experience.old_log_probs
+        tally = _Tally(policy, self.config, experience.advantages_n.device)
+        with experience.round.clock.phase("train"):
+            for number, (padded, count) in enumerate(fixed_batches(pairs, self.knobs.micro_batch)):
+                x_t_BCHW, x_s_BCHW = experience.trajectory.transitions(padded)
+                steps = [step for _, step in padded]
+                prompts = [experience.round.batch.prompts[image] for image, _ in padded]
+                log_prob_B, pull = self._piece(policy, x_t_BCHW, x_s_BCHW, steps, prompts)
+                if first_pass:
+                    # Scored in this grouping, not taken from the rollout's: another one is off by 1e-3 in fp16.
+                    experience.old_log_probs.append(log_prob_B)
+                advantage_B = experience.advantages_n[[image for image, _ in padded]]
+                weight_B = advantage_B.new_tensor([weights[step] for step in steps])
+                weight_B[count:] = 0  # what only fills the batch up
+                scale = self.ranks.world_size / experience.round.batch.num_images
+                ratio_B, slope_B = clipped_slope(
+                    log_prob_B, experience.old_log_probs[number], advantage_B, self.config.ratio_clip
+                )
+                d_loss_B = -slope_B * weight_B * scale
+                tally.add(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count)
+                pull(d_loss_B)
+                experience.round.advance(count)
+        return tally.metrics(self.ranks)
+
+
+def clipped_slope(
+    log_prob_B: torch.Tensor, old_B: torch.Tensor, advantage_B: torch.Tensor, clip: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ratio, d J / d log_prob) of PPO's clipped surrogate, each B (Schulman et al. 2017, equation 7).
+
+    min(ratio A, clamp(ratio, 1 - clip, 1 + clip) A) has slope ratio * A, or 0 where the clamped term is the smaller.
+    With old = the same log-prob the ratio is exactly 1 and the slope exactly A: REINFORCE.
+    """
+    ratio_B = torch.exp(log_prob_B - old_B)
+    clipped = torch.where(advantage_B > 0, ratio_B > 1 + clip, ratio_B < 1 - clip)
+    return ratio_B, torch.where(clipped, 0.0, ratio_B * advantage_B)
+
+
+class _Tally:
+    """Sums of diagnostics, kept on the device until the round's row is written."""
+
+    def __init__(self, policy: Policy, config: ReinforceConfig, device: torch.device) -> None:
+        schedule = policy.schedule
+        self._dimensions = math.prod(policy.shape)
+        self._reduction, self._density = config.log_prob_reduction, schedule.steps_with_density
+        self._sums = torch.zeros(4, device=device)  # pairs, clipped pairs, approximate KL, log-prob (mean over C H W)
+        self._squares_K = torch.zeros(schedule.steps, device=device)
+        self._sigma_K = torch.tensor(schedule.sigma, dtype=torch.float32, device=device)
+        self._per_eps_K = torch.tensor([mean_per_eps(schedule, k) for k in range(schedule.steps)], device=device)
+
+    def add(
+        self,
+        log_prob_B: torch.Tensor,
+        ratio_B: torch.Tensor,
+        slope_B: torch.Tensor,
+        d_loss_B: torch.Tensor,
+        advantage_B: torch.Tensor,
+        steps: Sequence[int],
+        count: int,
+    ) -> None:
+        """One piece; only its first `count` rows are meant."""
+        step_B = torch.tensor(steps, device=log_prob_B.device)
+        per_dimension_B = log_prob_B if self._reduction == "mean" else log_prob_B / self._dimensions
+        clipped = ((slope_B == 0) & (advantage_B != 0)).float()
+        kl_B = ratio_B - 1 - torch.log(ratio_B)  # Schulman's low-variance estimator
+        rows = torch.stack([torch.ones_like(clipped), clipped, kl_B, per_dimension_B])
+        self._sums += rows[:, :count].sum(dim=1)
+        # log p gives the length of z = (x_s - mean) / sigma, and d log p / d mean = z / sigma.
+        sigma_B = self._sigma_K[step_B]
+        z_square_B = -2 * self._dimensions * (per_dimension_B + sigma_B.log() + 0.5 * math.log(2 * math.pi))
+        per_mean_B = z_square_B.clamp(min=0).sqrt() / sigma_B
+        per_mean_B = per_mean_B / self._dimensions if self._reduction == "mean" else per_mean_B
+        norm_B = d_loss_B.abs() * per_mean_B * self._per_eps_K[step_B]
+        self._squares_K.index_add_(0, step_B[:count], norm_B[:count].square())
+
+    def metrics(self, ranks: Ranks) -> Metrics:
+        """`step_gradient_norm`: L2 norm over a step's images of d loss / d eps (before x0 is clipped), None: no density."""
+        pairs, clipped, kl, per_dimension = ranks.sum(self._sums).tolist()
+        norms = (ranks.sum(self._squares_K).sqrt() / ranks.world_size).tolist()
+        return {
+            "clip_fraction": clipped / pairs,
+            "approx_kl": kl / pairs,
+            "log_prob_mean": per_dimension / pairs,
+            "log_prob_sum": per_dimension / pairs * self._dimensions,
+            "step_gradient_norm": [norm if step in self._density else None for step, norm in enumerate(norms)],
+        }

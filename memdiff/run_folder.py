@@ -1,0 +1,128 @@
+"""The folder of one run: who writes what, and how it survives being cut off. No torch."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from memdiff.config import Recipe
+from memdiff.errors import CheckpointError, ConfigError
+from memdiff.recipe_file import changed_keys, check_recipe, recipe_hash
+from memdiff.report.rows import read_rows
+
+State = Literal["running", "complete", "stopped", "failed"]
+Resume = Literal["auto", "must", "never"]
+
+
+class RunFolder:
+    """Paths and files of a run. Only the first rank writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.best_model = path / "model_best"
+        self._config, self._status = path / "config.yaml", path / "status.json"
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self._config.is_file()
+
+    def create(self, recipe: Recipe) -> None:
+        """Makes the folder and writes the recipe, whole, with every default in it."""
+        try:
+            self.samples.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--out {self.path} can't be written: {error.strerror}") from None
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        _write_atomically(self._config, text)
+
+    def prepare(self, recipe: Recipe, resume: Resume) -> None:
+        """Makes the folder, or checks that the run in it is this one; `never` moves an old run aside first."""
+        if self.exists() and resume == "never":
+            self.move_aside()
+        if self.exists():
+            self.check_same(recipe)
+        elif resume == "must":
+            raise CheckpointError(f"--resume must: {self.path} holds no run; leave --resume out to start one")
+        self.create(recipe)
+
+    def recipe(self) -> Recipe:
+        """The recipe that was stored."""
+        return check_recipe(yaml.safe_load(self._config.read_text()), source=str(self._config))
+
+    def check_same(self, recipe: Recipe) -> None:
+        """Raises ConfigError where the stored recipe would give other weights."""
+        stored = self.recipe()
+        if recipe_hash(stored) != recipe_hash(recipe):
+            keys = changed_keys(stored, recipe)
+            raise ConfigError(
+                f"{self.path} holds a run of another recipe (different: {', '.join(keys[:5])}); give another --out, or "
+                "--resume never to move the old run aside and start over"
+            )
+
+    def move_aside(self) -> Path:
+        """Renames the folder to a free name beside it: nothing is deleted."""
+        number = 1
+        while (target := self.path.with_name(f"{self.path.name}.previous-{number}")).exists():
+            number += 1
+        self.path.rename(target)
+        return target
+
+    def status(self) -> dict[str, Any]:
+        """What was last said of the run; empty where nothing was."""
+        try:
+            return json.loads(self._status.read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def write_status(
+        self, state: State, *, round: int, exit_code: int | None = None, message: str = "", **more: Any
+    ) -> None:
+        """status.json; keys not given here keep their values."""
+        status = self.status() | {
+            "state": state, "exit_code": exit_code, "round": round, "message": message, "pid": os.getpid(),
+            "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        } | more  # fmt: skip
+        _write_atomically(self._status, json.dumps(status, indent=2))
+
+    def add_row(self, row: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl, flushed to the disk."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows so far."""
+        return read_rows(self.metrics) if self.metrics.is_file() else []
+
+    def drop_rows_after(self, round: int) -> None:
+        """Rows of rounds that a resumed run makes again."""
+        kept = [row for row in self.rows() if row["round"] <= round]
+        _write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def sample_file(self, round: int) -> Path:
+        """The grid of an evaluation."""
+        return self.samples / f"round_{round:06d}.png"
+
+    def drop_samples_after(self, round: int) -> None:
+        """Grids of evaluations that a resumed run makes again."""
+        for file in self.samples.glob("round_*.png"):
+            if int(file.stem.removeprefix("round_")) > round:
+                file.unlink()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,63 @@
+"""Sampling on one device: this process's block of the images, each into a PNG of its own. No DeepSpeed.
+
+Shapes: B images of a batch, C channels, H W pixels.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from memdiff.chain.noise import Noise, Stream
+from memdiff.models.ddpm import load_ddpm
+from memdiff.models.pixels import to_uint8
+from memdiff.models.policy import rollout
+from memdiff.models.precision import DTYPES, resolve_precision
+from memdiff.models.quiet import quiet_libraries
+from memdiff.ranks import Ranks, ranks_of_this_process
+from memdiff.sample_request import SampleRequest
+
+
+def sample_block(request: SampleRequest, ranks: Ranks, advance: Callable[[int], None]) -> None:
+    """Samples and writes `image_000000.png`, ... of this rank's block. `advance` is told of finished images.
+
+    Image i's noise depends on the seed and i alone.
+    """
+    quiet_libraries()
+    dtype = DTYPES[resolve_precision(request.precision, ranks.device)]
+    policy = load_ddpm(request.pipeline, request.sampler, device=ranks.device, dtype=dtype)
+    noise = Noise(seed=request.seed, stream=Stream.SAMPLE, round=0, shape=policy.shape)
+    block = ranks.block(request.num_images)
+    for start in range(block.start, block.stop, request.batch_size):
+        images = range(start, min(start + request.batch_size, block.stop))
+        x_0 = rollout(policy, noise, images, [""] * len(images), batch=request.batch_size, storage=dtype)
+        for image, pixels_CHW in zip(images, to_uint8(policy.decode(x_0)).cpu(), strict=True):
+            write_png(image_file(Path(request.out), image), pixels_CHW)
+        advance(len(images))
+
+
+def image_file(folder: Path, image: int) -> Path:
+    """The PNG of image number `image`."""
+    return folder / f"image_{image:06d}.png"
+
+
+def write_png(file: Path, pixels_CHW: torch.Tensor) -> None:
+    """One image, grey or RGB; under its name only when it is whole."""
+    pixels = pixels_CHW.permute(1, 2, 0).numpy()
+    partial = file.with_suffix(".tmp")
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(partial, format="PNG")
+    partial.replace(file)
+
+
+if __name__ == "__main__":
+    from memdiff.cli import guarded
+
+    guarded(
+        lambda: sample_block(
+            SampleRequest.model_validate_json(Path(sys.argv[1]).read_text()),
+            ranks_of_this_process(),
+            lambda count: None,
+        )
+    )

@@ -1,0 +1,205 @@
+"""The training loop, and what one rank does around it."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from memdiff.build import Parts, build_parts
+from memdiff.chain.noise import Noise, Stream
+from memdiff.config import Recipe
+from memdiff.engine.checkpoint import Checkpoints
+from memdiff.engine.engine import start_process_group
+from memdiff.environment import describe
+from memdiff.errors import EXIT_STOPPED, CheckpointError, ConfigError
+from memdiff.evaluate import evaluate
+from memdiff.metrics import reset_peak, round_row
+from memdiff.objectives.experience import Batch, Clock, Metrics, Round
+from memdiff.progress import RunProgress
+from memdiff.ranks import ranks_of_this_process
+from memdiff.report.grid import image_grid, write_evolution
+from memdiff.run_folder import Resume, RunFolder
+from memdiff.standing import Standing
+
+
+def train(recipe: Recipe, out: Path, *, resume: Resume = "auto", ds_config_file: Path | None = None) -> int:
+    """This rank's whole part of a run, from the recipe to the saved model. Returns the exit code."""
+    ranks = ranks_of_this_process()
+    start_process_group(ranks)
+    folder = RunFolder(out)
+    if ranks.is_first:
+        folder.prepare(recipe, resume)
+    ranks.barrier()
+    with stop_signals() as stop, RunProgress(rounds=recipe.run.rounds, shown=ranks.is_first) as progress:
+        progress.say(f"loading the model and the rewards on {ranks.world_size} rank(s)")
+        parts = build_parts(recipe, ranks, ds_config_file=ds_config_file)
+        checkpoints = Checkpoints(folder.checkpoints, ranks, keep=recipe.run.keep_checkpoints)
+        standing = restore(parts, checkpoints, folder, resume, progress)
+        if ranks.is_first:
+            folder.write_status("running", round=standing.round, environment=describe(ranks, parts.knobs))
+        rehearse(parts)
+        run = Run(parts, folder, checkpoints, progress, standing, stop)
+        return run.loop()
+
+
+class Run:
+    """The loop and its bookkeeping on one rank."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        folder: RunFolder,
+        checkpoints: Checkpoints,
+        progress: RunProgress,
+        standing: Standing,
+        stop: Sequence[int],
+    ) -> None:
+        self.parts, self.folder, self.checkpoints = parts, folder, checkpoints
+        self.progress, self.standing, self.stop = progress, standing, stop
+
+    def loop(self) -> int:
+        """Rounds from where the run stands to the last. Returns the exit code."""
+        parts, rounds = self.parts, self.parts.recipe.run.rounds
+        if self.standing.round == 0:
+            self.evaluate({"round": 0, "update": 0, "images": 0})
+        for number in range(self.standing.round + 1, rounds + 1):
+            clock = Clock(parts.ranks.device)
+            reset_peak(parts.ranks)
+            round = new_round(parts, number, clock, self.progress)
+            experience = parts.objective.collect(parts.policy, round)
+            for part in parts.objective.updates(experience):
+                diagnostics = parts.objective.differentiate(parts.policy, part)
+                with clock.phase("train"):
+                    update = parts.engine.apply()
+            self.standing.round, self.standing.images = number, self.standing.images + round.batch.num_images
+            self.finish(round_row(parts, self.standing, experience, update, diagnostics, clock))
+            stopped = self.someone_asked_to_stop()
+            if stopped or number % parts.recipe.run.save_every == 0 or number == rounds:
+                self.checkpoints.save(parts.engine, vars(self.standing))
+            if stopped and number < rounds:
+                return self.end("stopped", EXIT_STOPPED, "stopped on request and saved; run the same command again")
+        self.save_model(self.folder.model)
+        return self.end("complete", 0, "")
+
+    def finish(self, row: Metrics) -> None:
+        """Evaluates where it is due, writes the row and shows it."""
+        every, number = self.parts.recipe.evaluate.every, row["round"]
+        if every and (number % every == 0 or number == self.parts.recipe.run.rounds):
+            self.evaluate(row)
+        elif self.parts.ranks.is_first:
+            self.folder.add_row(row)
+        if self.parts.ranks.is_first:
+            self.folder.write_status("running", round=number)
+        self.progress.done(number, row)
+
+    def evaluate(self, row: Metrics) -> None:
+        """Adds an evaluation to the row and writes it; a new best is kept as a model of its own."""
+        if not self.parts.recipe.evaluate.every:
+            return
+        number, ranks = row["round"], self.parts.ranks
+        steps = len(ranks.block(self.parts.recipe.evaluate.images)) * self.parts.policy.schedule.steps
+        self.progress.begin("evaluating", steps)
+        result = evaluate(self.parts, self.progress.advance)
+        best = self.standing.best_reward is None or result.reward_mean > self.standing.best_reward
+        if best:
+            self.standing.best_reward, self.standing.best_round = result.reward_mean, number
+            if number > 0:
+                self.save_model(self.folder.best_model)
+        if ranks.is_first:
+            image_grid(result.images_NHWC[:64]).save(self.folder.sample_file(number))
+            self.folder.add_row({**row, **result.numbers, "evaluate/best": best})
+        shown = "  ".join(f"{key.removeprefix('evaluate/')} {value:.3f}" for key, value in result.numbers.items())
+        self.progress.say(f"evaluation at round {number}: {shown}{'  (best so far)' if best and number else ''}")
+
+    def save_model(self, folder: Path) -> None:
+        """What diffusers loads, from the fp32 masters (or their average). Collective."""
+        weights = self.parts.engine.weights()
+        if self.parts.ranks.is_first:
+            self.parts.policy.save(folder, weights)
+        self.parts.ranks.barrier()
+
+    def someone_asked_to_stop(self) -> bool:
+        """Whether any rank got a signal: all ranks stop at the same round."""
+        flag = torch.tensor(float(len(self.stop) > 0), device=self.parts.ranks.device)
+        return float(self.parts.ranks.max(flag)) > 0
+
+    def end(self, state: Literal["complete", "stopped"], exit_code: int, message: str) -> int:
+        """Writes the animation and the last word."""
+        if self.parts.ranks.is_first:
+            samples = sorted(self.folder.samples.glob("round_*.png"))
+            if samples:
+                write_evolution(samples, self.folder.samples / "evolution.gif")
+            self.folder.write_status(state, round=self.standing.round, exit_code=exit_code, message=message)
+        self.parts.ranks.barrier()
+        return exit_code
+
+
+def restore(
+    parts: Parts, checkpoints: Checkpoints, folder: RunFolder, resume: Resume, progress: RunProgress
+) -> Standing:
+    """Loads the newest whole checkpoint, if there is one, and drops what was written after it."""
+    latest = checkpoints.latest()
+    if latest is None and resume == "must":
+        raise CheckpointError(f"--resume must: {checkpoints.folder} holds no checkpoint")
+    standing = Standing()
+    if latest is not None:
+        path, state = latest
+        checkpoints.load(parts.engine, path)
+        standing = Standing(**{key: state[key] for key in vars(standing)})
+        progress.say(f"resuming after round {standing.round} from {path}")
+    if parts.ranks.is_first:
+        folder.drop_rows_after(standing.round if latest else -1)
+        folder.drop_samples_after(standing.round if latest else -1)
+    parts.ranks.barrier()
+    return standing
+
+
+def new_round(parts: Parts, number: int, clock: Clock, progress: RunProgress) -> Round:
+    """This rank's images of a round, and its progress bar."""
+    recipe, policy = parts.recipe, parts.policy
+    block = parts.ranks.block(recipe.run.images_per_round)
+    noise = Noise(seed=recipe.run.seed, stream=Stream.ROLLOUT, round=number, shape=policy.shape)
+    passes = policy.schedule.steps + recipe.method.inner_updates * len(policy.schedule.steps_with_density)
+    progress.begin(f"round {number}", len(block) * passes)
+    batch = Batch(block, [""] * len(block), recipe.run.images_per_round, noise)
+    return Round(batch, clock, progress.advance)
+
+
+def rehearse(parts: Parts) -> None:
+    """One piece of every kind at its full batch and one reward call, so that a misfit shows before the first round.
+
+    Gradients are thrown away and weights stay as they are.
+    """
+    policy, knobs = parts.policy, parts.knobs
+    count = max(1, min(knobs.rollout_batch, len(parts.ranks.block(parts.recipe.run.images_per_round))))
+    noise = Noise(seed=parts.recipe.run.seed, stream=Stream.PROBE, round=0, shape=policy.shape)
+    density = policy.schedule.steps_with_density
+    if not density:
+        raise ConfigError("no step of this chain has a density, so there is no policy gradient; set sampler.eta to 1")
+    parts.objective.rehearse(policy, noise, images=count)
+    with torch.no_grad():
+        images_BCHW = policy.decode(noise.initial(range(count)).to(policy.device))
+        parts.judged.raw(images_BCHW, [""] * count)
+    parts.engine.gradients.zero()
+
+
+@contextmanager
+def stop_signals() -> Iterator[Sequence[int]]:
+    """Collects SIGTERM and SIGINT; a second one ends the process at once."""
+    seen: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if seen:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        seen.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Programs that run as one rank of several."""

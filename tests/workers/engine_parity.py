@@ -1,0 +1,136 @@
+"""One rank: REINFORCE over a whole chain through pieces and DeepSpeed, against plain autograd on the same trajectory."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from deepspeed.utils import safe_get_full_grad
+
+from memdiff.chain.ddim import log_prob, step_sigma
+from memdiff.chain.noise import Noise, Stream
+from memdiff.engine.config import OptimizerConfig
+from memdiff.engine.ds_config import make_ds_config
+from memdiff.engine.engine import DeepSpeedEngine, start_process_group
+from memdiff.memory.knobs import Knobs
+from memdiff.objectives.config import ReinforceConfig
+from memdiff.objectives.experience import Batch, Clock, Round
+from memdiff.objectives.reinforce import Experience, Reinforce
+from memdiff.pieces import Pieces
+from memdiff.ranks import Ranks, ranks_of_this_process
+from memdiff.rewards.weighted import WeightedPart, WeightedReward
+from tests.half_on_cpu import allow_half
+from tests.tiny import CPU, tiny_policy
+
+IMAGES = 6
+
+
+class Brightness:
+    """A reward that differs between images."""
+
+    differentiable = True
+    networks = ()
+
+    def __call__(self, images_BCHW, prompts):
+        return images_BCHW.mean(dim=(1, 2, 3))
+
+
+def knobs(micro_batch: int, **changes: bool) -> Knobs:
+    """The plain ones."""
+    plain = dict.fromkeys(
+        (
+            "activation_checkpointing",
+            "trajectory_on_host",
+            "accumulators_on_host",
+            "rewards_on_host",
+            "rewards_off_when_idle",
+            "offload_optimizer",
+        ),
+        False,
+    )
+    return Knobs(micro_batch=micro_batch, rollout_batch=3, **(plain | changes))
+
+
+def plain_autograd(policy, experience: Experience, ranks: Ranks, chunk: int) -> list[torch.Tensor]:
+    """d loss / d parameters, loss = -1/N sum_i A_i sum_k log p, averaged over ranks as 1/W sum of W-fold shares.
+
+    Plain autograd on `chunk` rows at a time, summed in fp32; fp16 under a fixed scale.
+    """
+    parameters = list(policy.trainable().values())
+    totals = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+    pairs = [(i, k) for k in policy.schedule.steps_with_density for i in range(experience.trajectory.images)]
+    scale = 1024.0 if policy.dtype == torch.float16 else 1.0
+    for start in range(0, len(pairs), chunk):
+        rows = pairs[start : start + chunk]
+        x_t, x_s = experience.trajectory.transitions(rows)
+        steps = [k for _, k in rows]
+        mean = policy.mean(x_t, steps)
+        value = log_prob(x_s.float(), mean, step_sigma(steps, policy.schedule, mean), reduction="mean")
+        advantage = experience.advantages_n[[i for i, _ in rows]]
+        loss = -(advantage * value).sum() / IMAGES * scale
+        for total, gradient in zip(totals, torch.autograd.grad(loss, parameters), strict=True):
+            total += gradient.float() / scale
+    return [ranks.sum(total) for total in totals]
+
+
+def probe(ranks: Ranks, *, precision: str, bits: int, offload: bool, steps: int, magnitudes: list[float]) -> dict:
+    """One engine: relative errors, skipped updates and what the ranks must agree on."""
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    policy = tiny_policy(steps=steps, dtype=dtype)
+    config = OptimizerConfig(learning_rate=1e-3, clip_norm=0, bits=bits)
+    count = sum(p.numel() for p in policy.trainable().values())
+    ds_config = make_ds_config(config, precision=precision, offload=offload, trainable_elements=count)
+    engine = DeepSpeedEngine(policy.trainable(), config, ranks, ds_config=ds_config, gradients_on_host=offload)
+    reward = WeightedReward([WeightedPart("brightness", Brightness())], device=CPU)
+    objective = Reinforce(ReinforceConfig(kind="reinforce"), reward, Pieces(engine.gradients), ranks, knobs(16))
+    noise = Noise(seed=3, stream=Stream.ROLLOUT, round=1, shape=policy.shape)
+    block = ranks.block(IMAGES)
+    round = Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(CPU))
+    experience = objective.collect(policy, round)
+    truth = plain_autograd(policy, experience, ranks, chunk=16)
+    whole_chain = plain_autograd(policy, experience, ranks, chunk=10**6)
+    objective.differentiate(policy, experience)
+    sums = [total.clone() for total in engine.gradients.sums]
+    scale = engine.hand_over()
+    got = [safe_get_full_grad(p).float() / scale for p in policy.trainable().values()]
+    engine._engine.step()
+    skipped = 0
+    for magnitude in magnitudes:
+        largest = float(ranks.max(torch.stack([total.abs().max() for total in sums]).max()))
+        for target, total in zip(engine.gradients.sums, sums, strict=True):
+            target.copy_(total * (magnitude / largest))
+        skipped += engine.apply().skipped
+    weights = engine.weights()
+    return {
+        "error": relative(got, truth),
+        "error_one_graph": relative(got, whole_chain),
+        "skipped": skipped,
+        "updates": engine.updates,
+        "noise": [float(noise.initial([image]).sum()) for image in block],
+        "advantages": experience.advantages_n.tolist(),
+        "gradient": torch.cat([gradient.flatten() for gradient in got])[::50].tolist(),
+        "working_copy_error": max(
+            float((weights[name] - p.detach().float()).abs().max()) for name, p in policy.trainable().items()
+        ),
+    }
+
+
+def main() -> None:
+    """Runs every engine that the arguments name in one process group."""
+    options = json.loads(sys.argv[1])
+    if any(mode["precision"] == "fp16" for mode in options["modes"]):
+        allow_half()
+    ranks = ranks_of_this_process()
+    start_process_group(ranks)
+    results = [probe(ranks, steps=options["steps"], magnitudes=options["magnitudes"], **m) for m in options["modes"]]
+    Path(sys.argv[2]).write_text(json.dumps(results))
+
+
+def relative(got: list[torch.Tensor], truth: list[torch.Tensor]) -> float:
+    """|got - truth| / |truth| over all parameters."""
+    a, b = (torch.cat([tensor.flatten().double() for tensor in tensors]) for tensors in (got, truth))
+    return float((a - b).norm() / b.norm())
+
+
+if __name__ == "__main__":
+    main()
