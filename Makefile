@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/python -m memdiff.embedded.demo --out $(DEMO)
+	launch/demo.sh $(DEMO)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m 'not slow and not gpu' tests

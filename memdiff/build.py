@@ -10,7 +10,7 @@ from memdiff.config import Recipe
 from memdiff.embedded.paths import DIGITS_DDPM
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, check_precision
-from memdiff.errors import ConfigError
+from memdiff.launcher import check_world_size
 from memdiff.memory.config import MemoryConfig
 from memdiff.memory.knobs import Knobs, resolve_knobs
 from memdiff.models.config import AdapterConfig, DdpmConfig, EmbeddedConfig, ModelConfig, SamplerConfig
@@ -42,11 +42,7 @@ class Parts:
 
 def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = None) -> Parts:
     """Loads and connects all parts on this rank. torch.distributed must be up. Raises ConfigError."""
-    if ranks.world_size > recipe.run.images_per_round:
-        raise ConfigError(
-            f"run.images_per_round must be at least the number of ranks, {ranks.world_size}, got "
-            f"{recipe.run.images_per_round}; use --gpus {recipe.run.images_per_round} or fewer"
-        )
+    check_world_size(ranks.world_size, recipe.run.images_per_round)
     quiet_libraries()
     torch.manual_seed(recipe.run.seed)  # the adapter's start; all other randomness is counter-based
     precision = resolve_precision(recipe.model.precision, ranks.device)

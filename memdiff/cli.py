@@ -43,7 +43,7 @@ def train(
 
     Under the deepspeed launcher this process is one rank; otherwise it starts the launcher itself.
     """
-    from memdiff.launcher import choose_world_size, launch, under_launcher
+    from memdiff.launcher import check_world_size, choose_world_size, launch, under_launcher
     from memdiff.recipe_file import read_recipe
     from memdiff.run_folder import RunFolder
 
@@ -59,6 +59,8 @@ def train(
         from memdiff.train import train as train_rank
 
         raise typer.Exit(train_rank(checked, folder.path, resume=resume, ds_config_file=ds_config))
+    world_size = choose_world_size(gpus)
+    check_world_size(world_size, checked.run.images_per_round)
     folder.prepare(checked, resume)
     status = folder.status()
     if status.get("state") == "complete" and status.get("round", 0) >= checked.run.rounds:
@@ -70,7 +72,7 @@ def train(
     arguments += ["--resume", "auto" if resume == "never" else resume]
     arguments += [word for override in set_ or () for word in ("--set", override)]
     arguments += ["--ds-config", str(ds_config.resolve())] if ds_config else []
-    code = launch(arguments, folder, choose_world_size(gpus))
+    code = launch(arguments, folder, world_size)
     if code == 0:
         from memdiff.report.html import write_report
 

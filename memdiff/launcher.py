@@ -32,6 +32,15 @@ def choose_world_size(gpus: int | None) -> int:
     return gpus
 
 
+def check_world_size(world_size: int, images_per_round: int) -> None:
+    """Every rank needs an image."""
+    if world_size > images_per_round:
+        raise ConfigError(
+            f"run.images_per_round must be at least the number of ranks, {world_size}, got {images_per_round}; "
+            f"use --gpus {images_per_round} or fewer"
+        )
+
+
 def rank_environment(world_size: int) -> dict[str, str]:
     """For the ranks: compiled operators inside a checkout's own cache, the CPU's threads divided over CPU ranks."""
     environment = dict(os.environ)

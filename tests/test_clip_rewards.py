@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
-from reward_models import (
+from tests.reward_models import (
     OpenClip,
     aesthetic_weights,
     ids_by_hand,
@@ -33,7 +33,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from memdiff.errors import ConfigError, MemdiffError, RewardError
 from memdiff.pieces import Gradients, Pieces
 from memdiff.rewards.clip import ClipReward, PromptHead, fit_square, load_clip
-from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, Family, HpsConfig, PickScoreConfig
+from memdiff.rewards.config import RewardPart
+from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, HpsConfig, PickScoreConfig
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD
 from memdiff.rewards.reward import score
 
@@ -323,7 +324,7 @@ def test_padding_is_hpsv2s_own() -> None:
 
 
 def _part(settings: dict) -> Any:
-    return TypeAdapter(Family).validate_python(settings)
+    return TypeAdapter(RewardPart).validate_python(settings)
 
 
 def _load(kind: str, folder: Path) -> ClipReward:

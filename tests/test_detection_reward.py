@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reward_models import ids_by_hand, shake, write_tokenizer, write_trap
+from tests.reward_models import ids_by_hand, shake, write_tokenizer, write_trap
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Owlv2Config, Owlv2ForObjectDetection, OwlViTConfig, OwlViTForObjectDetection
 from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProcessorPil

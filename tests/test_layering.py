@@ -29,7 +29,8 @@ ORDER = (
     ("config",),
     ("recipe_file",),
     ("run_folder", "standing", "progress"),
-    ("launcher", "environment", "build"),
+    ("launcher", "environment"),
+    ("build",),
     ("evaluate", "sample_request"),
     ("metrics", "sample"),
     ("train", "sampling_processes"),
@@ -125,7 +126,7 @@ def test_every_file_has_a_place():
 def test_the_rules_can_fail():
     """The checker itself: a lower room is refused, an upper one and the own room are not, a lazy import counts."""
     assert not allowed("chain.ddim", "models.policy") and allowed("models.policy", "chain.ddim")
-    assert allowed("chain.ddim", "chain.schedule") and not allowed("build", "launcher")
+    assert allowed("chain.ddim", "chain.schedule") and not allowed("launcher", "environment")
     assert not allowed("pieces", "models.config") and allowed("config", "engine.config")
     tree = ast.parse(
         "def f():\n    from memdiff.cli import app\nif __name__ == '__main__':\n    import memdiff.train\n"

@@ -96,7 +96,7 @@ BAD_VALUES = [
 
 @pytest.mark.parametrize(("override", "named", "allowed"), BAD_VALUES, ids=[case[0] for case in BAD_VALUES])
 def test_bad_values_are_named(file: Path, override: str, named: str, allowed: str):
-    """The line starts with the file and the dotted key, in whatever union or list it stands, and tells what is allowed."""
+    """The line starts with file and dotted key, in whatever union or list it stands, and tells what is allowed."""
     message = refusal(file, LEAST, (override,))
     assert message.startswith(f"recipe.yaml: {named}") and allowed in message
 
@@ -125,8 +125,7 @@ def test_every_key_of_a_recipe_is_guarded(file: Path, dotted: str):
     """Every key at every depth: misspelt it is unknown under its dotted name, and a section's worth of nonsense or a
     number that is none does not pass for its value."""
     text = yaml.safe_dump(whole_recipe())
-    kind = "unknown key " + dotted
-    assert refusal(file, text, (f"{dotted}x=1",)).startswith(f"recipe.yaml: {kind}x")
+    assert refusal(file, text, (f"{dotted}x=1",)).startswith(f"recipe.yaml: unknown key {dotted}x")
     for nonsense in ("{no: way}", ".nan", "[[]]"):
         message = refusal(file, text, (f"{dotted}={nonsense}",))
         named = message.removeprefix("recipe.yaml: ").removeprefix("unknown key ")

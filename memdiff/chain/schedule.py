@@ -73,7 +73,8 @@ def chain_timesteps(training_timesteps: int, steps: int, *, spacing: Spacing, of
             timesteps = np.linspace(0, training_timesteps - 1, steps).round()[::-1].astype(np.int64)
         case "trailing":
             ratio = training_timesteps / steps
-            timesteps = np.round(np.arange(training_timesteps, 0, -ratio)).astype(np.int64) - 1
+            # Rounding gives arange one element too many for some K (61 of 1000), which diffusers keeps: timestep -1.
+            timesteps = np.round(np.arange(training_timesteps, 0, -ratio)).astype(np.int64)[:steps] - 1
     if timesteps[0] >= training_timesteps:
         raise ConfigError(
             f"sampler.steps {steps} with the scheduler's steps_offset {offset} asks for timestep {timesteps[0]} of "

@@ -117,7 +117,7 @@ def read_pipeline(source: str, *, revision: str | None, variant: str | None) -> 
     """The UNet (fp32, on the host) and its scheduler as DDIM."""
     try:
         pipeline: Any = DiffusionPipeline.from_pretrained(
-            source, revision=revision, variant=variant, torch_dtype=torch.float32, low_cpu_mem_usage=False
+            source, revision=revision, variant=variant, dtype=torch.float32, low_cpu_mem_usage=False
         )
     except (OSError, ValueError, EnvironmentError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -18,6 +18,7 @@ def ddim_scheduler(scheduler: Any) -> DDIMScheduler:
     default is to clip. A DDPM's learned or large variance has no counterpart: DDIM's sigma depends on eta alone.
     """
     config = dict(scheduler.config)
+    config.pop("_use_default_values", None)  # from_config would put DDIM's own defaults in the place of these
     if "clip_sample" not in config:
         config["clip_sample"] = False
     return DDIMScheduler.from_config(config)  # pyright: ignore[reportReturnType]

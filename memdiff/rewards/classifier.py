@@ -17,6 +17,7 @@ from memdiff.errors import ConfigError
 from memdiff.rewards.confidence import confidence_score, has_gradient
 from memdiff.rewards.config import ClassifierConfig
 from memdiff.rewards.preprocess import Interpolation, normalise, resize, to_rgb
+from memdiff.rewards.pretrained import freeze, network_dtype, run_network
 
 PIL_INTERPOLATION: Mapping[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 
@@ -64,8 +65,8 @@ class ImageProcessing:
         images_BCHW = to_rgb(images_BCHW)
         height, width = images_BCHW.shape[-2:]
         if self.resize_shortest:
-            scale = self.resize_shortest / min(height, width)
-            target = (max(self.resize_shortest, int(height * scale)), max(self.resize_shortest, int(width * scale)))
+            shorter = min(height, width)
+            target = (self.resize_shortest * height // shorter, self.resize_shortest * width // shorter)
             images_BCHW = resize(images_BCHW, target, self.interpolation)
         elif self.resize_to:
             images_BCHW = resize(images_BCHW, self.resize_to, self.interpolation)
@@ -82,18 +83,12 @@ class ClassifierReward:
     def __init__(self, config: ClassifierConfig, *, device: torch.device) -> None:
         self.config = config
         self.differentiable = has_gradient(config)
-        try:
-            network: Any = AutoModelForImageClassification.from_pretrained(config.path, revision=config.revision)
-            processing, _ = ImageProcessingMixin.get_image_processor_dict(config.path, revision=config.revision)
-        except (OSError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise ConfigError(
-                f"reward classifier {config.path} can't be loaded ({reason}). Give a folder with config.json, "
-                f"preprocessor_config.json and weights, or fetch a hub id first: hf download {config.path}"
-            ) from None
+        network, processing = _load(config)
         self._label = _label_index(network.config.label2id, config)
         self._processing = ImageProcessing.from_json(processing, config.path)
-        self._network = network.eval().requires_grad_(False).to(device)
+        self._dtype = network_dtype(config.precision, device)
+        freeze(network, self._dtype, device)
+        self._network = network
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
@@ -102,8 +97,40 @@ class ClassifierReward:
 
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Scores, B fp32."""
-        logits_BL = self._network(self._processing(images_BCHW)).logits.float()
-        return confidence_score(logits_BL.log_softmax(dim=1)[:, self._label], self.config)
+        logits_BL = run_network(lambda x: self._network(x).logits, self._processing(images_BCHW), self._dtype)
+        return confidence_score(logits_BL.log_softmax(dim=1)[:, self._label], self.config).float()
+
+    def features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """The last hidden state, averaged over its tokens or pixels: B D fp32."""
+
+        def last_hidden(x: torch.Tensor) -> torch.Tensor:
+            hidden = self._network(x, output_hidden_states=True).hidden_states[-1]
+            return hidden.mean(dim=1 if hidden.ndim == 3 else (2, 3))  # B tokens D of a transformer, B D h w else
+
+        return run_network(last_hidden, self._processing(images_BCHW), self._dtype)
+
+
+def _load(config: ClassifierConfig) -> tuple[Any, Mapping[str, Any]]:
+    """The network with all its weights, on the host in fp32, and its image processor's JSON."""
+    try:
+        network, report = AutoModelForImageClassification.from_pretrained(
+            config.path, revision=config.revision, dtype=torch.float32, output_loading_info=True
+        )
+        processing, _ = ImageProcessingMixin.get_image_processor_dict(config.path, revision=config.revision)
+    except Exception as error:  # a damaged, hostile or foreign file ends in whatever exception its bytes lead to
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ConfigError(
+            f"reward classifier {config.path} can't be loaded ({reason}). Give a folder with config.json, "
+            f"preprocessor_config.json and weights, or fetch a hub id first: hf download {config.path}"
+        ) from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        more = ", ..." if len(missing) > 3 else ""
+        raise ConfigError(
+            f"reward classifier {config.path} does not hold the weights of {type(network).__name__}: {len(missing)} "
+            f"missing: {', '.join(missing[:3])}{more}"
+        )
+    return network, processing
 
 
 def _label_index(label2id: Mapping[str, int], config: ClassifierConfig) -> int:

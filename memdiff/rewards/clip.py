@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPTextModelWithProjection, CLIPTokenizer,
 
 from memdiff.errors import ConfigError, RewardError
 from memdiff.placement import upload
-from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, HpsConfig, PickScoreConfig, TextPart
+from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, HpsConfig, PickScoreConfig
 from memdiff.rewards.open_clip import config_of, convert_keys
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize, to_rgb
 from memdiff.rewards.pretrained import (
@@ -213,8 +213,12 @@ def _vision(
     return network
 
 
-def _prompt_head(part: TextPart, config: CLIPConfig, tensors: dict[str, torch.Tensor], scale: float) -> PromptHead:
-    assert isinstance(part, PickScoreConfig | HpsConfig | ClipSimilarityConfig)
+def _prompt_head(
+    part: PickScoreConfig | HpsConfig | ClipSimilarityConfig,
+    config: CLIPConfig,
+    tensors: dict[str, torch.Tensor],
+    scale: float,
+) -> PromptHead:
     text_config: Any = config.text_config
     text_config.projection_dim = config.projection_dim
     with torch.device("meta"):

@@ -1,22 +1,21 @@
 """Recipe section `reward`: a list of weighted parts. No torch."""
 
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, assert_never
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from memdiff.models.config import resolve_source
-from memdiff.section import Float, Int, Section
-
-
-class Part(Section):
-    """What every part of a reward has."""
-
-    name: str | None = Field(
-        default=None, pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="In the metrics. None: the kind's own name."
-    )
-    weight: Float = Field(default=1.0, description="Of this part in the sum; negative to push away.")
-    chunk: Int = Field(default=32, ge=1, description="Images scored at once.")
+from memdiff.models.config import Precision, resolve_source
+from memdiff.rewards.families_config import (
+    AestheticConfig,
+    ClipSimilarityConfig,
+    DetectionConfig,
+    HpsConfig,
+    ImageRewardConfig,
+    JpegConfig,
+    PickScoreConfig,
+)
+from memdiff.rewards.part_config import Part, resolve_file
+from memdiff.section import Float, Int
 
 
 class Confidence(Part):
@@ -40,6 +39,8 @@ class Confidence(Part):
             raise ValueError(f"low must be below high, got low={self.low} and high={self.high}")
         if (self.mode == "share") != (self.target_share is not None):
             raise ValueError(f"target_share goes with mode: share, and only with it; got mode: {self.mode}")
+        if self.mode == "share" and self.normalise == "running":
+            raise ValueError("normalise: running would undo mode: share, which fades near its target; leave one out")
         return self
 
 
@@ -49,7 +50,10 @@ class ClassifierConfig(Confidence):
     kind: Literal["classifier"]
     path: str = Field(min_length=1, description="A folder, or a hub id such as rizvandwiki/gender-classification.")
     label: str = Field(min_length=1, description="A name from the model's label2id, such as male.")
-    revision: str | None = None
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit on the hub. None: the default branch."
+    )
+    precision: Precision = Field(default="auto", description="Of the network. auto: fp16 on CUDA, fp32 on a CPU.")
 
     @field_validator("path")
     @classmethod
@@ -85,25 +89,47 @@ class PythonConfig(Part):
     @field_validator("file")
     @classmethod
     def _exists(cls, file: str, info: ValidationInfo) -> str:
-        folder = info.context.get("folder") if isinstance(info.context, dict) else None
-        path = Path(file).expanduser()
-        for candidate in (path, *((Path(folder) / path,) if folder else ())):
-            if candidate.is_file():
-                return str(candidate.resolve())
-        raise ValueError(f"no such file: {file}")
+        found = resolve_file(file, info.context)
+        if found is None:
+            raise ValueError(f"no such file: {file}")
+        return found
 
 
-RewardPart = Annotated[ClassifierConfig | DigitsConfig | PythonConfig, Field(discriminator="kind")]
+AnyPart = (
+    ClassifierConfig
+    | DigitsConfig
+    | PythonConfig
+    | ImageRewardConfig
+    | AestheticConfig
+    | PickScoreConfig
+    | HpsConfig
+    | ClipSimilarityConfig
+    | DetectionConfig
+    | JpegConfig
+)
+RewardPart = Annotated[AnyPart, Field(discriminator="kind")]
 
 
-def part_name(part: ClassifierConfig | DigitsConfig | PythonConfig) -> str:
+def part_name(part: AnyPart) -> str:
     """The name of a part in metrics and reports."""
     if part.name is not None:
         return part.name
     match part:
         case ClassifierConfig():
-            return "".join(c if c.isalnum() or c in "_.-" else "_" for c in part.label)[:64]
+            return _as_name(part.label)
         case DigitsConfig():
             return "digits" if part.classifier == "reward" else "digits_judge"
         case PythonConfig():
             return part.function
+        case DetectionConfig():
+            return _as_name(f"{part.mode} {part.object}")
+        case JpegConfig():
+            return "compressible" if part.prefer == "small" else "incompressible"
+        case ImageRewardConfig() | AestheticConfig() | PickScoreConfig() | HpsConfig() | ClipSimilarityConfig():
+            return part.kind
+        case _:
+            assert_never(part)
+
+
+def _as_name(words: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "_" for c in words)[:64]

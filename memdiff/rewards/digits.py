@@ -29,3 +29,7 @@ class DigitsReward:
         """Scores, B fp32."""
         log_probabilities_BK = self._network(images_BCHW).log_softmax(dim=1)
         return confidence_score(log_probabilities_BK[:, list(self.config.digits)].logsumexp(dim=1), self.config)
+
+    def features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """The classifier's penultimate activations: B D fp32."""
+        return self._network.features(images_BCHW)

@@ -1,40 +1,33 @@
-"""Recipe sections of the reward families with public weights, and of JPEG. No torch."""
+"""Recipe parts of the reward families with public weights, and of JPEG. No torch."""
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from memdiff.models.config import Precision, resolve_source
-from memdiff.rewards.config import Part
+from memdiff.models.config import resolve_source
+from memdiff.rewards.part_config import NetworkPart, Part, TextPart, resolve_weights
 from memdiff.section import Float, Int
 
 FOLDER_OR_HUB_ID = "A folder, or a hub id."
 
 
-class NetworkPart(Part):
-    """A part that runs a network loaded from a folder or the hub."""
+class ImageRewardConfig(TextPart):
+    """ImageReward (Xu et al. 2023): how well people would like an image for its prompt; about -2.5 to 2.5."""
 
-    revision: str | None = Field(
-        default=None, description="Branch, tag or commit on the hub. None: the default branch."
-    )
-    precision: Precision = Field(default="auto", description="Of the network. auto: fp16 on CUDA, fp32 on a CPU.")
-    checkpointing: bool = Field(
-        default=False, description="Recompute layer by layer in the backward pass: less memory, a third more time."
+    kind: Literal["image_reward"]
+    path: str = Field(
+        default="THUDM/ImageReward", min_length=1, description="A hub id, a folder with ImageReward.pt, or the file."
     )
 
-    @field_validator("path", check_fields=False)
+    @field_validator("path")
     @classmethod
     def _folder_or_hub_id(cls, path: str, info: ValidationInfo) -> str:
-        return resolve_source(path, info.context)
+        return resolve_weights(path, info.context)
 
 
-class TextPart(NetworkPart):
-    """A part that compares images with their prompts."""
+class ClipTextPart(TextPart):
+    """A text part on CLIP, which takes its tokens from a tokenizer of its own."""
 
-    prompt: str | None = Field(
-        default=None, min_length=1, description="Compared with every image. None: each image's own prompt."
-    )
     tokenizer: str | None = Field(
         default=None,
         description="A folder or hub id with a CLIP tokenizer. None: the folder's own, or the kind's usual.",
@@ -60,34 +53,42 @@ class AestheticConfig(NetworkPart):
     @field_validator("head")
     @classmethod
     def _file_folder_or_hub_id(cls, head: str, info: ValidationInfo) -> str:
-        folder = info.context.get("folder") if isinstance(info.context, dict) else None
-        path = Path(head).expanduser()
-        for candidate in (path, *((Path(folder) / path,) if folder else ())):
-            if candidate.is_file():
-                return str(candidate.resolve())
-        return resolve_source(head, info.context)
+        return resolve_weights(head, info.context)
 
 
-class PickScoreConfig(TextPart):
+class PickScoreConfig(ClipTextPart):
     """PickScore v1 (Kirstain et al. 2023): CLIP ViT-H/14, cosine times the learned scale, about 22."""
 
     kind: Literal["pickscore"]
     path: str = Field(default="yuvalkirstain/PickScore_v1", min_length=1, description=FOLDER_OR_HUB_ID)
 
 
-class HpsConfig(TextPart):
+class HpsConfig(ClipTextPart):
     """Human Preference Score v2 and v2.1 (Wu et al. 2023): CLIP ViT-H/14, cosine, about 0.28."""
 
     kind: Literal["hpsv2"]
-    path: str = Field(default="xswu/HPSv2", min_length=1, description=FOLDER_OR_HUB_ID)
+    path: str = Field(
+        default="xswu/HPSv2", min_length=1, description="A folder, a hub id, or the authors' .pt (format open_clip)."
+    )
     format: Literal["open_clip", "transformers"] = Field(
         default="open_clip",
         description="open_clip: the authors' .pt. transformers: a conversion (adams-story/HPSv2-hf).",
     )
     version: Literal["2.0", "2.1"] = Field(default="2.1", description="Which of the authors' files; format open_clip.")
 
+    @field_validator("path")
+    @classmethod
+    def _folder_or_hub_id(cls, path: str, info: ValidationInfo) -> str:
+        return resolve_weights(path, info.context)
 
-class ClipSimilarityConfig(TextPart):
+    @model_validator(mode="after")
+    def _file_is_open_clips(self) -> Self:
+        if self.format == "transformers" and self.path.endswith((".pt", ".safetensors")):
+            raise ValueError(f"format: transformers needs a folder or a hub id, got the file {self.path}")
+        return self
+
+
+class ClipSimilarityConfig(ClipTextPart):
     """Cosine between the CLIP embeddings of image and prompt (Radford et al. 2021), -1 to 1."""
 
     kind: Literal["clip_similarity"]
@@ -140,16 +141,3 @@ class JpegConfig(Part):
         le=100,
         description="Of the JPEG. None: 95 for size, 50 (the standard's tables) for distance.",
     )
-
-
-Family = AestheticConfig | PickScoreConfig | HpsConfig | ClipSimilarityConfig | DetectionConfig | JpegConfig
-
-
-def family_name(part: Family) -> str:
-    """The name of a part in metrics and reports where the recipe gives none."""
-    if isinstance(part, DetectionConfig):
-        words = "".join(c if c.isalnum() and c.isascii() else "_" for c in part.object)
-        return f"{part.mode}_{words}"[:64]
-    if isinstance(part, JpegConfig):
-        return "compressible" if part.prefer == "small" else "incompressible"
-    return part.kind

@@ -4,14 +4,17 @@ Shapes: B images.
 """
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from memdiff.errors import ConfigError, RewardError
 from memdiff.rewards.config import PythonConfig
+from memdiff.rewards.reward import checked
 
 
 class PythonReward:
@@ -32,26 +35,25 @@ class PythonReward:
         where = f"{Path(self.config.file).name}:{self.config.function}"
         try:
             result = self._function(images_BCHW, list(prompts))
-        except Exception as error:  # a user's code may raise anything, and the user is told what
+        except (Exception, SystemExit) as error:  # a user's code may raise anything, and the user is told what
             raise RewardError(f"reward {where} raised {type(error).__name__}: {error}") from error
-        if isinstance(result, torch.Tensor):
-            return result.to(images_BCHW.device)
+        if isinstance(result, np.ndarray):
+            result = result.tolist()  # torch takes no reversed, read-only or big-endian arrays
         try:
-            return torch.as_tensor(result, dtype=torch.float32, device=images_BCHW.device)
+            scores = torch.as_tensor(result)
         except (TypeError, ValueError, RuntimeError):
-            raise RewardError(
-                f"reward {where} must return {len(images_BCHW)} numbers, got {type(result).__name__}"
-            ) from None
+            scores = result  # no numbers: refused below
+        return checked(scores, count=len(images_BCHW), name=where).to(images_BCHW.device)
 
 
 def _load_function(file: Path, name: str) -> Callable[..., Any]:
     spec = importlib.util.spec_from_file_location(f"memdiff_reward_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"reward file {file} is not a Python file; give one that ends in .py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # importing a user's file may raise anything
+    except (Exception, SystemExit) as error:  # importing a user's file may raise anything
         raise ConfigError(f"reward file {file} can't be imported: {type(error).__name__}: {error}") from error
     function = vars(module).get(name)
     if not callable(function):

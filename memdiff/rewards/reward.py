@@ -35,11 +35,12 @@ def score(reward: Reward, images_BCHW: torch.Tensor, prompts: Sequence[str], *, 
     parts = []
     for start in range(0, len(images_BCHW), chunk):
         images, texts = images_BCHW[start : start + chunk], prompts[start : start + chunk]
-        parts.append(_checked(reward(images, texts), count=len(images), name=name))
-    return torch.cat(parts)
+        parts.append(checked(reward(images, texts), count=len(images), name=name))
+    return torch.cat(parts) if parts else images_BCHW.new_zeros(0, dtype=torch.float32)
 
 
-def _checked(result: object, *, count: int, name: str) -> torch.Tensor:
+def checked(result: object, *, count: int, name: str) -> torch.Tensor:
+    """`result` in fp32 if it is a tensor of `count` numbers; else RewardError: what was expected, what was got."""
     if not isinstance(result, torch.Tensor):
         raise RewardError(f"reward {name} must return {count} numbers for {count} images, got {type(result).__name__}")
     if result.shape != (count,):

@@ -1,21 +1,28 @@
 """The weighted sum of a recipe's reward parts, every part's own score kept.
 
-Shapes: P parts, B images of one call, N images over all ranks.
+Shapes: P parts, B images of one call, N images over all ranks, D of an embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from memdiff.errors import RewardError
 from memdiff.placement import place
+from memdiff.rewards.normalise import Running, normalise
 from memdiff.rewards.reward import Reward, score
+
+Features = Callable[[torch.Tensor], torch.Tensor]  # images_BCHW in [0, 1] -> e_BD
 
 
 @dataclass(frozen=True)
 class WeightedPart:
-    """One part. `target_share` turns yes/no scores into a pull towards that share of yes."""
+    """One part. `target_share` turns yes/no scores into a pull towards that share of yes.
+
+    `normalised` parts enter the sum in units of their running std; `features` are what the diversity of a batch is
+    measured in, where the part has any.
+    """
 
     name: str
     reward: Reward
@@ -23,16 +30,23 @@ class WeightedPart:
     chunk: int = 32
     is_share: bool = False
     target_share: float | None = None
+    normalised: bool = False
+    features: Features | None = None
+
+
+Statistics = Mapping[str, Running]  # by the name of each normalised part
 
 
 class WeightedReward:
     """Scores on each rank, sums over what all ranks scored: a part may depend on the whole round.
 
-    `device` is where the parts run; images are brought there and the scores back.
+    `device` is where the parts run; images are brought there and the scores back. `statistics` are those of the scores
+    seen so far, changed by `observe` alone.
     """
 
     def __init__(self, parts: Sequence[WeightedPart], *, device: torch.device) -> None:
         self.parts, self.device = tuple(parts), device
+        self.statistics: Statistics = {part.name: Running() for part in parts if part.normalised}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,13 +61,38 @@ class WeightedReward:
         rows = [score(part.reward, images, prompts, chunk=part.chunk, name=part.name) for part in self.parts]
         return place(torch.stack(rows), images_BCHW.device)
 
-    def combine(self, raw_PN: torch.Tensor) -> torch.Tensor:
-        """The total reward of a round's images from their raw scores over all ranks: N fp32."""
+    def observe(self, raw_PN: torch.Tensor) -> None:
+        """Takes a round's raw scores of all ranks into the statistics."""
+        self.statistics = self.with_scores(raw_PN)
+
+    def with_scores(self, raw_PN: torch.Tensor) -> Statistics:
+        """The statistics so far and these scores."""
+        rows = zip(self.parts, raw_PN, strict=True)
+        return {p.name: self.statistics[p.name].with_scores(scores_N) for p, scores_N in rows if p.normalised}
+
+    def combine(self, raw_PN: torch.Tensor, statistics: Statistics) -> torch.Tensor:
+        """The total reward of a round's images from their raw scores over all ranks: N fp32. No state is read."""
         total_N = raw_PN.new_zeros(raw_PN.shape[1])
         for part, scores_N in zip(self.parts, raw_PN, strict=True):
             shaped_N = scores_N if part.target_share is None else towards_share(scores_N, part.target_share)
+            if part.normalised:
+                shaped_N = normalise(scores_N, statistics[part.name])
             total_N = total_N + part.weight * shaped_N
         return total_N
+
+    def value(self, raw_PN: torch.Tensor, statistics: Statistics) -> float:
+        """What training raises, for a set of images: the mean total, a share part counting as -(share - target)^2.
+
+        The mean of `combine` would not do for a share part: it is a slope, and 0 both at the target and at no yes.
+        """
+        value = 0.0
+        for part, scores_N in zip(self.parts, raw_PN, strict=True):
+            if part.target_share is not None:
+                value -= part.weight * (float(scores_N.mean()) - part.target_share) ** 2
+            else:
+                shaped_N = normalise(scores_N, statistics[part.name]) if part.normalised else scores_N
+                value += part.weight * float(shaped_N.mean())
+        return value
 
     def move(self, device: torch.device) -> None:
         """Takes the parts' networks to `device`; they are brought back before they score."""

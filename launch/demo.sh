@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The whole job on the built-in digits model: train, sample before and after, judge both, report. For `make demo`.
+#   launch/demo.sh [RUN_FOLDER]
+# Two CPU ranks, or every GPU.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+run=${1:-runs/demo}
+python=${PYTHON:-.venv/bin/python}
+gpus=$("$python" -c 'import torch; print(torch.cuda.device_count() or 2)')
+
+"$python" -m memdiff train launch/recipes/digits_reinforce.yaml --gpus "$gpus" --out "$run"
+"$python" -m memdiff sample digits --num-images 400 --gpus "$gpus" --out "$run/images_before"
+"$python" -m memdiff sample "$run" --num-images 400 --gpus "$gpus" --out "$run/images_after"
+"$python" -m memdiff.embedded.judge "$run/images_before" "$run/images_after" --json "$run/judge.json"
+"$python" -m memdiff report "$run"
+echo "Open $run/report.html in a browser."
