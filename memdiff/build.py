@@ -1,5 +1,6 @@
 """From a recipe to the parts of a run. The one place where rooms meet."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -10,7 +11,6 @@ from memdiff.config import Recipe
 from memdiff.embedded.paths import DIGITS_DDPM
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, check_precision
-from memdiff.launcher import check_world_size
 from memdiff.memory.config import MemoryConfig
 from memdiff.memory.knobs import Knobs, resolve_knobs
 from memdiff.models.config import AdapterConfig, DdpmConfig, EmbeddedConfig, ModelConfig, SamplerConfig
@@ -34,6 +34,7 @@ class Parts:
     policy: DdpmPolicy
     reward: WeightedReward
     judged: WeightedReward  # the reward's parts and the held-out ones, for evaluation
+    held_out: Sequence[str]  # names of the latter
     engine: DeepSpeedEngine
     pieces: Pieces
     objective: Reinforce
@@ -42,7 +43,7 @@ class Parts:
 
 def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = None) -> Parts:
     """Loads and connects all parts on this rank. torch.distributed must be up. Raises ConfigError."""
-    check_world_size(ranks.world_size, recipe.run.images_per_round)
+    recipe.check_world_size(ranks.world_size)
     quiet_libraries()
     torch.manual_seed(recipe.run.seed)  # the adapter's start; all other randomness is counter-based
     precision = resolve_precision(recipe.model.precision, ranks.device)
@@ -78,7 +79,9 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
     judged = WeightedReward([*reward.parts, *held_out.parts], device=reward_device)
     pieces = Pieces(engine.gradients)
     objective = Reinforce(recipe.method, reward, pieces, ranks, knobs)
-    return Parts(recipe, ranks, policy, reward, judged, engine, pieces, objective, knobs)
+    if knobs.rewards_off_when_idle:
+        judged.move(HOST)
+    return Parts(recipe, ranks, policy, reward, judged, held_out.names, engine, pieces, objective, knobs)
 
 
 def build_policy(

@@ -2,14 +2,14 @@
 
 import json
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from memdiff.errors import EXIT_STOPPED, ConfigError, MemdiffError
+from memdiff.errors import ConfigError
+from memdiff.guarded import guarded
 
 app = typer.Typer(
     name="memdiff",
@@ -43,7 +43,7 @@ def train(
 
     Under the deepspeed launcher this process is one rank; otherwise it starts the launcher itself.
     """
-    from memdiff.launcher import check_world_size, choose_world_size, launch, under_launcher
+    from memdiff.launcher import choose_world_size, launch, under_launcher
     from memdiff.recipe_file import read_recipe
     from memdiff.run_folder import RunFolder
 
@@ -60,11 +60,13 @@ def train(
 
         raise typer.Exit(train_rank(checked, folder.path, resume=resume, ds_config_file=ds_config))
     world_size = choose_world_size(gpus)
-    check_world_size(world_size, checked.run.images_per_round)
+    checked.check_world_size(world_size)
     folder.prepare(checked, resume)
     status = folder.status()
-    if status.get("state") == "complete" and status.get("round", 0) >= checked.run.rounds:
-        typer.echo(f"this run is complete ({status['round']} rounds); for more, --set run.rounds=N")
+    ended_by_guard = checked.guards.stop and status.get("ended_by_guard", False)
+    if status.get("state") == "complete" and (ended_by_guard or status.get("round", 0) >= checked.run.rounds):
+        way_on = "--set guards.stop=false" if ended_by_guard else "--set run.rounds=N"
+        typer.echo(f"this run is complete ({status['round']} rounds); for more, {way_on}")
         typer.echo(str(folder.path))
         return
     folder.write_status("running", round=status.get("round", 0))
@@ -105,6 +107,25 @@ def sample(
     typer.echo(str(sample_over_processes(request, gpus)))
 
 
+@app.command(epilog="Example: memdiff score samples --reward aesthetic --reward jpeg:quality=90 --json scores.json")
+def score(
+    images: Annotated[list[str], typer.Argument(help="Image files, folders or globs.")],
+    reward: Annotated[
+        list[str], typer.Option(help="KIND or KIND:key=value,..., keys as in a recipe; give it again for more.")
+    ],
+    prompt: Annotated[list[str] | None, typer.Option(help="One for all images, or one for each, in order.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the scores here.")] = None,
+) -> None:
+    """Score images that lie on disk: a table, and JSON."""
+    from memdiff.score_request import given_parts
+
+    parts = given_parts(reward, with_prompts=bool(prompt))
+
+    from memdiff.score import score_files
+
+    score_files(images, parts, prompt or [""], json_file=json_file)
+
+
 @app.command(epilog="Example: memdiff report runs/digits")
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write report.html into a run folder: one file, opens from file://."""
@@ -116,7 +137,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 @app.command(epilog="Example: memdiff doctor")
 def doctor() -> None:
     """Look at versions, devices, precisions, compiler, operators, hub and disk, and say what to do."""
-    from memdiff.doctor import examine, show
+    from memdiff.doctor.examine import examine, show
 
     raise typer.Exit(show(examine()))
 
@@ -134,23 +155,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command: Any = typer.main.get_command(app)
     words = list(arguments) if arguments is not None else None
     guarded(lambda: command(args=words, prog_name="memdiff", standalone_mode=False))
-
-
-def guarded(action: Callable[[], Any]) -> NoReturn:
-    """Exits with what `action` returns (None: 0); every error of ours is one line on stderr and its exit code."""
-    try:
-        code = action()
-    except MemdiffError as error:
-        code = _say(error.exit_code, str(error))
-    except typer.TyperException as error:
-        message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
-        code = _say(2, f"{message} See memdiff --help.")
-    except (KeyboardInterrupt, typer.Abort):
-        code = _say(EXIT_STOPPED, "stopped")
-    sys.stdout.flush()
-    sys.exit(code or 0)
-
-
-def _say(exit_code: int, message: str) -> int:
-    print(f"memdiff: error[{exit_code}]: {' '.join(message.split())}", file=sys.stderr, flush=True)  # noqa: T201
-    return exit_code

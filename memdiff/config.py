@@ -5,10 +5,13 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from memdiff.engine.config import OptimizerConfig
+from memdiff.errors import ConfigError
 from memdiff.memory.config import MemoryConfig
 from memdiff.models.config import AdapterConfig, ModelConfig, SamplerConfig
 from memdiff.objectives.config import MethodConfig
 from memdiff.rewards.config import RewardPart, part_name
+from memdiff.rewards.guards_config import GuardsConfig
+from memdiff.rewards.part_config import TextPart
 from memdiff.section import Int, Section
 
 
@@ -41,6 +44,7 @@ class Recipe(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     memory: MemoryConfig = MemoryConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    guards: GuardsConfig = GuardsConfig()
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
@@ -49,6 +53,9 @@ class Recipe(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two reward parts are named {twice[0]}; give each a `name` of its own")
+        for part in (*self.reward, *self.evaluate.rewards):
+            if isinstance(part, TextPart) and part.prompt is None:
+                raise ValueError(f"reward {part_name(part)} needs a `prompt`; model.kind {self.model.kind} has none")
         if self.method.kind == "reinforce" and self.sampler.eta == 0 and self.sampler.sigma_floor == 0:
             raise ValueError("sampler.eta 0 has no density, so method reinforce has no gradient; set sampler.eta to 1")
         weights = self.method.step_weights
@@ -63,3 +70,12 @@ class Recipe(Section):
         if self.method.per_prompt:
             raise ValueError(f"method.per_prompt needs prompts; model.kind {self.model.kind} has none")
         return self
+
+    def check_world_size(self, world_size: int) -> None:
+        """Raises ConfigError where a rank would have no image."""
+        images = self.run.images_per_round
+        if world_size > images:
+            raise ConfigError(
+                f"run.images_per_round must be at least the number of ranks, {world_size}, got {images}; "
+                f"use --gpus {images} or fewer"
+            )

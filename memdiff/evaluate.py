@@ -14,7 +14,8 @@ from memdiff.chain.noise import Noise, Stream
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import rollout
 from memdiff.placement import HOST, place
-from memdiff.rewards.weighted import WeightedReward, refuse_non_finite
+from memdiff.rewards.guards import diversity
+from memdiff.rewards.weighted import Statistics, WeightedReward, refuse_non_finite
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,15 @@ class Evaluation:
     images_NHWC: np.ndarray  # uint8
     numbers: Mapping[str, float]  # the row's keys under `evaluate/`
     reward_mean: float
+    statistics: Statistics  # those that normalised parts were measured with
 
 
-def evaluate(parts: Parts, advance: Callable[[int], None]) -> Evaluation:
-    """Samples `evaluate.images` images from noise that never changes. Collective."""
+def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistics | None = None) -> Evaluation:
+    """Samples `evaluate.images` images from noise that never changes. Collective.
+
+    `statistics` are those of the run's first evaluation (None: this is it), so that normalised parts can be compared
+    over the rounds.
+    """
     recipe, policy, ranks = parts.recipe, parts.policy, parts.ranks
     count = recipe.evaluate.images
     block = ranks.block(count)
@@ -39,15 +45,21 @@ def evaluate(parts: Parts, advance: Callable[[int], None]) -> Evaluation:
         images_nCHW = policy.decode(x_0)
         parts.judged.move(parts.judged.device)
         raw_Pn = parts.judged.raw(images_nCHW, prompts)
+        differences = diversity(parts.reward, images_nCHW, ranks, num_images=count)
         if parts.knobs.rewards_off_when_idle:
             parts.judged.move(HOST)
     raw_PN = ranks.gather(raw_Pn.T.contiguous(), count).T
     images_NCHW = ranks.gather(to_uint8(images_nCHW), count)
     refuse_non_finite(raw_PN, parts.judged.names)
-    reward_mean = float(parts.reward.combine(raw_PN[: len(parts.reward.parts)]).mean())
+    trained_PN, held_out_PN = raw_PN.split([len(parts.reward.parts), len(raw_PN) - len(parts.reward.parts)])
+    statistics = statistics or parts.reward.statistics_of(trained_PN)
+    reward_mean = parts.reward.value(trained_PN, statistics)
     numbers = {"reward_mean": reward_mean, "images": count, **part_means(parts.judged, raw_PN)}
+    numbers |= {key: float(value) for key, value in differences.items() if value.isfinite()}
+    for name, scores_N in zip(parts.held_out, held_out_PN, strict=True):
+        numbers[f"reward_std/{name}"] = float(scores_N.std(correction=0))
     images = place(images_NCHW, HOST).permute(0, 2, 3, 1).numpy()
-    return Evaluation(images, {f"evaluate/{key}": value for key, value in numbers.items()}, reward_mean)
+    return Evaluation(images, {f"evaluate/{key}": value for key, value in numbers.items()}, reward_mean, statistics)
 
 
 def part_means(reward: WeightedReward, raw_PN: torch.Tensor) -> dict[str, float]:

@@ -32,15 +32,6 @@ def choose_world_size(gpus: int | None) -> int:
     return gpus
 
 
-def check_world_size(world_size: int, images_per_round: int) -> None:
-    """Every rank needs an image."""
-    if world_size > images_per_round:
-        raise ConfigError(
-            f"run.images_per_round must be at least the number of ranks, {world_size}, got {images_per_round}; "
-            f"use --gpus {images_per_round} or fewer"
-        )
-
-
 def rank_environment(world_size: int) -> dict[str, str]:
     """For the ranks: compiled operators inside a checkout's own cache, the CPU's threads divided over CPU ranks."""
     environment = dict(os.environ)
@@ -57,13 +48,13 @@ def rank_environment(world_size: int) -> dict[str, str]:
 
 
 def launch(arguments: Sequence[str], folder: RunFolder, world_size: int) -> int:
-    """`deepspeed --num_gpus N --module memdiff <arguments>`; the ranks' stderr goes to launcher.log. Returns the exit code.
+    """`deepspeed --num_gpus N --module memdiff <arguments>`; stderr goes to launcher.log. Returns the exit code.
 
     The launcher's own exit code is not trusted: it is 0 after its child was killed. A run is done when status.json says
     so. SIGTERM and SIGINT are passed on once to the whole group, and the ranks save.
     """
     command = [
-        sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(world_size),
+        sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", "--num_gpus", str(world_size),
         "--master_port", str(free_port()), "--module", "memdiff", *arguments,
     ]  # fmt: skip
     log = folder.path / LOG
@@ -112,11 +103,11 @@ def _tell_failure(folder: RunFolder, log: Path, code: int) -> int:
     lines = log.read_text(errors="replace").splitlines()
     said = next((line for line in lines if line.startswith("memdiff: error[")), None)
     if said is not None:
-        print(said, file=sys.stderr)
+        sys.stderr.write(said + "\n")
         exit_code = int(said.removeprefix("memdiff: error[").partition("]")[0])
     else:
         exit_code = 6
-        print(f"memdiff: error[6]: a rank ended without a word (launcher exit code {code}); see {log}", file=sys.stderr)
+        sys.stderr.write(f"memdiff: error[6]: a rank ended without a word (launcher exit code {code}); see {log}\n")
         said = f"a rank ended without a word (launcher exit code {code})"
     folder.write_status("failed", round=int(folder.status().get("round", 0)), exit_code=exit_code, message=said)
     return exit_code

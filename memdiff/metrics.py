@@ -29,7 +29,7 @@ def round_row(
         "update": parts.engine.updates,
         "images": standing.images,
         "images_in_round": len(rewards_N),
-        "reward_mean": float(rewards_N.mean()),
+        "reward_mean": parts.reward.value(raw_PN, parts.reward.statistics),
         "reward_std": float(rewards_N.std(correction=0)),
         **part_means(parts.reward, raw_PN),
         **{

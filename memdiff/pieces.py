@@ -122,7 +122,7 @@ class _Leave(Function):
 
 
 def call_network(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`network(x)` with x cast from fp32 to `dtype` and the result cast back to fp32, gradients scaled where fp16 needs it.
+    """`network(x)` with x cast from fp32 to `dtype` and the result cast back, gradients scaled where fp16 needs it.
 
     A piece may call several fp16 networks or one several times: they share the scale that the last call's gradient set.
     """
@@ -172,7 +172,7 @@ class Pieces:
                     break
                 self.redone += 1
             raise NumericError(
-                "a gradient is not finite at any loss scale; look at the reward and the images, lower the learning rate, "
+                "a gradient is not finite at any loss scale; look at the reward, lower the learning rate, "
                 "or set model.precision to fp32"
             )
 
@@ -204,7 +204,7 @@ class Pieces:
 def fixed_batches(items: Sequence[Item], size: int) -> Iterator[tuple[list[Item], int]]:
     """Batches of exactly `size` items, the last filled up with its own first item, and how many of each are meant.
 
-    One shape for every batch: kernels differ by shape, so a result would otherwise depend on how many neighbours it has.
+    One shape for every batch: kernels differ by shape, so a result would else depend on its neighbours' number.
     """
     for start in range(0, len(items), size):
         batch = list(items[start : start + size])

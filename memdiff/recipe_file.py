@@ -55,7 +55,15 @@ def check_recipe(raw: Mapping[str, Any], *, source: str, folder: Path | None = N
     try:
         return Recipe.model_validate(raw, context={"folder": folder})
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_one_line(error, raw)}") from None
+        raise ConfigError(f"{source}: {one_line(error, raw, Recipe)}") from None
+
+
+def read_value(text: str) -> Any:
+    """What a word on the command line means as YAML. Raises ConfigError where it is none."""
+    try:
+        return yaml.load(text, Loader=_RecipeLoader)
+    except NOT_YAML:
+        raise ConfigError(f"{_show(text)} is not a YAML value") from None
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -70,9 +78,9 @@ def changed_keys(old: Recipe, new: Recipe) -> list[str]:
 
 
 def _deciding(recipe: Recipe) -> dict[str, Any]:
-    """A run may be made longer, and memory knobs change gradients by rounding only: those keys are left out."""
+    """Left out: a run may be made longer, guards only warn or end it, memory knobs change gradients by rounding."""
     flat = _flatten(recipe.model_dump(mode="json"))
-    free = ("run.rounds", "run.save_every", "run.keep_checkpoints", "memory.")
+    free = ("run.rounds", "run.save_every", "run.keep_checkpoints", "memory.", "guards.")
     return {key: value for key, value in flat.items() if not key.startswith(free)}
 
 
@@ -115,35 +123,41 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not separator or not all(keys):
         raise ConfigError(f"--set takes a.b=value, got {override!r}")
     try:
-        value = yaml.load(text, Loader=_RecipeLoader)
-    except NOT_YAML:
-        raise ConfigError(f"--set {dotted}: {_show(text)} is not a YAML value") from None
+        value = read_value(text)
+    except ConfigError as error:
+        raise ConfigError(f"--set {dotted}: {error}") from None
     node: Any = raw
     for key in keys[:-1]:
         if isinstance(node, list):
             node = node[_list_index(node, key, dotted)]
+            if not isinstance(node, dict | list):
+                raise ConfigError(f"--set {dotted}: entry {key} is a value, not a section")
             continue
         if not isinstance(node.get(key), dict | list):
             node[key] = {}
         node = node[key]
-    node[_list_index(node, keys[-1], dotted) if isinstance(node, list) else keys[-1]] = value
+    if isinstance(node, list):
+        node[_list_index(node, keys[-1], dotted)] = value
+    else:
+        node[keys[-1]] = value
 
 
 def _list_index(node: list[Any], key: str, dotted: str) -> int:
-    if not key.isdecimal() or int(key) >= len(node) or not isinstance(node[int(key)], dict):
-        raise ConfigError(f"--set {dotted}: {key!r} must be the number of an entry, 0..{len(node) - 1}")
+    if not key.isdecimal() or int(key) >= len(node):
+        allowed = f"0..{len(node) - 1}" if node else "and the list is empty"
+        raise ConfigError(f"--set {dotted}: {key!r} must be the number of an entry, {allowed}")
     return int(key)
 
 
-def _one_line(error: ValidationError, raw: Mapping[str, Any]) -> str:
-    """The first mistake, dotted and with what was got, and how many more there are."""
+def one_line(error: ValidationError, raw: Mapping[str, Any], root: type[Section]) -> str:
+    """The first mistake in `raw`, a `root` section: dotted, with what was got, and how many more there are."""
     # A misspelt key is both unknown and missing: the first tells more. A list with a wrong entry is also "too short".
     mistakes = [mistake for mistake in error.errors(include_url=False) if mistake["type"] != "too_short"]
     mistakes = sorted(mistakes or error.errors(include_url=False), key=lambda m: m["type"] != "extra_forbidden")
     first = mistakes[0]
-    path, node, sections = _locate(first["loc"], raw)
+    path, node, sections = _locate(first["loc"], raw, root)
     dotted = ".".join(path) or "the recipe"
-    same = [mistake for mistake in mistakes if _locate(mistake["loc"], raw)[0] == path]  # the branches of one union
+    same = [mistake for mistake in mistakes if _locate(mistake["loc"], raw, root)[0] == path]  # branches of one union
     match first["type"]:
         case "extra_forbidden":
             message = f"unknown key {dotted}{_did_you_mean(path[-1], sections)}"
@@ -162,7 +176,7 @@ def _one_line(error: ValidationError, raw: Mapping[str, Any]) -> str:
         case _:
             reasons = dict.fromkeys(mistake["msg"][0].lower() + mistake["msg"][1:] for mistake in same)
             message = f"{dotted}: {', or '.join(reasons)}, got {_show(node)}"
-    more = len({tuple(_locate(mistake["loc"], raw)[0]) for mistake in mistakes}) - 1
+    more = len({tuple(_locate(mistake["loc"], raw, root)[0]) for mistake in mistakes}) - 1
     return f"{message} (and {more} more)" if more else message
 
 
@@ -175,18 +189,16 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _locate(loc: tuple[int | str, ...], raw: Any) -> tuple[list[str], Any, list[type[Section]]]:
+def _locate(loc: tuple[int | str, ...], raw: Any, root: type[Section]) -> tuple[list[str], Any, list[type[Section]]]:
     """The dotted path without pydantic's union tags, the data at it, and the sections its last key may belong to."""
     path: list[str] = []
-    sections: list[type[Section]] = [Recipe]
+    sections: list[type[Section]] = [root]
     node = raw
     for position, key in enumerate(loc):
         last = position == len(loc) - 1
         if isinstance(node, Mapping) and key == node.get("kind") and loc[position - 1] != key:
             continue  # pydantic's union tag; the key of the same name, where there is one, comes after it
-        if isinstance(node, Mapping) and key in node:
-            node = node[key]
-        elif isinstance(node, list) and isinstance(key, int) and key < len(node):
+        if _holds(node, key):
             node = node[key]
         elif not (last and isinstance(node, Mapping) and any(key in section.model_fields for section in sections)):
             continue
@@ -198,6 +210,12 @@ def _locate(loc: tuple[int | str, ...], raw: Any) -> tuple[list[str], Any, list[
             named = [s for s in kinds if node["kind"] in get_args(s.model_fields["kind"].annotation)]
             sections = named or sections
     return path, node, sections
+
+
+def _holds(node: Any, key: int | str) -> bool:
+    if isinstance(node, list):
+        return isinstance(key, int) and key < len(node)
+    return isinstance(node, Mapping) and key in node
 
 
 def _sections_of(section: type[Section], key: str) -> list[type[Section]]:

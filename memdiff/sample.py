@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from memdiff.chain.noise import Noise, Stream
+from memdiff.guarded import guarded
 from memdiff.models.ddpm import load_ddpm
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import rollout
@@ -52,8 +53,6 @@ def write_png(file: Path, pixels_CHW: torch.Tensor) -> None:
 
 
 if __name__ == "__main__":
-    from memdiff.cli import guarded
-
     guarded(
         lambda: sample_block(
             SampleRequest.model_validate_json(Path(sys.argv[1]).read_text()),

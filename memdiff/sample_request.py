@@ -39,7 +39,7 @@ def make_request(
     out: Path | None,
 ) -> SampleRequest:
     """Fills what was not given from the run's recipe, or from the sampler's defaults. Raises ConfigError."""
-    if source == "digits":
+    if source == "digits" and not best:
         pipeline, sampler, default_out = str(DIGITS_DDPM), SamplerConfig(), Path("samples")
     else:
         pipeline, sampler, default_out = _locate(source, best=best)

@@ -25,7 +25,8 @@ def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
     clear_folder(folder)
     world_size = min(choose_world_size(gpus), request.num_images)
     (folder / SETTINGS).write_text(request.model_dump_json(indent=2))
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("sampling", total=request.num_images)
         if world_size == 1:
             from memdiff.ranks import ranks_of_this_process
@@ -60,7 +61,7 @@ def grid_of(files: list[Path]) -> Image.Image:
     return image_grid(images)
 
 
-def _run_processes(folder: Path, world_size: int, update) -> None:  # noqa: ANN001
+def _run_processes(folder: Path, world_size: int, update) -> None:
     """One process a rank; the first that fails ends the others."""
     processes = []
     for rank in range(world_size):

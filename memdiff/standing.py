@@ -1,6 +1,6 @@
 """How far a run has come. No torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -11,3 +11,7 @@ class Standing:
     images: int = 0
     best_reward: float | None = None
     best_round: int | None = None
+    statistics: dict[str, list[float]] = field(default_factory=dict)  # of normalised parts, over the rounds so far
+    evaluate_statistics: dict[str, list[float]] = field(default_factory=dict)  # the same at the first evaluation
+    first: dict[str, float] = field(default_factory=dict)  # what the guards hold later rounds against
+    alarm: str | None = None  # the one that ended the run

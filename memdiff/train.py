@@ -1,5 +1,6 @@
 """The training loop, and what one rank does around it."""
 
+import json
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +19,12 @@ from memdiff.errors import EXIT_STOPPED, CheckpointError, ConfigError
 from memdiff.evaluate import evaluate
 from memdiff.metrics import reset_peak, round_row
 from memdiff.objectives.experience import Batch, Clock, Metrics, Round
+from memdiff.placement import HOST
 from memdiff.progress import RunProgress
 from memdiff.ranks import ranks_of_this_process
 from memdiff.report.grid import image_grid, write_evolution
+from memdiff.rewards.guards import alarms, watched
+from memdiff.rewards.normalise import from_json, to_json
 from memdiff.run_folder import Resume, RunFolder
 from memdiff.standing import Standing
 
@@ -65,7 +69,8 @@ class Run:
         parts, rounds = self.parts, self.parts.recipe.run.rounds
         if self.standing.round == 0:
             self.evaluate({"round": 0, "update": 0, "images": 0})
-        for number in range(self.standing.round + 1, rounds + 1):
+        last = self.standing.round if self.standing.alarm and parts.recipe.guards.stop else rounds
+        for number in range(self.standing.round + 1, last + 1):
             clock = Clock(parts.ranks.device)
             reset_peak(parts.ranks)
             round = new_round(parts, number, clock, self.progress)
@@ -75,22 +80,26 @@ class Run:
                 with clock.phase("train"):
                     update = parts.engine.apply()
             self.standing.round, self.standing.images = number, self.standing.images + round.batch.num_images
+            self.standing.statistics = to_json(parts.reward.statistics)
             self.finish(round_row(parts, self.standing, experience, update, diagnostics, clock))
-            stopped = self.someone_asked_to_stop()
-            if stopped or number % parts.recipe.run.save_every == 0 or number == rounds:
+            stopped, alarmed = self.someone_asked_to_stop(), self.standing.alarm is not None
+            if stopped or alarmed or number % parts.recipe.run.save_every == 0 or number == rounds:
                 self.checkpoints.save(parts.engine, vars(self.standing))
+            if alarmed:
+                break
             if stopped and number < rounds:
                 return self.end("stopped", EXIT_STOPPED, "stopped on request and saved; run the same command again")
         self.save_model(self.folder.model)
-        return self.end("complete", 0, "")
+        alarm = self.standing.alarm if self.standing.round < rounds else None
+        return self.end("complete", 0, f"ended by a guard: {alarm}; to go on, --set guards.stop=false" if alarm else "")
 
     def finish(self, row: Metrics) -> None:
         """Evaluates where it is due, writes the row and shows it."""
         every, number = self.parts.recipe.evaluate.every, row["round"]
         if every and (number % every == 0 or number == self.parts.recipe.run.rounds):
             self.evaluate(row)
-        elif self.parts.ranks.is_first:
-            self.folder.add_row(row)
+        else:
+            self.record(row)
         if self.parts.ranks.is_first:
             self.folder.write_status("running", round=number)
         self.progress.done(number, row)
@@ -102,7 +111,8 @@ class Run:
         number, ranks = row["round"], self.parts.ranks
         steps = len(ranks.block(self.parts.recipe.evaluate.images)) * self.parts.policy.schedule.steps
         self.progress.begin("evaluating", steps)
-        result = evaluate(self.parts, self.progress.advance)
+        result = evaluate(self.parts, self.progress.advance, from_json(self.standing.evaluate_statistics) or None)
+        self.standing.evaluate_statistics = to_json(result.statistics)
         best = self.standing.best_reward is None or result.reward_mean > self.standing.best_reward
         if best:
             self.standing.best_reward, self.standing.best_round = result.reward_mean, number
@@ -110,9 +120,22 @@ class Run:
                 self.save_model(self.folder.best_model)
         if ranks.is_first:
             image_grid(result.images_NHWC[:64]).save(self.folder.sample_file(number))
-            self.folder.add_row({**row, **result.numbers, "evaluate/best": best})
-        shown = "  ".join(f"{key.removeprefix('evaluate/')} {value:.3f}" for key, value in result.numbers.items())
+        numbers = {key.removeprefix("evaluate/"): value for key, value in result.numbers.items()}
+        shown = "  ".join(f"{key} {value:.3f}" for key, value in numbers.items() if not key.startswith("reward_std/"))
         self.progress.say(f"evaluation at round {number}: {shown}{'  (best so far)' if best and number else ''}")
+        self.record({**row, **result.numbers, "evaluate/best": best})
+
+    def record(self, row: Metrics) -> None:
+        """Writes a row, with the guards' alarms in it; the first rank's word on them counts on all."""
+        parts, standing = self.parts, self.standing
+        standing.first = watched(row, parts.held_out) | standing.first
+        found = alarms(row, standing.first, parts.recipe.guards, parts.held_out)
+        told: list[str] = json.loads(parts.ranks.broadcast(json.dumps(found)) or "[]")
+        if parts.ranks.is_first:
+            self.folder.add_row({**row, "alarms": told})
+        for alarm in told:
+            self.progress.say(f"alarm at round {row['round']}: {alarm}")
+        standing.alarm = told[0] if told and parts.recipe.guards.stop else None
 
     def save_model(self, folder: Path) -> None:
         """What diffusers loads, from the fp32 masters (or their average). Collective."""
@@ -132,7 +155,13 @@ class Run:
             samples = sorted(self.folder.samples.glob("round_*.png"))
             if samples:
                 write_evolution(samples, self.folder.samples / "evolution.gif")
-            self.folder.write_status(state, round=self.standing.round, exit_code=exit_code, message=message)
+            self.folder.write_status(
+                state,
+                round=self.standing.round,
+                exit_code=exit_code,
+                message=message,
+                ended_by_guard=self.standing.alarm is not None,
+            )
         self.parts.ranks.barrier()
         return exit_code
 
@@ -149,6 +178,7 @@ def restore(
         path, state = latest
         checkpoints.load(parts.engine, path)
         standing = Standing(**{key: state[key] for key in vars(standing)})
+        parts.reward.statistics = from_json(standing.statistics)
         progress.say(f"resuming after round {standing.round} from {path}")
     if parts.ranks.is_first:
         folder.drop_rows_after(standing.round if latest else -1)
@@ -182,7 +212,10 @@ def rehearse(parts: Parts) -> None:
     parts.objective.rehearse(policy, noise, images=count)
     with torch.no_grad():
         images_BCHW = policy.decode(noise.initial(range(count)).to(policy.device))
+        parts.judged.move(parts.judged.device)
         parts.judged.raw(images_BCHW, [""] * count)
+        if knobs.rewards_off_when_idle:
+            parts.judged.move(HOST)
     parts.engine.gradients.zero()
 
 

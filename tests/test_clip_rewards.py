@@ -16,16 +16,6 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
-from tests.reward_models import (
-    OpenClip,
-    aesthetic_weights,
-    ids_by_hand,
-    tiny_clip_config,
-    tiny_open_clip,
-    write_clip,
-    write_hps,
-    write_trap,
-)
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -37,6 +27,16 @@ from memdiff.rewards.config import RewardPart
 from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, HpsConfig, PickScoreConfig
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD
 from memdiff.rewards.reward import score
+from tests.reward_models import (
+    OpenClip,
+    aesthetic_weights,
+    ids_by_hand,
+    tiny_clip_config,
+    tiny_open_clip,
+    write_clip,
+    write_hps,
+    write_trap,
+)
 
 CPU = torch.device("cpu")
 KINDS = ("aesthetic", "pickscore", "hpsv2", "clip_similarity")

@@ -55,7 +55,7 @@ def test_saved_model_loads_in_plain_diffusers(adapter: AdapterConfig | None, tmp
 
 
 def test_peft_folder_loads_at_the_same_strength(tmp_path: Path) -> None:
-    """`adapter/` beside the merged pipeline: loaded into the base, alpha 8 at rank 2 included, it gives the same output."""
+    """`adapter/` beside the merged pipeline: in the base, alpha 8 at rank 2, it gives the same output."""
     policy = tiny_policy(adapter=AdapterConfig(rank=2, alpha=8))
     weights = random_weights(policy)
     policy.save(tmp_path, weights)
@@ -131,7 +131,7 @@ def test_a_damaged_weight_file_is_told(tmp_path: Path) -> None:
 
 
 def test_rollout_is_diffusers_ddim() -> None:
-    """eta 0, the embedded digits: the same x_0 as DDIMPipeline's own loop from the same noise, <= 1e-4 after 20 steps."""
+    """eta 0, the embedded digits: the x_0 of DDIMPipeline's own loop from the same noise, <= 1e-4 after 20 steps."""
     policy = load_ddpm(str(DIGITS_DDPM), SamplerConfig(steps=20, eta=0), device=CPU, dtype=torch.float32)
     noise = noise_of(policy)
     got = rollout(policy, noise, range(4), [""] * 4, batch=4, storage=torch.float32)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.reward_models import ids_by_hand, shake, write_tokenizer, write_trap
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Owlv2Config, Owlv2ForObjectDetection, OwlViTConfig, OwlViTForObjectDetection
 from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProcessorPil
@@ -22,6 +21,7 @@ from memdiff.rewards.detection import DetectionReward, intersection_over_union, 
 from memdiff.rewards.families_config import DetectionConfig
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD
 from memdiff.rewards.reward import score
+from tests.reward_models import ids_by_hand, shake, write_tokenizer, write_trap
 
 CPU = torch.device("cpu")
 DETECTORS = ("owlvit", "owlv2")

@@ -8,8 +8,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from memdiff import doctor
-from memdiff.doctor import CompilerFacts, Device, DeviceFacts, Finding, HostFacts, HubFacts, PackageFacts
+from memdiff.doctor import compiler, devices, examine, host, hub, packages
+from memdiff.doctor.compiler import CompilerFacts
+from memdiff.doctor.devices import Device, DeviceFacts
+from memdiff.doctor.host import HostFacts
+from memdiff.doctor.hub import HubFacts
+from memdiff.doctor.packages import PackageFacts
+from memdiff.doctor.table import Finding
 
 GIB = 2**30
 T4 = Device("Tesla T4", 15 * GIB, (7, 5))
@@ -34,7 +39,7 @@ def states(findings):
 
 def test_packages_within_bounds_pass():
     """Local build tags, letter case and separators don't matter; requirements of an extra are not asked for."""
-    findings = doctor.judge_packages(PACKAGES)
+    findings = packages.judge_packages(PACKAGES)
     assert states(findings) == {"python": "ok", "packages": "ok"}
     assert "torch 2.13.0+cpu" in findings[1].found
 
@@ -50,14 +55,14 @@ def test_packages_within_bounds_pass():
 def test_packages_missing_or_outside_fail(versions, found, advice):
     """The finding names the package and the bound, the advice is a pip command for it alone."""
     merged = {name: version for name, version in (PACKAGES.versions | versions).items() if version is not None}
-    finding = doctor.judge_packages(replace(PACKAGES, versions=merged))[1]
+    finding = packages.judge_packages(replace(PACKAGES, versions=merged))[1]
     assert finding.state == "fail" and finding.found == found
     assert advice in finding.advice and finding.advice.count(">=") == 1
 
 
 def test_old_python_fails_and_missing_metadata_warns():
     """Python is held to Requires-Python; without memdiff's metadata nothing is claimed about packages."""
-    findings = doctor.judge_packages(replace(PACKAGES, python="3.10.4", requirements=None))
+    findings = packages.judge_packages(replace(PACKAGES, python="3.10.4", requirements=None))
     assert states(findings) == {"python": "fail", "packages": "warn"}
     assert ">=3.11" in findings[0].advice
 
@@ -74,45 +79,47 @@ def test_old_python_fails_and_missing_metadata_warns():
 def test_torchvision_must_match_torch(vision, needs, state):
     """Both the torch that it asks for and the build (cpu, cu126) must be the installed one."""
     facts = replace(PACKAGES, versions=PACKAGES.versions | {"torchvision": vision}, torchvision_needs=needs)
-    finding = doctor.judge_packages(facts)[2]
+    finding = packages.judge_packages(facts)[2]
     assert finding.state == state
     assert ("pip uninstall torchvision" in finding.advice) == (state == "fail")
 
 
 def test_devices():
     """No GPU, unequal GPUs and old ones are a warning; four equal T4 are fine; a failed import is a failure."""
-    assert doctor.judge_devices(CPU).state == "warn"
-    assert "CUDA build" in doctor.judge_devices(CPU).advice
-    assert "nvidia-smi" in doctor.judge_devices(replace(CPU, torch_cuda="12.6")).advice
-    good = doctor.judge_devices(FOUR_T4)
+    assert devices.judge_devices(CPU).state == "warn"
+    assert "CUDA build" in devices.judge_devices(CPU).advice
+    assert "nvidia-smi" in devices.judge_devices(replace(CPU, torch_cuda="12.6")).advice
+    good = devices.judge_devices(FOUR_T4)
     assert (good.state, good.found) == ("ok", "4 x Tesla T4, 15.0 GiB, sm_75")
-    mixed = doctor.judge_devices(replace(FOUR_T4, devices=[T4, Device("NVIDIA A100", 40 * GIB, (8, 0))]))
+    mixed = devices.judge_devices(replace(FOUR_T4, devices=[T4, Device("NVIDIA A100", 40 * GIB, (8, 0))]))
     assert mixed.state == "warn" and "CUDA_VISIBLE_DEVICES" in mixed.advice
-    assert doctor.judge_devices(replace(FOUR_T4, devices=[Device("P100", 16 * GIB, (6, 0))])).state == "warn"
-    broken = doctor.judge_devices(DeviceFacts(problem="ImportError: libcudart.so.12"))
+    assert devices.judge_devices(replace(FOUR_T4, devices=[Device("P100", 16 * GIB, (6, 0))])).state == "warn"
+    broken = devices.judge_devices(DeviceFacts(problem="ImportError: libcudart.so.12"))
     assert broken.state == "fail" and "libcudart" in broken.found
 
 
 def test_precision():
     """T4: fp16 only. Ampere: bf16 too. CPU without fp16: fp32. GPUs that DeepSpeed would not use: a failure."""
-    t4 = doctor.judge_precision(FOUR_T4)
+    t4 = devices.judge_precision(FOUR_T4)
     assert t4.state == "ok" and t4.advice.startswith("fp16 only")
-    ampere = doctor.judge_precision(replace(FOUR_T4, devices=[Device("A100", 40 * GIB, (8, 0))], accelerator_bf16=True))
+    ampere = devices.judge_precision(
+        replace(FOUR_T4, devices=[Device("A100", 40 * GIB, (8, 0))], accelerator_bf16=True)
+    )
     assert ampere.found.endswith("sm_80 computes in fp16, bf16 and fp32")
-    cpu = doctor.judge_precision(CPU)
+    cpu = devices.judge_precision(CPU)
     assert cpu.state == "ok" and cpu.found.endswith("(cpu): bf16, fp32") and "fp32" in cpu.advice
-    assert doctor.judge_precision(replace(CPU, accelerator_fp16=True)).advice == ""
-    assert doctor.judge_precision(replace(FOUR_T4, accelerator="cpu")).state == "fail"
-    assert doctor.judge_precision(replace(FOUR_T4, accelerator_fp16=False)).state == "warn"
-    assert doctor.judge_precision(DeviceFacts(problem="x")).state == "warn"
+    assert devices.judge_precision(replace(CPU, accelerator_fp16=True)).advice == ""
+    assert devices.judge_precision(replace(FOUR_T4, accelerator="cpu")).state == "fail"
+    assert devices.judge_precision(replace(FOUR_T4, accelerator_fp16=False)).state == "warn"
+    assert devices.judge_precision(DeviceFacts(problem="x")).state == "warn"
 
 
 def test_links():
     """Several GPUs need NCCL; missing peer access is told, not blamed."""
-    assert doctor.judge_links(CPU).state == "ok"
-    assert doctor.judge_links(replace(FOUR_T4, nccl=False)).state == "fail"
-    assert "all 4 GPUs" in doctor.judge_links(FOUR_T4).found
-    apart = doctor.judge_links(replace(FOUR_T4, peers_missing=12))
+    assert devices.judge_links(CPU).state == "ok"
+    assert devices.judge_links(replace(FOUR_T4, nccl=False)).state == "fail"
+    assert "all 4 GPUs" in devices.judge_links(FOUR_T4).found
+    apart = devices.judge_links(replace(FOUR_T4, peers_missing=12))
     assert apart.state == "ok" and "12 of 12 pairs" in apart.found
 
 
@@ -129,7 +136,7 @@ def test_links():
 )
 def test_compiler(change, state, words):
     """Each missing tool has its own advice; the first that is missing is named."""
-    finding = doctor.judge_compiler(replace(COMPILER, **change))
+    finding = compiler.judge_compiler(replace(COMPILER, **change))
     assert finding.state == state and words in finding.advice
 
 
@@ -139,24 +146,24 @@ def test_compiler_probe_reports_a_compiler_that_fails(tmp_path, monkeypatch):
     fake.write_text("#!/bin/sh\necho 'fatal: no licence' >&2\nexit 3\n")
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
-    facts = doctor.probe_compiler()
+    facts = compiler.probe_compiler()
     assert (facts.compiler, facts.error) == (str(fake), "fatal: no licence")
-    assert doctor.judge_compiler(facts).state == "fail"
+    assert compiler.judge_compiler(facts).state == "fail"
 
 
 def test_operators(tmp_path):
     """Built, missing and locked are told apart by the files torch leaves; a lock names the file to remove."""
-    assert doctor.probe_operators(str(tmp_path)) == {"deepspeed_shm_comm": "missing", "cpu_adam": "missing"}
+    assert compiler.probe_operators(str(tmp_path)) == {"deepspeed_shm_comm": "missing", "cpu_adam": "missing"}
     facts = replace(CPU, extensions=str(tmp_path))
-    missing = doctor.judge_operators(facts, doctor.probe_operators(str(tmp_path)))
+    missing = compiler.judge_operators(facts, compiler.probe_operators(str(tmp_path)))
     assert missing.state == "ok" and "about a minute each" in missing.advice
-    for name in doctor.OPS_CPU:
+    for name in compiler.OPS_CPU:
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.so").touch()
-    built = doctor.judge_operators(facts, doctor.probe_operators(str(tmp_path)))
+    built = compiler.judge_operators(facts, compiler.probe_operators(str(tmp_path)))
     assert (built.state, built.advice) == ("ok", "")
     (tmp_path / "cpu_adam" / "lock").touch()
-    locked = doctor.judge_operators(facts, doctor.probe_operators(str(tmp_path), doctor.OPS_GPU))
+    locked = compiler.judge_operators(facts, compiler.probe_operators(str(tmp_path), compiler.OPS_GPU))
     assert locked.state == "warn" and str(tmp_path / "cpu_adam" / "lock") in locked.advice
 
 
@@ -172,24 +179,24 @@ def test_operators(tmp_path):
 )
 def test_hub(change, state, words):
     """An unreachable hub is a warning, since embedded and cached models work without it."""
-    finding = doctor.judge_hub(replace(HUB, **change))
+    finding = hub.judge_hub(replace(HUB, **change))
     assert finding.state == state and words in finding.advice
 
 
 def test_hub_probe_is_bounded(monkeypatch):
     """A closed port, a broken address and a server that never answers all end as a text, the last within 4 s."""
-    assert "refused" in doctor._head_problem("http://127.0.0.1:9")
-    assert doctor._head_problem("no address")
+    assert "refused" in hub._head_problem("http://127.0.0.1:9")
+    assert hub._head_problem("no address")
     released = threading.Event()
 
     def hang(*_, **__):
         released.wait(30)
         raise OSError("released")
 
-    monkeypatch.setattr(doctor, "SECONDS_HUB", 0.2)
-    monkeypatch.setattr(doctor.urllib.request, "urlopen", hang)
+    monkeypatch.setattr(hub, "SECONDS_HUB", 0.2)
+    monkeypatch.setattr(hub.urllib.request, "urlopen", hang)
     began = time.monotonic()
-    assert "no answer" in doctor._head_problem("http://127.0.0.1:9")
+    assert "no answer" in hub._head_problem("http://127.0.0.1:9")
     assert time.monotonic() - began < 4
     released.set()
 
@@ -207,15 +214,15 @@ def test_hub_probe_is_bounded(monkeypatch):
 )
 def test_host_limits_warn(change, name, words):
     """Each limit has its warning and its advice, and leaves the other findings as they are."""
-    assert set(states(doctor.judge_host(HOST)).values()) == {"ok"}
-    findings = doctor.judge_host(replace(HOST, **change))
+    assert set(states(host.judge_host(HOST)).values()) == {"ok"}
+    findings = host.judge_host(replace(HOST, **change))
     assert [finding.name for finding in findings if finding.state != "ok"] == [name]
     assert words in next(finding.advice for finding in findings if finding.name == name)
 
 
 def test_no_limit_on_open_files_is_fine():
     """The system writes no limit as -1."""
-    assert states(doctor.judge_host(replace(HOST, open_files=-1)))["open files"] == "ok"
+    assert states(host.judge_host(replace(HOST, open_files=-1)))["open files"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -228,19 +235,19 @@ def test_no_limit_on_open_files_is_fine():
 )
 def test_a_child_that_hangs_or_dies_is_a_finding(script, words, monkeypatch):
     """A driver that hangs, aborts or exits on import becomes the problem of the facts, and no child is left."""
-    monkeypatch.setattr(doctor, "SECONDS_DEVICES", 1.0)
+    monkeypatch.setattr(devices, "SECONDS_DEVICES", 1.0)
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    facts = doctor._collect_device_probe(child)
+    facts = devices.collect_device_probe(child)
     assert words in facts.problem and child.returncode is not None
-    assert doctor.judge_devices(facts).state == "fail"
+    assert devices.judge_devices(facts).state == "fail"
 
 
 def test_a_check_that_fails_is_a_finding(monkeypatch):
     """No exception of a check leaves examine: the others still report."""
-    monkeypatch.setattr(doctor, "probe_host", lambda: 1 // 0)
-    monkeypatch.setattr(doctor, "_start_device_probe", lambda: OSError(2, "gone"))
-    monkeypatch.setattr(doctor, "probe_hub", lambda: HUB)
-    findings = doctor.examine()
+    monkeypatch.setattr(examine, "probe_host", lambda: 1 // 0)
+    monkeypatch.setattr(examine, "start_device_probe", lambda: OSError(2, "gone"))
+    monkeypatch.setattr(examine, "probe_hub", lambda: HUB)
+    findings = examine.examine()
     assert "ZeroDivisionError" in next(finding.found for finding in findings if finding.name == "host")
     assert states(findings)["devices"] == "fail" and states(findings)["hub"] == "ok"
 
@@ -250,15 +257,15 @@ def test_show_prints_all_and_returns_the_exit_code():
     stream = io.StringIO()
     console = Console(file=stream, width=120)
     findings = [Finding("a", "ok", "[bold]x[/bold]"), Finding("b", "warn", "y", "do z")]
-    assert doctor.show(findings, console) == 0
+    assert examine.show(findings, console) == 0
     assert "[bold]x[/bold]" in stream.getvalue() and "do z" in stream.getvalue()
-    assert doctor.show([*findings, Finding("c", "fail", "w")], console) == 2
+    assert examine.show([*findings, Finding("c", "fail", "w")], console) == 2
 
 
 def test_examine_this_machine():
     """A real run: every check reports, in less than 20 s, with advice wherever something is not well."""
     began = time.monotonic()
-    findings = doctor.examine()
+    findings = examine.examine()
     assert time.monotonic() - began < 20
     names = [finding.name for finding in findings]
     expected = ["python", "packages", "compiler", "hub", "disk", "shared memory", "open files", "cpu and memory"]

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "memdiff"
 # with is its own, so that a file can stand elsewhere than its room. Entries on one line may not import each other.
 ORDER = (
     ("errors", "section"),
-    ("placement", "ranks"),
+    ("placement", "ranks", "guarded"),
     ("chain",),
     ("pieces",),
     ("embedded",),
@@ -31,16 +31,16 @@ ORDER = (
     ("run_folder", "standing", "progress"),
     ("launcher", "environment"),
     ("build",),
-    ("evaluate", "sample_request"),
-    ("metrics", "sample"),
+    ("evaluate", "sample_request", "score_request"),
+    ("metrics", "sample", "score"),
     ("train", "sampling_processes"),
     ("cli",),
-    ("__main__", "embedded.demo"),
+    ("__main__",),
 )
 FENCED = {
     "diffusers": ("models", "embedded.build", "embedded.training", "embedded.measure"),
     "peft": ("models",),
-    "deepspeed": ("engine", "doctor"),  # the doctor asks it for its version and devices, in a child process
+    "deepspeed": ("engine", "doctor.devices"),  # which asks it for devices and precisions, in a child process
     "bitsandbytes": ("engine",),
 }
 HEAVY = ("torch", "diffusers", "deepspeed", "transformers", "peft", "matplotlib", "bitsandbytes", "sklearn")

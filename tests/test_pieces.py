@@ -17,7 +17,11 @@ class Net(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layers = torch.nn.Sequential(
-            torch.nn.Linear(width, 16), torch.nn.SiLU(), torch.nn.Linear(16, 16), torch.nn.Tanh(), torch.nn.Linear(16, width)
+            torch.nn.Linear(width, 16),
+            torch.nn.SiLU(),
+            torch.nn.Linear(16, 16),
+            torch.nn.Tanh(),
+            torch.nn.Linear(16, width),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -169,7 +173,12 @@ def test_all_finite() -> None:
 
 @pytest.mark.parametrize(
     ("count", "size", "expected"),
-    [(5, 2, [([0, 1], 2), ([2, 3], 2), ([4, 4], 1)]), (2, 4, [([0, 1, 0, 0], 2)]), (4, 4, [([0, 1, 2, 3], 4)]), (0, 3, [])],
+    [
+        (5, 2, [([0, 1], 2), ([2, 3], 2), ([4, 4], 1)]),
+        (2, 4, [([0, 1, 0, 0], 2)]),
+        (4, 4, [([0, 1, 2, 3], 4)]),
+        (0, 3, []),
+    ],
 )
 def test_batches_have_one_shape(count: int, size: int, expected: list[tuple[list[int], int]]) -> None:
     assert list(fixed_batches(range(count), size)) == expected

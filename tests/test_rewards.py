@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from memdiff.chain.advantage import leave_one_out
 from memdiff.embedded.classifiers import load_classifier
 from memdiff.embedded.digits import real_digits
 from memdiff.errors import ConfigError, RewardError
@@ -54,40 +55,41 @@ def test_the_documents_thresholds():
 
 
 @pytest.fixture(scope="module")
-def digits_B1HW() -> torch.Tensor:
-    """Real digits that no classifier was trained on."""
+def scans() -> torch.Tensor:
+    """Real digits that no classifier was trained on: B 1 H W."""
     return real_digits("held_out")[0][:24]
 
 
 @pytest.mark.parametrize("classifier", ["reward", "judge"])
-def test_digits_score_is_the_softmax_sum(classifier: Any, digits_B1HW: torch.Tensor):
+def test_digits_score_is_the_softmax_sum(classifier: Any, scans: torch.Tensor):
     """The probability of `digits` is the sum of their softmax, and its logarithm that sum's logarithm; every image's
     probabilities over all ten add up to one."""
-    softmax_BK = load_classifier(classifier)(digits_B1HW).softmax(dim=1)
+    softmax_BK = load_classifier(classifier)(scans).softmax(dim=1)
     for digits in ((5, 6, 7, 8, 9), (0,), (3, 1)):
         truth = softmax_BK[:, list(digits)].sum(dim=1)
-        for mode, expected in (("probability", truth), ("log_probability", truth.log())):
-            config = DigitsConfig(kind="digits", digits=digits, classifier=classifier, mode=mode)
-            found = DigitsReward(config, device=CPU)(digits_B1HW, [""] * 24)
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        config = DigitsConfig(kind="digits", digits=digits, classifier=classifier, mode="probability")
+        found = DigitsReward(config, device=CPU)(scans, [""] * 24)
+        torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6)
+        found = DigitsReward(config.model_copy(update={"mode": "log_probability"}), device=CPU)(scans, [""] * 24)
+        torch.testing.assert_close(found, truth.log(), rtol=1e-5, atol=1e-5)
     everything = DigitsConfig(kind="digits", digits=tuple(range(10)), mode="probability")
-    torch.testing.assert_close(DigitsReward(everything, device=CPU)(digits_B1HW, [""] * 24), torch.ones(24))
+    torch.testing.assert_close(DigitsReward(everything, device=CPU)(scans, [""] * 24), torch.ones(24))
 
 
-def test_digits_reward_knows_digits(digits_B1HW: torch.Tensor):
+def test_digits_reward_knows_digits(scans: torch.Tensor):
     """Real held-out digits of 5-9 get a 1, real ones of 0-4 a 0, with few exceptions."""
     labels = real_digits("held_out")[1][:24]
-    found = DigitsReward(DigitsConfig(kind="digits"), device=CPU)(digits_B1HW, [""] * 24)
+    found = DigitsReward(DigitsConfig(kind="digits"), device=CPU)(scans, [""] * 24)
     assert ((found == 1) == (labels >= 5)).float().mean() > 0.9 and set(found.tolist()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("mode", ["probability", "log_probability", "confident", "binary", "share"])
-def test_gradients_flow_where_they_are_promised(mode: Any, digits_B1HW: torch.Tensor):
+def test_gradients_flow_where_they_are_promised(mode: Any, scans: torch.Tensor):
     """`differentiable` says whether there is a gradient at the images; autograd's directional derivative is the real
     one. A yes or a no has none. The classifier's own weights never get any."""
     share = 0.5 if mode == "share" else None
     reward = DigitsReward(DigitsConfig(kind="digits", mode=mode, target_share=share), device=CPU)
-    images = digits_B1HW[:4].clone().requires_grad_()
+    images = scans[:4].clone().requires_grad_()
     scores = reward(images, [""] * 4)
     assert (
         reward.differentiable
@@ -98,7 +100,7 @@ def test_gradients_flow_where_they_are_promised(mode: Any, digits_B1HW: torch.Te
     if reward.differentiable:
         (gradient,) = torch.autograd.grad(scores.sum(), images)
         direction = gradient / gradient.norm()
-        up, down = (reward(digits_B1HW[:4] + sign * 1e-2 * direction, [""] * 4).sum() for sign in (1, -1))
+        up, down = (reward(scans[:4] + sign * 1e-2 * direction, [""] * 4).sum() for sign in (1, -1))
         assert (gradient * direction).sum().item() == pytest.approx((up - down).item() / 2e-2, rel=0.05)
     assert all(
         parameter.grad is None and not parameter.requires_grad for n in reward.networks for parameter in n.parameters()
@@ -192,7 +194,8 @@ def test_a_function_that_is_not_there(tmp_path: Path):
 
 def test_a_users_file_may_hold_dataclasses(tmp_path: Path):
     """Those with postponed annotations look for their module where imported modules are kept."""
-    head = "from __future__ import annotations\nimport dataclasses\n\n@dataclasses.dataclass\nclass Best:\n    value: int = 4\n"
+    head = "from __future__ import annotations\nimport dataclasses\n"
+    head += "@dataclasses.dataclass\nclass Best:\n    value: int = 4\n"
     assert python_reward(tmp_path, "return [Best().value]", head=head)(torch.rand(1, 3, 4, 4), [""]).tolist() == [4]
 
 
@@ -212,7 +215,7 @@ def test_a_function_of_the_recipes_folder(tmp_path: Path, monkeypatch: pytest.Mo
     weighted = build_weighted(recipe.reward, device=CPU)
     raw_PN = weighted.raw(torch.rand(2, 1, 4, 4), ["a", "cat"])
     assert weighted.names == ("length",) and raw_PN.tolist() == [[1, 3]]
-    assert weighted.combine(raw_PN).tolist() == [2, 6]
+    assert total(weighted, raw_PN) == [2, 6]
 
 
 class Brightness:
@@ -230,6 +233,10 @@ class Brightness:
         return self.of(images_BCHW.mean(dim=(1, 2, 3)))
 
 
+def total(weighted: WeightedReward, raw_PN: torch.Tensor) -> list[float]:
+    return weighted.combine(raw_PN, weighted.statistics).tolist()
+
+
 def test_the_sum_by_hand():
     """Means 0.25 and 0.75, their squares, weights 2 and -4: 2 * 0.25 - 4 * 0.0625 = 0.25 and 1.5 - 2.25 = -0.75."""
     images = torch.stack([torch.full((3, 2, 2), 0.25), torch.full((3, 2, 2), 0.75)])
@@ -237,7 +244,7 @@ def test_the_sum_by_hand():
     weighted = WeightedReward(parts, device=CPU)
     raw_PN = weighted.raw(images, ["", ""])
     assert raw_PN.tolist() == [[0.25, 0.75], [0.0625, 0.5625]] and weighted.names == ("mean", "square")
-    assert weighted.combine(raw_PN).tolist() == [0.25, -0.75]
+    assert total(weighted, raw_PN) == [0.25, -0.75]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 8])
@@ -251,11 +258,11 @@ def test_chunks_do_not_matter(chunk: int):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 8])
-def test_chunks_do_not_matter_to_a_network(chunk: int, digits_B1HW: torch.Tensor):
+def test_chunks_do_not_matter_to_a_network(chunk: int, scans: torch.Tensor):
     """Nor to the digit classifier, whose kernels differ by batch size: 1e-6 in probability."""
     reward = DigitsReward(DigitsConfig(kind="digits", mode="probability"), device=CPU)
-    whole = score(reward, digits_B1HW[:7], [""] * 7, chunk=7, name="digits")
-    found = score(reward, digits_B1HW[:7], [""] * 7, chunk=chunk, name="digits")
+    whole = score(reward, scans[:7], [""] * 7, chunk=7, name="digits")
+    found = score(reward, scans[:7], [""] * 7, chunk=chunk, name="digits")
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
 
 
@@ -294,13 +301,13 @@ def test_a_target_share_by_hand():
     assert towards_share(torch.tensor([1.0, 1, 0, 1]), 0.5).tolist() == [-0.5, -0.5, 0, -0.5]
     assert towards_share(torch.tensor([1.0, 0, 0, 1]), 0.5).tolist() == [0, 0, 0, 0]
     part = WeightedPart("yes", Brightness(), 3.0, is_share=True, target_share=0.25)
-    combined = WeightedReward([part], device=CPU).combine(torch.tensor([[0.0, 0, 0, 1, 0, 0, 0, 0]]))
-    assert combined.tolist() == [0, 0, 0, 0.75, 0, 0, 0, 0]  # 3 * 2 * (0.25 - 0.125)
+    combined = total(WeightedReward([part], device=CPU), torch.tensor([[0.0, 0, 0, 1, 0, 0, 0, 0]]))
+    assert combined == [0, 0, 0, 0.75, 0, 0, 0, 0]  # 3 * 2 * (0.25 - 0.125)
 
 
 def test_the_target_share_gradient():
     """Images i are yes with probability p_i(theta), and p_i d log p_i = d p_i. So the policy gradient of the rewards
-    2 (target - share) p_i is 1/N sum_i 2 (target - share) d p_i, which is d of -(share - target)^2, as autograd has it."""
+    2 (target - share) p_i is 1/N sum_i 2 (target - share) d p_i, which is d of -(share - target)^2, by autograd too."""
     theta = torch.tensor([-1.0, 0.3, 2.0, 0.7, -0.2], dtype=torch.float64, requires_grad=True)
     p = theta.sigmoid()
     (truth,) = torch.autograd.grad(-((p.mean() - 0.4) ** 2), theta, retain_graph=True)
@@ -310,7 +317,7 @@ def test_the_target_share_gradient():
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])
-def test_the_target_share_is_reached_by_sampling(count: int):
+def test_the_target_share_gradient_by_sampling(count: int):
     """N images, yes with p = sigmoid(theta): leave-one-out over all 2^N outcomes expects, by the working below, the
     gradient 2 (t - p) p (1 - p) of -(p - t)^2 less 2 p (1 - p) (1 - 2 p) / N, since an image is part of its own share.
 
@@ -321,9 +328,7 @@ def test_the_target_share_is_reached_by_sampling(count: int):
     total = 0.0
     for outcome in itertools.product((0.0, 1.0), repeat=count):
         y = torch.tensor(outcome, dtype=torch.float64)
-        rewards = towards_share(y, target)
-        # The baseline keeps the round's share: 2 (target - share) (y_i - mean of the other y).
-        advantage = (rewards - rewards.mean()) * count / (count - 1)
+        advantage = leave_one_out(towards_share(y, target))  # 2 (target - share) (y_i - mean of the other y)
         probability = math.prod(p if value else 1 - p for value in outcome)
         total += probability * (advantage * (y - p)).mean().item()
     assert total == pytest.approx(2 * p * (1 - p) * (target - p - (1 - 2 * p) / count), abs=1e-12)

@@ -22,7 +22,7 @@ from memdiff.chain.schedule import (
     chain_timesteps,
     ddim_sigma,
     make_schedule,
-    mean_per_eps,
+    mean_per_prediction,
     step_weights,
 )
 from memdiff.errors import ConfigError
@@ -294,7 +294,7 @@ def test_balanced_weights_give_every_step_the_same_say(steps: int):
     sizes = [weights[k] * slopes[k] / schedule.sigma[k] for k in usable]
     assert max(sizes) / min(sizes) == pytest.approx(1, abs=1e-4)
     assert sum(weights[k] for k in usable) / len(usable) == pytest.approx(1) and weights[-1] == 0
-    assert [mean_per_eps(schedule, k) for k in range(steps)] == pytest.approx(slopes, rel=1e-4)
+    assert [mean_per_prediction(schedule, k) for k in range(steps)] == pytest.approx(slopes, rel=1e-4)
     unweighted = [slopes[k] / schedule.sigma[k] for k in usable]
     assert 5 < unweighted[-1] / unweighted[0] < 15 or steps != 50
 

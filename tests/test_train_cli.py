@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -98,7 +99,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple) -> None:
     assert status["environment"]["world_size"] == 2
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert kept == ["round_000003", "round_000004"]
-    pipeline = DDIMPipeline.from_pretrained(run / "model")
+    pipeline: Any = DDIMPipeline.from_pretrained(run / "model")
     assert pipeline(batch_size=1, num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 1)
 
 

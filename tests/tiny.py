@@ -3,10 +3,10 @@
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
+from memdiff.chain.schedule import make_schedule
 from memdiff.models.config import AdapterConfig, SamplerConfig
 from memdiff.models.ddpm import DdpmPolicy
 from memdiff.models.scheduler import ddim_scheduler, noise_schedule
-from memdiff.chain.schedule import make_schedule
 
 CPU = torch.device("cpu")
 
@@ -36,6 +36,7 @@ def tiny_policy(
     seed: int = 0,
     checkpointing: bool = False,
     clip: bool = False,
+    device: torch.device = CPU,
     **sampler: float,
 ) -> DdpmPolicy:
     """A DDPM with the linear schedule on the CPU."""
@@ -48,7 +49,7 @@ def tiny_policy(
         tiny_unet(seed),
         scheduler,
         schedule,
-        device=CPU,
+        device=device,
         dtype=dtype,
         adapter=adapter,
         activation_checkpointing=checkpointing,

@@ -25,7 +25,7 @@ def center(rewards_N: torch.Tensor) -> torch.Tensor:
 
 
 def leave_one_out(rewards_N: torch.Tensor) -> torch.Tensor:
-    """r_i - mean of the other rewards: N (Kool et al. 2019). Unbiased: the baseline does not know r_i. One image: zero."""
+    """r_i - mean of the other rewards: N (Kool et al. 2019). Unbiased. One image: zero."""
     count = len(rewards_N)
     return center(rewards_N) * (count / (count - 1) if count > 1 else 0.0)
 

@@ -30,7 +30,7 @@ class NoiseSchedule:
 
 @dataclass(frozen=True)
 class Schedule:
-    """K steps of DDIM, step 0 the noisiest. Plain numbers in double precision: the tensors are made where they are used.
+    """K steps of DDIM, step 0 the noisiest. Plain numbers in double precision; tensors are made where used.
 
     `sigma[k]` is the std of p(x_s | x_t); a step where it is 0 has no density.
     """
@@ -94,6 +94,10 @@ def make_schedule(
     timesteps = chain_timesteps(total, steps, spacing=spacing or noise.spacing, offset=noise.offset)
     after = [timestep - total // steps for timestep in timesteps]
     alpha_bar_t = [noise.alpha_bar[timestep] for timestep in timesteps]
+    if noise.prediction_type == "epsilon" and min(alpha_bar_t) == 0:
+        raise ConfigError(
+            "this schedule starts without any signal (zero terminal SNR), where eps says nothing about x0"
+        )
     alpha_bar_s = [noise.alpha_bar[s] if s >= 0 else noise.final_alpha_bar for s in after]
     sigma = [max(ddim_sigma(t, s, eta=eta), sigma_floor) for t, s in zip(alpha_bar_t, alpha_bar_s, strict=True)]
     return Schedule(timesteps, tuple(alpha_bar_t), tuple(alpha_bar_s), tuple(sigma), noise.prediction_type, noise.clip)
@@ -102,22 +106,30 @@ def make_schedule(
 def step_weights(schedule: Schedule, kind: Literal["uniform", "balanced"] | Sequence[float]) -> tuple[float, ...]:
     """One weight a step, 0 where there is no density, mean 1 over the others (given numbers are taken as they are).
 
-    `balanced`: d log p / d eps has the size |d mean / d eps| / sigma, 5 to 15 times larger at the last steps than at
-    the first; its inverse gives every step the same say.
+    `balanced`: d log p / d prediction has the size |d mean / d prediction| / sigma; its inverse gives every step the
+    same say. For eps the last steps, which decide fine detail only, otherwise weigh 5 to 15 times as much as the first.
     """
     usable = schedule.steps_with_density
     match kind:
         case "uniform":
-            weights = {step: 1.0 for step in usable}
+            weights = dict.fromkeys(usable, 1.0)
         case "balanced":
-            weights = {step: schedule.sigma[step] / mean_per_eps(schedule, step) for step in usable}
+            weights = {step: schedule.sigma[step] / mean_per_prediction(schedule, step) for step in usable}
         case _:
             return tuple(float(kind[step]) if step in usable else 0.0 for step in range(schedule.steps))
     scale = len(weights) / sum(weights.values()) if weights else 1.0
     return tuple(weights.get(step, 0.0) * scale for step in range(schedule.steps))
 
 
-def mean_per_eps(schedule: Schedule, step: int) -> float:
-    """|d mean / d eps| of one step without clipping."""
+def mean_per_prediction(schedule: Schedule, step: int) -> float:
+    """|d mean / d prediction| of one step without clipping, in the network's own parameterisation."""
     ab_t, ab_s, sigma = schedule.alpha_bar_t[step], schedule.alpha_bar_s[step], schedule.sigma[step]
-    return abs(math.sqrt(max(1 - ab_s - sigma**2, 0.0)) - math.sqrt(ab_s * (1 - ab_t) / ab_t))
+    direction, signal = math.sqrt(max(1 - ab_s - sigma**2, 0.0)), math.sqrt(ab_s)
+    match schedule.prediction_type:
+        case "epsilon":  # x0 = (x_t - sqrt(1 - ab_t) eps) / sqrt(ab_t)
+            slope = direction - signal * math.sqrt((1 - ab_t) / ab_t)
+        case "v_prediction":  # eps = sqrt(ab_t) v + ..., x0 = ... - sqrt(1 - ab_t) v
+            slope = direction * math.sqrt(ab_t) - signal * math.sqrt(1 - ab_t)
+        case "sample":  # eps = (x_t - sqrt(ab_t) x0) / sqrt(1 - ab_t)
+            slope = signal - direction * math.sqrt(ab_t / (1 - ab_t))
+    return abs(slope)

@@ -8,6 +8,7 @@ nothing and spoiling the digits does.
 # Shapes: N images, C channels (1 or 3), H W pixels, F features, K the ten digits.
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
@@ -27,6 +28,7 @@ from memdiff.embedded.digits import MINORITY, is_minority, real_digits
 from memdiff.errors import ConfigError, MemdiffError
 
 RECOGNISED_CONFIDENCE = 0.8
+GRID_NAME = "grid.png"  # what the sampler lays beside its images
 WILSON_Z = 1.959963984540054  # two-sided 95 %
 MODES = ("1", "L", "P", "RGB", "RGBA")
 
@@ -145,38 +147,48 @@ def read_images(folder: Path, num_images: int) -> Tensor:
     """
     if not folder.is_dir():
         raise ConfigError(f"SOURCE must be a folder of PNG images, got {folder}. Give the folder that sampling wrote.")
-    paths = sorted(folder.glob("*.png"))[:num_images]
+    paths = sorted(path for path in folder.glob("*.png") if path.name != GRID_NAME)[:num_images]
     if not paths:
         raise ConfigError(f"SOURCE must hold PNG images, got none in {folder}. Give the folder that sampling wrote.")
     return torch.cat([_read_image(path) for path in paths])
 
 
-def _print_table(judgement: Judgement, source: Path) -> None:
-    table = Table(title=f"{judgement.num_images} images of {source}")
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    table.add_row("share of 5-9", f"{judgement.minority_share:.1%}")
-    table.add_row("  Wilson 95 %", f"{judgement.share_low:.1%} .. {judgement.share_high:.1%}")
-    table.add_row(f"recognised (confidence >= {RECOGNISED_CONFIDENCE})", f"{judgement.recognised_share:.1%}")
-    table.add_row("Frechet distance to real digits of this mix", f"{judgement.frechet_distance:.2f}")
+def _print_table(judgements: Mapping[Path, Judgement]) -> None:
+    table = Table()
+    table.add_column("")
+    for folder, judgement in judgements.items():
+        table.add_column(f"{folder.name} ({judgement.num_images})", justify="right")
+    columns = list(judgements.values())
+    table.add_row("share of 5-9", *(f"{each.minority_share:.1%}" for each in columns))
+    table.add_row("  Wilson 95 %", *(f"{each.share_low:.1%} .. {each.share_high:.1%}" for each in columns))
+    recognised = f"recognised (confidence >= {RECOGNISED_CONFIDENCE})"
+    table.add_row(recognised, *(f"{each.recognised_share:.1%}" for each in columns))
+    distance = "Frechet distance to real digits of the same mix"
+    table.add_row(distance, *(f"{each.frechet_distance:.2f}" for each in columns))
     Console().print(table)
 
 
 @app.command()
 def main(
-    source: Annotated[Path, typer.Argument(help="A folder of PNG images, grey or RGB, any size.")],
-    num_images: Annotated[int, typer.Option(min=2, help="Judge at most this many, by name.")] = 400,
+    before: Annotated[Path, typer.Argument(help="A folder of PNG images, grey or RGB, any size.")],
+    after: Annotated[Path | None, typer.Argument(help="A second folder, to be judged beside the first.")] = None,
+    num_images: Annotated[int, typer.Option(min=2, help="Judge at most this many of each, by name.")] = 400,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the judgement here too.")] = None,
 ) -> None:
-    """Judge digit images. Example: python -m memdiff.embedded.judge samples/ --num-images 400 --json judgement.json."""
+    """Judge digit images. Example: python -m memdiff.embedded.judge images_before images_after --json judge.json.
+
+    The JSON holds one judgement, or `before` and `after` where two folders are given.
+    """
     try:
-        judgement = judge_images(read_images(source, num_images))
-        if json_file is not None:
-            json_file.write_text(json.dumps(asdict(judgement), indent=2) + "\n", encoding="utf-8")
+        judgements = {folder: judge_images(read_images(folder, num_images)) for folder in (before, after) if folder}
     except MemdiffError as error:
         typer.echo(f"memdiff: error[{error.exit_code}]: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
-    _print_table(judgement, source)
+    found = [asdict(judgement) for judgement in judgements.values()]
+    if json_file is not None:
+        content = found[0] if after is None else dict(zip(("before", "after"), found, strict=True))
+        json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _print_table(judgements)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO-2 around the list of trainable parameters: one backward, one step, an update.
 
 The engine never sees the network. Pieces add gradients into fp32 sums; `apply` hands those sums over in one engine
-backward, so DeepSpeed reduces, clips, steps the fp32 masters and writes the working copies back. It averages over ranks:
+backward; DeepSpeed reduces, clips, steps the fp32 masters and writes the working copies back. It averages over ranks:
 a rank's sums are W times its share of the gradient.
 
 What DeepSpeed 0.19.8 does, and what follows:
@@ -69,12 +69,14 @@ class DeepSpeedEngine:
         self._parameters = tuple(parameters.values())
         offload = "offload_optimizer" in ds_config["zero_optimization"]
         self._half = "fp16" in ds_config
-        self._engine, self._zero, _, _ = deepspeed.initialize(
+        parts = deepspeed.initialize(
             model=torch.nn.ParameterList(self._parameters),
             optimizer=make_optimizer(self._parameters, config, offload=offload),
             config=ds_config,
             dist_init_required=False,
         )
+        self._engine = parts[0]
+        self._zero: Any = parts[1]  # Stage1And2ZeroOptimizer; DeepSpeed's annotation is wider
         self.gradients = Gradients(self._parameters, on_host=gradients_on_host)
         self.updates = 0
         self._average: list[torch.Tensor] | None = None
@@ -117,7 +119,7 @@ class DeepSpeedEngine:
         return scale
 
     def _follow(self) -> None:
-        """The average moves towards the masters. Its decay is (1 + n) / (10 + n) at first, so that it forgets the start."""
+        """The average moves towards the masters. At first its decay is (1 + n) / (10 + n): it forgets the start."""
         if self._average is None or self._config.ema is None:
             return
         decay = min(self._config.ema, (1 + self.updates) / (10 + self.updates))
@@ -184,7 +186,7 @@ class DeepSpeedEngine:
                 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
         if path is None:
             raise CheckpointError(f"{folder} holds no engine state")
-        self.updates = int(state["updates"])
+        self.updates = int(dict(state or {})["updates"])
         average = torch.load(folder / f"average_{self._ranks.rank}.pt", weights_only=True)
         if self._average is not None:
             torch._foreach_copy_(self._average, average)
@@ -224,7 +226,7 @@ def loss_scale(largest: float, world_size: int) -> float:
 
 def check_precision(precision: str) -> None:
     """Raises ConfigError where DeepSpeed's accelerator does not do it."""
-    accelerator = get_accelerator()
+    accelerator: Any = get_accelerator()
     able = {"fp16": accelerator.is_fp16_supported, "bf16": accelerator.is_bf16_supported, "fp32": lambda: True}
     if not able[precision]():
         raise ConfigError(

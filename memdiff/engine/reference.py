@@ -11,7 +11,7 @@ from memdiff.ranks import Ranks
 
 
 class ReferenceEngine:
-    """Fulfils Engine with fp32 masters on every rank, torch.optim.AdamW, and an all-reduce of the sums. Nothing is split."""
+    """Fulfils Engine with fp32 masters on every rank, torch.optim.AdamW, an all-reduce of the sums."""
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], config: OptimizerConfig, ranks: Ranks) -> None:
         self._config, self._ranks, self._names = config, ranks, tuple(parameters)
@@ -37,7 +37,7 @@ class ReferenceEngine:
         norm = torch.nn.utils.clip_grad_norm_(self._masters, self._config.clip_norm or float("inf"))
         self._optimizer.step()
         with torch.no_grad():
-            torch._foreach_copy_(self._parameters, self._masters)
+            torch._foreach_copy_(list[torch.Tensor](self._parameters), list[torch.Tensor](self._masters))
         self.gradients.zero()
         self.updates += 1
         return Update(float(norm), 1.0, False, learning_rate)

@@ -72,7 +72,7 @@ class SamplerConfig(Section):
 
 
 def resolve_source(path: str, context: object) -> str:
-    """A folder that exists (tried from the working directory, then beside the recipe) as an absolute path, else the text.
+    """A folder (tried from the working directory, then beside the recipe) as an absolute path, else the text.
 
     Raises ValueError where the text can only be a folder, and it is not there.
     """

@@ -45,7 +45,8 @@ class DdpmPolicy:
         unet.requires_grad_(adapter is None)
         if adapter is not None:
             adapters.inject(unet, adapter)
-        self.unet = unet.to(device=device, dtype=dtype).eval()
+        torch.nn.Module.to(unet, device=device, dtype=dtype)
+        self.unet = unet.eval()
         if activation_checkpointing:
             # diffusers recomputes block by block, non-reentrant, as torch.autograd.grad needs it; eval mode is enough.
             self.unet.enable_gradient_checkpointing()
@@ -67,7 +68,7 @@ class DdpmPolicy:
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
-        """A pipeline that DDIMPipeline.from_pretrained loads; with LoRA merged into it, and beside it `adapter/` (PEFT)."""
+        """A pipeline that DDIMPipeline.from_pretrained loads; LoRA is merged, and lies beside it as `adapter/`."""
         unet = copy_with(self.unet, weights)
         if self.adapter is not None:
             adapters.save(unet, self.adapter, folder / "adapter")
@@ -119,7 +120,7 @@ def read_pipeline(source: str, *, revision: str | None, variant: str | None) -> 
         pipeline: Any = DiffusionPipeline.from_pretrained(
             source, revision=revision, variant=variant, dtype=torch.float32, low_cpu_mem_usage=False
         )
-    except (OSError, ValueError, EnvironmentError) as error:
+    except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"model.path {source}: no pipeline could be loaded ({reason[:200]}). Give a diffusers pipeline folder, or "
@@ -133,7 +134,8 @@ def read_pipeline(source: str, *, revision: str | None, variant: str | None) -> 
 
 def copy_with(unet: UNet2DModel, weights: Mapping[str, torch.Tensor]) -> UNet2DModel:
     """A UNet on the host in fp32 whose trained parameters are `weights`."""
-    twin = copy.deepcopy(unet).to(device="cpu", dtype=torch.float32)
+    twin = copy.deepcopy(unet)
+    torch.nn.Module.to(twin, device="cpu", dtype=torch.float32)
     parameters = dict(twin.named_parameters())
     with torch.no_grad():
         for name, weight in weights.items():

@@ -39,7 +39,7 @@ class Policy(Protocol):
         ...
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
-        """Writes what diffusers loads, with `weights` (fp32, on the host, names of `trainable`) in place of the working copy."""
+        """Writes what diffusers loads, with `weights` (fp32, host, names of `trainable`) for the working copy."""
         ...
 
 
@@ -54,9 +54,9 @@ def rollout(
     store: StoreState | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
-    """Denoises images (numbers in the round; `prompts` one each) without a graph, in batches of fixed shape: x_0, n C H W.
+    """Denoises images (numbers in the round; `prompts` one each) without a graph, in batches of one shape: n C H W.
 
-    `storage` is the dtype to which every state is rounded before it goes on. `store(state, rows, x)` receives each state
+    `storage` is the dtype to which every state is rounded before it goes on. `store(state, rows, x)` gets each state
     of contiguous rows (0-based in this call); `on_step(count)` is told how many image-steps are done.
     """
     finished = []

@@ -14,14 +14,17 @@ SPACINGS = ("leading", "linspace", "trailing")
 def ddim_scheduler(scheduler: Any) -> DDIMScheduler:
     """DDIMScheduler with the same betas, timesteps and prediction type.
 
-    Schedulers that know no clipping (PNDM, Euler: Stable Diffusion's hub defaults) must not gain it: DDIMScheduler's own
+    Schedulers that know no clipping (PNDM, Euler: Stable Diffusion's hub defaults) must not gain it: DDIMScheduler's
     default is to clip. A DDPM's learned or large variance has no counterpart: DDIM's sigma depends on eta alone.
     """
     config = dict(scheduler.config)
     config.pop("_use_default_values", None)  # from_config would put DDIM's own defaults in the place of these
     if "clip_sample" not in config:
         config["clip_sample"] = False
-    return DDIMScheduler.from_config(config)  # pyright: ignore[reportReturnType]
+    try:
+        return DDIMScheduler.from_config(config)  # pyright: ignore[reportReturnType]
+    except NotImplementedError as error:
+        raise ConfigError(f"the scheduler's noise schedule has no DDIM counterpart in diffusers: {error}") from None
 
 
 def noise_schedule(scheduler: DDIMScheduler) -> NoiseSchedule:

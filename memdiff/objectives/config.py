@@ -1,6 +1,6 @@
 """Recipe section `method`. No torch."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 

@@ -20,7 +20,7 @@ import torch
 from memdiff.chain.advantage import advantages
 from memdiff.chain.ddim import log_prob, step_sigma
 from memdiff.chain.noise import Noise
-from memdiff.chain.schedule import mean_per_eps, step_weights
+from memdiff.chain.schedule import mean_per_prediction, step_weights
 from memdiff.chain.trajectory import Trajectory
 from memdiff.memory.knobs import Knobs
 from memdiff.models.policy import Policy, rollout, sample_step
@@ -29,6 +29,7 @@ from memdiff.objectives.experience import Metrics, Round
 from memdiff.pieces import Pieces, Pull, fixed_batches
 from memdiff.placement import HOST
 from memdiff.ranks import Ranks
+from memdiff.rewards.guards import diversity
 from memdiff.rewards.weighted import WeightedReward, refuse_non_finite
 
 Pair = tuple[int, int]  # (image of this rank, step)
@@ -79,12 +80,15 @@ class Reinforce:
             )
         with round.clock.phase("reward"), torch.no_grad():
             self.reward.move(self.reward.device)
-            raw_Pn = self.reward.raw(policy.decode(x_0), batch.prompts)
+            images_nCHW = policy.decode(x_0)
+            raw_Pn = self.reward.raw(images_nCHW, batch.prompts)
+            differences = diversity(self.reward, images_nCHW, self.ranks, num_images=batch.num_images)
             if self.knobs.rewards_off_when_idle:
                 self.reward.move(HOST)
             raw_PN = self.ranks.gather(raw_Pn.T.contiguous(), batch.num_images).T
             refuse_non_finite(raw_PN, self.reward.names)
-            rewards_N = self.reward.combine(raw_PN)
+            self.reward.observe(raw_PN)
+            rewards_N = self.reward.combine(raw_PN, self.reward.statistics)
         advantages_N = advantages(
             rewards_N,
             kind=self.config.advantage,
@@ -97,7 +101,7 @@ class Reinforce:
             advantages_N[batch.images.start : batch.images.stop],
             raw_PN,
             rewards_N,
-            {"advantage_std": advantages_N.std(correction=0)},
+            {"advantage_std": advantages_N.std(correction=0), **differences},
         )
 
     def updates(self, experience: Experience) -> Iterator[Experience]:
@@ -186,7 +190,9 @@ class _Tally:
         self._sums = torch.zeros(4, device=device)  # pairs, clipped pairs, approximate KL, log-prob (mean over C H W)
         self._squares_K = torch.zeros(schedule.steps, device=device)
         self._sigma_K = torch.tensor(schedule.sigma, dtype=torch.float32, device=device)
-        self._per_eps_K = torch.tensor([mean_per_eps(schedule, k) for k in range(schedule.steps)], device=device)
+        self._per_prediction_K = torch.tensor(
+            [mean_per_prediction(schedule, k) for k in range(schedule.steps)], device=device
+        )
 
     def add(
         self,
@@ -210,11 +216,11 @@ class _Tally:
         z_square_B = -2 * self._dimensions * (per_dimension_B + sigma_B.log() + 0.5 * math.log(2 * math.pi))
         per_mean_B = z_square_B.clamp(min=0).sqrt() / sigma_B
         per_mean_B = per_mean_B / self._dimensions if self._reduction == "mean" else per_mean_B
-        norm_B = d_loss_B.abs() * per_mean_B * self._per_eps_K[step_B]
+        norm_B = d_loss_B.abs() * per_mean_B * self._per_prediction_K[step_B]
         self._squares_K.index_add_(0, step_B[:count], norm_B[:count].square())
 
     def metrics(self, ranks: Ranks) -> Metrics:
-        """`step_gradient_norm`: L2 norm over a step's images of d loss / d eps (before x0 is clipped), None: no density."""
+        """`step_gradient_norm`: L2 norm over a step's images of d loss / d prediction (x0 unclipped)."""
         pairs, clipped, kl, per_dimension = ranks.sum(self._sums).tolist()
         norms = (ranks.sum(self._squares_K).sqrt() / ranks.world_size).tolist()
         return {

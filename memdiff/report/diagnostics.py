@@ -56,6 +56,18 @@ DIAGNOSTICS = (
         "log-probability (nats)",
         "Log-probability of a whole chain, summed over its steps. Same reading as the mean.",
     ),
+    (
+        "diversity_pixel",
+        "difference of two images (0 to 1)",
+        "Root mean square difference of a pixel between two images of the round. Should stay near its start; a steady "
+        "fall means images that grow alike.",
+    ),
+    (
+        "diversity_feature",
+        "cosine distance of two images",
+        "Mean distance between two images of the round in the features of a reward's network. Should stay near its "
+        "start.",
+    ),
     ("lr", "learning rate", "The optimizer's learning rate: shows warm-up and decay as configured."),
 )
 SHOWN = {"round", "update", "images", "reward_mean", "reward_std", "images_in_round", "peak_bytes"} | {
@@ -63,7 +75,7 @@ SHOWN = {"round", "update", "images", "reward_mean", "reward_std", "images_in_ro
     "evaluate/images",
     "evaluate/best",
 }
-SHOWN_PREFIXES = ("reward/", "reward_std/", "share/", "evaluate/reward/", "evaluate/share/")
+SHOWN_PREFIXES = ("reward/", "reward_std/", "share/", "evaluate/reward/", "evaluate/reward_std/", "evaluate/share/")
 
 
 def diagnostic_panels(run: RunFolder) -> list[Panel]:

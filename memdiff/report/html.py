@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 REORDERING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 LONGEST_NAME = 120  # letters of a name or a message in a heading
 MOST_ENVIRONMENT_ROWS = 200
+MOST_ALARMS = 100
 DEVICE_WORDS = ("device", "devices", "device_name", "gpu", "gpus", "accelerator")
 VERSION_WORDS = ("memdiff", "python", "torch", "deepspeed", "diffusers")
 JUDGE_ROWS = (
@@ -105,6 +106,7 @@ def render(run: RunFolder) -> str:
         samples=samples,
         evolution=evolution,
         judge=judge_table(run.judge),
+        alarms=alarm_table(run)[-MOST_ALARMS:],
         recipe=run.recipe_text,
         environment=described[:MOST_ENVIRONMENT_ROWS],
         started=status_text(run, "started"),
@@ -244,6 +246,13 @@ def phase_table(rows: list[Row]) -> list[tuple[str, str, str, str]]:
         share = f"{100 * spent / total:.1f} %" if total > 0 else "n/a"
         table.append((sections.phase_name(key), duration(spent), share, duration(statistics.median(values))))
     return table
+
+
+def alarm_table(run: RunFolder) -> list[tuple[int, str]]:
+    """Round and text of every alarm that a guard raised."""
+    rows = {row["round"]: row.get("alarms") for row in (*run.evaluations, *run.training)}
+    told = [(number, alarms) for number, alarms in sorted(rows.items()) if isinstance(alarms, list)]
+    return [(number, alarm) for number, alarms in told for alarm in alarms if isinstance(alarm, str)]
 
 
 def judge_table(judge: Row) -> list[tuple[str, str, str]]:

@@ -45,9 +45,9 @@ class ImageProcessing:
         if shortest and config.get("crop_pct") and shortest < 384:
             # ConvNeXt's and ResNet's rule: resize to size / crop_pct, then crop to size.
             shortest, crop = int(shortest / config["crop_pct"]), (shortest, shortest)
-        exact = None if shortest else (size.get("height"), size.get("width"))
+        exact = None if shortest else (size.get("height", 0), size.get("width", 0))
         resample = config.get("resample", 2)
-        if (exact and None in exact) or resample not in PIL_INTERPOLATION:
+        if (exact and 0 in exact) or resample not in PIL_INTERPOLATION:
             raise ConfigError(f"{source}: its image processor's size {size} or resample {resample} is not supported")
         do_resize = config.get("do_resize", True)
         plain = not config.get("do_normalize", True)

@@ -41,14 +41,17 @@ def feature_diversity(features_nD: torch.Tensor, ranks: Ranks) -> torch.Tensor:
     return 1 - (sum_D.square().sum() - count) / (count * (count - 1))
 
 
-def diversity(reward: WeightedReward, images_nCHW: torch.Tensor, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """`diversity_pixel` of all images, `diversity_feature` of at most 64 in the first part that embeds them.
+def diversity(
+    reward: WeightedReward, images_nCHW: torch.Tensor, ranks: Ranks, *, num_images: int
+) -> dict[str, torch.Tensor]:
+    """`diversity_pixel` of all images, `diversity_feature` of at most 64 of them in the first part that embeds images.
 
-    Collective; every rank holds an image. The part's networks are where they score.
+    Collective. `num_images` over all ranks; the part's networks are where they score. Fewer images than ranks are not
+    embedded: a rank would have none.
     """
     found = {"diversity_pixel": pixel_diversity(images_nCHW, ranks)}
     part = next((part for part in reward.parts if part.features is not None), None)
-    if part is not None:
+    if part is not None and num_images >= ranks.world_size:
         few_nCHW = images_nCHW[: max(1, MOST_EMBEDDED // ranks.world_size)]
         found["diversity_feature"] = feature_diversity(_embed(part, place(few_nCHW, reward.device)), ranks)
     return found
@@ -109,6 +112,6 @@ def _held_out_fell(
             continue
         told.append(
             f"held-out {name} fell from {start:.4g} to {now:.4g}, by more than {config.held_out_drop:g} of its std "
-            f"{spread:.4g}, while the trained reward rose from {before:.4g} to {trained:.4g}: the reward is being fooled"
+            f"{spread:.4g}, while the trained reward rose from {before:.4g} to {trained:.4g}: it is being fooled"
         )
     return told

@@ -15,6 +15,11 @@ class GuardsConfig(Section):
         "at round 0, while the trained reward has risen. None: never.",
     )
     diversity: Float | None = Field(
-        default=0.5, gt=0, lt=1, description="Alarm where images differ by less than this share of round 0's. None: never."
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="Alarm where images differ by less than this share of round 0's. None: never.",
     )
-    stop: bool = Field(default=False, description="True: an alarm ends the run in order, saved, instead of warning only.")
+    stop: bool = Field(
+        default=False, description="True: an alarm ends the run in order, saved, instead of warning only."
+    )

@@ -173,8 +173,6 @@ class ImageReward:
             raise RewardError(
                 f"ImageReward needs one prompt an image, got {len(prompts)} for {len(images_BCHW)} images"
             )
-        if self._prompt is None and not all(prompt.strip() for prompt in prompts):
-            raise RewardError("ImageReward compares images with text, got an empty prompt; give the part a `prompt`")
         ids_BL, lengths_B = self.tokens(prompts, images_BCHW.device)
         pixels_BCSS = preprocess(images_BCHW.float(), self.net.side)
         features_BE = call_network(

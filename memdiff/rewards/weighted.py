@@ -63,12 +63,13 @@ class WeightedReward:
 
     def observe(self, raw_PN: torch.Tensor) -> None:
         """Takes a round's raw scores of all ranks into the statistics."""
-        self.statistics = self.with_scores(raw_PN)
+        scores = dict(zip(self.names, raw_PN, strict=True))
+        self.statistics = {name: seen.with_scores(scores[name]) for name, seen in self.statistics.items()}
 
-    def with_scores(self, raw_PN: torch.Tensor) -> Statistics:
-        """The statistics so far and these scores."""
-        rows = zip(self.parts, raw_PN, strict=True)
-        return {p.name: self.statistics[p.name].with_scores(scores_N) for p, scores_N in rows if p.normalised}
+    def statistics_of(self, raw_PN: torch.Tensor) -> Statistics:
+        """Those of these scores alone."""
+        scores = dict(zip(self.names, raw_PN, strict=True))
+        return {name: Running().with_scores(scores[name]) for name in self.statistics}
 
     def combine(self, raw_PN: torch.Tensor, statistics: Statistics) -> torch.Tensor:
         """The total reward of a round's images from their raw scores over all ranks: N fp32. No state is read."""

@@ -1,8 +1,10 @@
-"""One rank: REINFORCE over a whole chain through pieces and DeepSpeed, against plain autograd on the same trajectory."""
+"""One rank: REINFORCE through pieces and DeepSpeed, against plain autograd on the same trajectory."""
 
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from deepspeed.utils import safe_get_full_grad
@@ -73,26 +75,29 @@ def plain_autograd(policy, experience: Experience, ranks: Ranks, chunk: int) -> 
     return [ranks.sum(total) for total in totals]
 
 
-def probe(ranks: Ranks, *, precision: str, bits: int, offload: bool, steps: int, magnitudes: list[float]) -> dict:
+def probe(
+    ranks: Ranks, *, precision: str, bits: Literal[8, 32], offload: bool, steps: int, magnitudes: list[float]
+) -> dict:
     """One engine: relative errors, skipped updates and what the ranks must agree on."""
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    policy = tiny_policy(steps=steps, dtype=dtype)
+    policy = tiny_policy(steps=steps, dtype=dtype, device=ranks.device, clip=ranks.device.type == "cuda")
     config = OptimizerConfig(learning_rate=1e-3, clip_norm=0, bits=bits)
     count = sum(p.numel() for p in policy.trainable().values())
     ds_config = make_ds_config(config, precision=precision, offload=offload, trainable_elements=count)
     engine = DeepSpeedEngine(policy.trainable(), config, ranks, ds_config=ds_config, gradients_on_host=offload)
-    reward = WeightedReward([WeightedPart("brightness", Brightness())], device=CPU)
+    reward = WeightedReward([WeightedPart("brightness", Brightness())], device=ranks.device)
     objective = Reinforce(ReinforceConfig(kind="reinforce"), reward, Pieces(engine.gradients), ranks, knobs(16))
     noise = Noise(seed=3, stream=Stream.ROLLOUT, round=1, shape=policy.shape)
     block = ranks.block(IMAGES)
-    round = Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(CPU))
+    round = Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device))
     experience = objective.collect(policy, round)
     truth = plain_autograd(policy, experience, ranks, chunk=16)
     whole_chain = plain_autograd(policy, experience, ranks, chunk=10**6)
     objective.differentiate(policy, experience)
     sums = [total.clone() for total in engine.gradients.sums]
     scale = engine.hand_over()
-    got = [safe_get_full_grad(p).float() / scale for p in policy.trainable().values()]
+    read: Any = safe_get_full_grad
+    got = [read(p).float() / scale for p in policy.trainable().values()]
     engine._engine.step()
     skipped = 0
     for magnitude in magnitudes:
@@ -118,12 +123,17 @@ def probe(ranks: Ranks, *, precision: str, bits: int, offload: bool, steps: int,
 def main() -> None:
     """Runs every engine that the arguments name in one process group."""
     options = json.loads(sys.argv[1])
-    if any(mode["precision"] == "fp16" for mode in options["modes"]):
+    ranks = ranks_of_this_process() if options["device"] == "cuda" else Ranks(*rank_and_size(), CPU)
+    if ranks.device == CPU and any(mode["precision"] == "fp16" for mode in options["modes"]):
         allow_half()
-    ranks = ranks_of_this_process()
     start_process_group(ranks)
     results = [probe(ranks, steps=options["steps"], magnitudes=options["magnitudes"], **m) for m in options["modes"]]
     Path(sys.argv[2]).write_text(json.dumps(results))
+
+
+def rank_and_size() -> tuple[int, int]:
+    """As the launcher says."""
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def relative(got: list[torch.Tensor], truth: list[torch.Tensor]) -> float:

@@ -1,0 +1,158 @@
+"""What the gradient of a reward costs: live bytes and seconds of a batch of 8 in chunks of 1, 2 and 8.
+
+    python -m benchmarks.rewards [--json FILE]          # writes benchmarks/rewards.md
+
+The network is LAION aesthetic's: CLIP ViT-L/14 (303 M parameters in its image tower) and the five-layer head, at full
+size with random weights, on the CPU in fp32. Each chunk's gradient to the images is pulled before the next chunk is
+scored, as in training, so that one chunk's graph is alive at a time.
+
+Physics: a layer of width D over T tokens keeps about 16 T D numbers for its backward (and T^2 a head, where attention
+is not fused), 24 layers keep 24 times that, an image. Checkpointing keeps T D a layer, and one layer whole. Weights are
+the same in every row. So bytes should go down almost 8-fold from chunk 8 to chunk 1.
+
+Shapes: B images of 256 x 256 pixels.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from memdiff.memory.ledger import Ledger
+from memdiff.pieces import Gradients, Pieces
+from memdiff.rewards.clip import AestheticHead, ClipReward, ImageTower
+from memdiff.rewards.pretrained import checkpoint_layers, freeze
+
+HERE = Path(__file__).parent
+CPU = torch.device("cpu")
+BATCH = 8
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. `peak_bytes` beyond weights and images; differences are relative to the first row."""
+
+    chunk: int
+    checkpointing: bool
+    peak_bytes: int
+    seconds: float
+    score_difference: float
+    gradient_difference: float
+
+
+def aesthetic(*, checkpointing: bool) -> ClipReward:
+    """The full-size reward with seeded random weights."""
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=224,
+        patch_size=14, projection_dim=768,
+    )  # fmt: skip
+    network, head = CLIPVisionModelWithProjection(config), AestheticHead(768)
+    for module in (network, head):
+        freeze(module, torch.float32, CPU)
+    if checkpointing:
+        checkpoint_layers(network.vision_model.encoder.layers)
+    return ClipReward(ImageTower(network, "crop", torch.float32), head)
+
+
+def gradient(reward: ClipReward, images_B3HW: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores, B, and the gradient of their sum to the images, B 3 H W, chunk by chunk."""
+    pieces, scores, gradients = Pieces(Gradients([])), [], []
+    for chunk_B3HW in images_B3HW.split(chunk):
+        leaf = chunk_B3HW.clone().requires_grad_()
+        scores_B, pull = pieces.vjp(lambda x: reward(x, [""] * len(x)), leaf, keep=True)
+        scores.append(scores_B)
+        gradients.append(pull(torch.ones_like(scores_B)))
+    return torch.cat(scores), torch.cat(gradients)
+
+
+def measure() -> tuple[list[Row], int]:
+    """All rows, and the bytes of the weights."""
+    images_B3HW = torch.rand(BATCH, 3, 256, 256, generator=torch.Generator().manual_seed(1))
+    rows, truth, weight_bytes = [], None, 0
+    for checkpointing in (False, True):
+        reward = aesthetic(checkpointing=checkpointing)
+        weight_bytes = sum(p.numel() * p.element_size() for module in reward.networks for p in module.parameters())
+        for chunk in (8, 2, 1):
+            start = time.perf_counter()
+            with Ledger() as ledger:
+                found = gradient(reward, images_B3HW, chunk)
+            seconds = time.perf_counter() - start
+            truth = truth or found
+            differences = [_relative(got, want) for got, want in zip(found, truth, strict=True)]
+            rows.append(Row(chunk, checkpointing, ledger.peak_bytes, seconds, *differences))
+            print(rows[-1], flush=True)
+    return rows, weight_bytes
+
+
+def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=HERE.parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def provenance() -> dict[str, str]:
+    """What was measured where."""
+    commit = _git("rev-parse", "--short", "HEAD") + (
+        " with changes" if _git("status", "--porcelain", "memdiff") else ""
+    )
+    return {
+        "command": "python -m benchmarks.rewards",
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": f"CPU, {platform.machine()}, {torch.get_num_threads()} thread(s)",
+    }
+
+
+def table(rows: list[Row], weight_bytes: int, made: dict[str, str]) -> str:
+    """rewards.md."""
+    lines = [
+        "# Bytes and seconds of a reward's gradient",
+        "",
+        "LAION aesthetic at full size (CLIP ViT-L/14 and its head, random weights), fp32, a batch of 8 images of",
+        "256 x 256, gradient to the images, each chunk pulled before the next. Peak: live bytes by",
+        f"`memdiff/memory/ledger.py` beyond the {weight_bytes / MIB:,.0f} MiB of weights and the images. Differences:",
+        "relative L2 against the first row, fp32 rounding of kernels of other shapes. Seconds: wall time on a machine",
+        "that other jobs used too, so rows don't compare.",
+        "",
+        "| chunk | checkpointing | peak (MiB) | seconds | scores differ by | gradients differ by |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.chunk} | {'on' if row.checkpointing else 'off'} | {row.peak_bytes / MIB:,.1f} | {row.seconds:.1f} "
+        f"| {row.score_difference:.1e} | {row.gradient_difference:.1e} |"
+        for row in rows
+    ]
+    lines += ["", *(f"- {key}: {value}" for key, value in made.items()), ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures, writes the table, and prints one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    arguments = parser.parse_args()
+    rows, weight_bytes = measure()
+    made = provenance()
+    (HERE / "rewards.md").write_text(table(rows, weight_bytes, made))
+    told = json.dumps({"rows": [asdict(row) for row in rows], "weight_bytes": weight_bytes, **made})
+    if arguments.json is not None:
+        arguments.json.write_text(told + "\n")
+    print(told)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""GPUs, precisions and links, as torch and DeepSpeed see them.
+
+They are asked in a child process with a time limit, `python -m memdiff.doctor.devices`, since a broken driver can abort
+or hang whoever imports them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memdiff.doctor.table import GIB, REINSTALL, Finding, first_line
+
+SECONDS_DEVICES = 15.0  # for the child that imports torch and DeepSpeed; imports take 4 to 12 s
+
+
+@dataclass(frozen=True)
+class Device:
+    """One CUDA device."""
+
+    name: str
+    memory_bytes: int
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What torch and DeepSpeed say; `problem` is why they could not be asked."""
+
+    problem: str = ""
+    devices: list[Device] = field(default_factory=list)
+    torch_cuda: str | None = None  # the CUDA version torch was built for; None: a CPU build
+    nccl: bool = False
+    peers_missing: int = 0  # ordered pairs of devices without peer access
+    accelerator: str = ""
+    accelerator_fp16: bool = False
+    accelerator_bf16: bool = False
+    extensions: str = ""  # the folder where torch builds its extensions
+
+
+def _probe_devices_here() -> DeviceFacts:
+    try:
+        import torch
+        from deepspeed.accelerator import get_accelerator
+        from torch.utils import cpp_extension
+
+        accelerator = get_accelerator()
+    except (ImportError, OSError, RuntimeError, ValueError, AttributeError) as error:
+        return DeviceFacts(problem=f"{type(error).__name__}: {first_line(str(error))}")
+    if accelerator is None:
+        return DeviceFacts(problem="DeepSpeed found no accelerator")
+    indices = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
+    seen = [torch.cuda.get_device_properties(index) for index in indices]
+    pairs = [(one, other) for one in indices for other in indices if one != other]
+    build = f"py{sys.version_info.major}{sys.version_info.minor}_"
+    build += f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or str(Path(cpp_extension.get_default_build_root()) / build)
+    return DeviceFacts(
+        devices=[Device(one.name, one.total_memory, (one.major, one.minor)) for one in seen],
+        torch_cuda=torch.version.cuda,
+        nccl=torch.distributed.is_available() and torch.distributed.is_nccl_available(),
+        peers_missing=sum(not torch.cuda.can_device_access_peer(one, other) for one, other in pairs),
+        accelerator=accelerator.device_name(),
+        accelerator_fp16=bool(accelerator.is_fp16_supported()),
+        accelerator_bf16=bool(accelerator.is_bf16_supported()),
+        extensions=root,
+    )
+
+
+def start_device_probe() -> subprocess.Popen[str] | OSError:
+    """The child, or why it could not be started."""
+    package_parent = str(Path(__file__).resolve().parents[2])
+    search = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "memdiff.doctor.devices"],
+            env={**os.environ, "PYTHONPATH": search},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    except OSError as error:
+        return error
+
+
+def collect_device_probe(child: subprocess.Popen[str] | OSError) -> DeviceFacts:
+    """What the child found, after at most 15 s; none is left behind."""
+    if isinstance(child, OSError):
+        return DeviceFacts(problem=f"can't start {sys.executable}: {child.strerror}")
+    try:
+        output, errors = child.communicate(timeout=SECONDS_DEVICES)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        return DeviceFacts(problem=f"torch and DeepSpeed did not load within {SECONDS_DEVICES:.0f} s")
+    lines = output.strip().splitlines()
+    if child.returncode != 0 or not lines:
+        last = (errors.strip().splitlines() or ["no output"])[-1]
+        return DeviceFacts(problem=f"loading torch and DeepSpeed ended with code {child.returncode}: {last[:200]}")
+    facts: dict[str, Any] = json.loads(lines[-1])
+    devices = [Device(one["name"], one["memory_bytes"], tuple(one["capability"])) for one in facts.pop("devices")]
+    return DeviceFacts(devices=devices, **facts)
+
+
+def judge_devices(facts: DeviceFacts) -> Finding:
+    """Which devices there are, and whether they are alike."""
+    if facts.problem:
+        advice = f"{REINSTALL}; a hang points at the GPU driver (nvidia-smi)."
+        return Finding("devices", "fail", facts.problem, advice)
+    if not facts.devices:
+        if facts.torch_cuda is None:
+            advice = "Fine for the embedded models. For a GPU, install a CUDA build of torch."
+        else:
+            advice = f"torch is built for CUDA {facts.torch_cuda} but sees no device: check nvidia-smi and the driver."
+        return Finding("devices", "warn", "no GPU, CPU only", advice)
+    texts = [
+        f"{one.name}, {one.memory_bytes / GIB:.1f} GiB, sm_{one.capability[0]}{one.capability[1]}"
+        for one in facts.devices
+    ]
+    found = "; ".join(f"{texts.count(text)} x {text}" for text in dict.fromkeys(texts))
+    if len({(one.name, one.memory_bytes, one.capability) for one in facts.devices}) > 1:
+        advice = "The slowest and the smallest set the pace: choose equal ones with CUDA_VISIBLE_DEVICES."
+        return Finding("devices", "warn", found, advice)
+    if facts.devices[0].capability < (7, 0):
+        return Finding("devices", "warn", found, "Older than sm_70: no tensor cores, so fp16 saves memory, not time.")
+    return Finding("devices", "ok", found)
+
+
+def judge_precision(facts: DeviceFacts) -> Finding:
+    """Which of fp16, bf16 and fp32 can be trained in, by the devices and by DeepSpeed's accelerator."""
+    if facts.problem:
+        return Finding("precision", "warn", "unknown", "See devices.")
+    says = [word for word, yes in (("fp16", facts.accelerator_fp16), ("bf16", facts.accelerator_bf16)) if yes]
+    found = f"DeepSpeed's accelerator ({facts.accelerator}): {', '.join([*says, 'fp32'])}"
+    if not facts.devices:
+        if facts.accelerator_fp16:
+            return Finding("precision", "ok", found)
+        return Finding("precision", "ok", found, "fp16 is not supported on this CPU: precision auto takes fp32.")
+    if facts.accelerator != "cuda":
+        advice = "There are GPUs, but DeepSpeed would not use them: unset DS_ACCELERATOR or set it to cuda."
+        return Finding("precision", "fail", found, advice)
+    weakest = min(one.capability for one in facts.devices)
+    name = f"sm_{weakest[0]}{weakest[1]}"
+    if not facts.accelerator_fp16:
+        return Finding("precision", "warn", f"{found}; {name}", "No fp16 here: set model.precision to fp32.")
+    if weakest < (8, 0):
+        advice = "fp16 only: no native bf16, no flash-attention 2. precision auto takes fp16."
+        return Finding("precision", "ok", f"{found}; {name} computes in fp16 and fp32", advice)
+    return Finding("precision", "ok", f"{found}; {name} computes in fp16, bf16 and fp32")
+
+
+def judge_links(facts: DeviceFacts) -> Finding:
+    """Whether several GPUs can talk to each other."""
+    count = len(facts.devices)
+    if count < 2:
+        return Finding("links", "ok", "not needed: fewer than two GPUs")
+    if not facts.nccl:
+        return Finding("links", "fail", f"{count} GPUs, torch without NCCL", "Install torch's Linux CUDA build.")
+    if facts.peers_missing:
+        found = f"NCCL; {facts.peers_missing} of {count * (count - 1)} pairs without peer access"
+        return Finding("links", "ok", found, "Usual for T4: traffic goes through host memory. Needs a large /dev/shm.")
+    return Finding("links", "ok", f"NCCL; peer access between all {count} GPUs")
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n" + json.dumps(asdict(_probe_devices_here())) + "\n")

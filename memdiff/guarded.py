@@ -1,0 +1,32 @@
+"""The outermost frame of every program: errors become one line on stderr and an exit code. No torch."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import typer
+
+from memdiff.errors import EXIT_STOPPED, MemdiffError
+
+
+def guarded(action: Callable[[], Any]) -> NoReturn:
+    """Exits with what `action` returns (None: 0); every error of ours is one line on stderr and its exit code."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 0.50 advises CPU users to install another package
+    try:
+        code = action()
+    except MemdiffError as error:
+        code = _say(error.exit_code, str(error))
+    except typer.TyperException as error:
+        message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
+        # Bare `memdiff` prints its help and raises without a message.
+        code = _say(2, f"{message} See memdiff --help.") if message else 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = _say(EXIT_STOPPED, "stopped")
+    sys.stdout.flush()
+    sys.exit(code or 0)
+
+
+def _say(exit_code: int, message: str) -> int:
+    print(f"memdiff: error[{exit_code}]: {' '.join(message.split())}", file=sys.stderr, flush=True)  # noqa: T201
+    return exit_code

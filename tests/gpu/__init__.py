@@ -1,0 +1,1 @@
+"""What needs CUDA. Skipped, with that reason, where there is none."""
