@@ -26,7 +26,7 @@ demo: $(READY)
 	launch/demo.sh $(DEMO)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m 'not slow and not gpu' tests
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist loadfile tests
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m 'slow and not gpu' tests

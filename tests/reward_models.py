@@ -7,11 +7,19 @@ import json
 import pickle
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
 from torch import nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 MERGES = ("c a", "ca t</w>", "d o", "do g</w>")
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -189,3 +197,30 @@ def write_hps(folder: Path, model: OpenClip, *, dtype: torch.dtype = torch.float
         {"state_dict": state}, folder / {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}[version]
     )
     write_tokenizer(folder, make_vocabulary(model.token_embedding.num_embeddings))
+
+
+def write_classifier(folder: Path, kind: str = "vit") -> Any:
+    """A tiny ViT (as rizvandwiki/gender-classification is one) or ResNet (as microsoft/resnet-50), as published."""
+    labels: dict[str, Any] = {"id2label": {0: "female", 1: "male"}, "label2id": {"female": 0, "male": 1}}
+    torch.manual_seed(0)
+    if kind == "vit":
+        config = ViTConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32,
+            patch_size=8, **labels,
+        )  # fmt: skip
+        model: Any = ViTForImageClassification(config)
+        processor: dict[str, Any] = {"size": 32, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    else:
+        config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], **labels)
+        model = ResNetForImageClassification(config)
+        processor = {
+            "size": 32,
+            "crop_pct": 0.875,
+            "image_mean": [0.4, 0.5, 0.6],
+            "image_std": [0.2] * 3,
+            "resample": 3,
+        }
+    shake(model, 0)
+    model.eval().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return model

@@ -1,25 +1,18 @@
-"""Every kind of reward from a line of a recipe to its scores: built, placed, refused in one line, on the command line.
+"""Every kind of reward from a line of a recipe to its scores: built, placed, refused in one line, resumed.
 
 The families' mathematics is held in their own test files. Shapes: B images, C channels, H W pixels.
 """
 
-import io
-import json
-import math
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
-from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
 from memdiff.chain.noise import Noise, Stream
 from memdiff.errors import ConfigError
@@ -33,14 +26,19 @@ from memdiff.recipe_file import read_recipe
 from memdiff.report.rows import read_rows
 from memdiff.rewards import image_reward
 from memdiff.rewards.build import build_reward, build_weighted
-from memdiff.rewards.classifier import ClassifierReward
 from memdiff.rewards.clip import PromptHead
-from memdiff.rewards.config import ClassifierConfig, part_name
+from memdiff.rewards.config import part_name
 from memdiff.rewards.reward import Reward, score
 from memdiff.rewards.weighted import WeightedPart, WeightedReward
-from memdiff.score_request import given_parts
 from tests.image_reward_small import RECORD, small_checkpoint, small_net
-from tests.reward_models import Trap, aesthetic_weights, shake, tiny_clip_config, tiny_open_clip, write_clip, write_hps
+from tests.reward_models import (
+    aesthetic_weights,
+    tiny_clip_config,
+    tiny_open_clip,
+    write_classifier,
+    write_clip,
+    write_hps,
+)
 from tests.test_detection_reward import write as write_detector
 from tests.tiny import tiny_policy
 from tests.workers.engine_parity import knobs
@@ -56,33 +54,6 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def images(count: int = 3, height: int = 40, width: int = 48, *, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def write_classifier(folder: Path, kind: str = "vit") -> Any:
-    """A tiny ViT (as rizvandwiki/gender-classification is one) or ResNet (as microsoft/resnet-50), as published."""
-    labels: dict[str, Any] = {"id2label": {0: "female", 1: "male"}, "label2id": {"female": 0, "male": 1}}
-    torch.manual_seed(0)
-    if kind == "vit":
-        config = ViTConfig(
-            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32,
-            patch_size=8, **labels,
-        )  # fmt: skip
-        model: Any = ViTForImageClassification(config)
-        processor: dict[str, Any] = {"size": 32, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    else:
-        config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], **labels)
-        model = ResNetForImageClassification(config)
-        processor = {
-            "size": 32,
-            "crop_pct": 0.875,
-            "image_mean": [0.4, 0.5, 0.6],
-            "image_std": [0.2] * 3,
-            "resample": 3,
-        }
-    shake(model, 0)
-    model.eval().save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return model
 
 
 def write_image_reward(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -281,184 +252,10 @@ def test_weight_files_beside_the_recipe_are_found(tmp_path: Path) -> None:
     assert found[1].path == "openai/clip-vit-large-patch14"
 
 
-def classifier(folder: Path, **settings: Any) -> ClassifierReward:
-    part = {"kind": "classifier", "path": str(folder), "label": "male", "mode": "log_probability"} | settings
-    return ClassifierReward(ClassifierConfig.model_validate(part), device=CPU)
-
-
-@torch.no_grad()
-def classifier_truth(model: Any, kind: str, batch_BCHW: torch.Tensor) -> list[float]:
-    """Images of 32 x 32 (37 cropped to 32 is what the ResNet's rule makes of 32 / 0.875 = 36) through transformers."""
-    mean, std = (0.5, 0.5) if kind == "vit" else (torch.tensor([0.4, 0.5, 0.6])[:, None, None], 0.2)
-    return model(pixel_values=(batch_BCHW - mean) / std).logits.log_softmax(dim=1)[:, 1].tolist()
-
-
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_classifier_scores_are_transformers_own(kind: str, tmp_path: Path) -> None:
-    """log p(male) by transformers' own class over the same folder, to 1e-5; the ResNet's images are 36 pixels, of which
-    its processor keeps the middle 32. Half precision stays within 1e-2."""
-    model = write_classifier(tmp_path / "net", kind)
-    side = 32 if kind == "vit" else 36
-    batch_BCHW = images(4, side, side)
-    cut = (side - 32) // 2
-    middle_BCHW = batch_BCHW[..., cut : cut + 32, cut : cut + 32]
-    expected = classifier_truth(model, kind, middle_BCHW)
-    assert classifier(tmp_path / "net")(batch_BCHW, [""] * 4).tolist() == pytest.approx(expected, abs=1e-5)
-    half = classifier(tmp_path / "net", precision="fp16")(batch_BCHW, [""] * 4)
-    assert half.dtype == torch.float32 and half.tolist() == pytest.approx(expected, rel=1e-2)
-
-
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_classifier_gradients_equal_finite_differences(kind: str, tmp_path: Path) -> None:
-    """fp64, images that are resized: central differences along 4 random directions, 1e-6 relative."""
-    write_classifier(tmp_path / "net", kind)
-    reward = classifier(tmp_path / "net")
-    reward.networks[0].double()
-    network: Any = reward.networks[0]
-
-    def of(x: torch.Tensor) -> torch.Tensor:
-        return network(reward._processing(x)).logits.log_softmax(dim=1)[:, 1].sum()
-
-    batch_BCHW = images(2).double().requires_grad_()
-    (gradient,) = torch.autograd.grad(of(batch_BCHW), batch_BCHW)
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(4):
-        way = torch.randn(batch_BCHW.shape, generator=generator, dtype=torch.float64)
-        with torch.no_grad():
-            slope = float(of(batch_BCHW + 1e-6 * way) - of(batch_BCHW - 1e-6 * way)) / 2e-6
-        assert float((gradient * way).sum()) == pytest.approx(slope, rel=1e-6)
-
-
-def test_classifier_features_are_an_embedding_an_image(tmp_path: Path) -> None:
-    """The last hidden state averaged: 32 numbers of the ViT, 16 of the ResNet; equal images have equal ones."""
-    for kind, width in (("vit", 32), ("resnet", 16)):
-        write_classifier(tmp_path / kind, kind)
-        batch_BCHW = images(2, 32, 32)[[0, 1, 0]]
-        features_BD = classifier(tmp_path / kind).features(batch_BCHW)
-        assert features_BD.shape == (3, width) and torch.allclose(features_BD[0], features_BD[2], atol=1e-6)
-        assert not torch.allclose(features_BD[0], features_BD[1], atol=1e-3)
-
-
-def spoil_truncate(folder: Path, marker: Path) -> None:
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def spoil_pickle(folder: Path, marker: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Trap(marker)}))
-
-
-def spoil_architecture(folder: Path, marker: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-
-
-def spoil_width(folder: Path, marker: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
-
-
-@pytest.mark.parametrize("spoil", [spoil_truncate, spoil_pickle, spoil_architecture, spoil_width])
-def test_a_spoilt_classifier_is_one_line_and_runs_nothing(spoil: Callable[[Path, Path], None], tmp_path: Path) -> None:
-    """Cut off, a pickle that wants to run code, a layer too many (which loads at random otherwise), another width."""
-    write_classifier(tmp_path / "net")
-    spoil(tmp_path / "net", tmp_path / "ran")
-    with pytest.raises(ConfigError) as caught:
-        classifier(tmp_path / "net")
-    assert str(tmp_path / "net") in str(caught.value) and len(str(caught.value)) < 700
-    assert not (tmp_path / "ran").exists()
-
-
-def test_rewards_are_given_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys and values as in a recipe; commas belong to a value unless a key follows; names tell two of a kind apart."""
-    monkeypatch.chdir(tmp_path)
-    recipe_with(tmp_path)
-    parts: Any = given_parts(
-        ["digits:digits=[5,6],mode=probability", "jpeg:quality=90", "jpeg:quality=10,name=rough", "python:file=mine.py",
-         "image_reward:prompt=a cat, a dog,weight=2"],
-        with_prompts=False,
-    )  # fmt: skip
-    assert list(parts) == ["digits", "compressible", "rough", "score", "image_reward"]
-    assert parts["digits"].digits == (5, 6) and parts["rough"].quality == 10
-    assert (parts["image_reward"].prompt, parts["image_reward"].weight) == ("a cat, a dog", 2.0)
-
-
-GIVEN_BADLY = [
-    ("jpg", "kind must be one of"),
-    ("jpeg:qualty=3", "did you mean quality?"),
-    ("jpeg:quality", "--reward takes KIND or KIND:key=value"),
-    ("jpeg:quality=3,quality=4", "given twice"),
-    ("jpeg:quality=[", "not a YAML value"),
-    ("pickscore", "give --prompt, or pickscore:prompt=..."),
-    ("python:file=nowhere.py", "no such file: nowhere.py"),
-    ("", "kind must be one of"),
-]
-
-
-@pytest.mark.parametrize(("text", "said"), GIVEN_BADLY, ids=[text or "empty" for text, _ in GIVEN_BADLY])
-def test_badly_given_rewards_are_one_line(text: str, said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        given_parts([text], with_prompts=False)
-    assert said in str(caught.value) and "--reward" in str(caught.value)
-
-
 def memdiff(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "memdiff", *map(str, words)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
-def paint(path: Path, seed: int) -> Path:
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
-    return path
-
-
-def test_score_on_the_command_line(tmp_path: Path) -> None:
-    """Two images, three rewards: JSON and table hold Pillow's own file sizes and the mean of the pixels."""
-    files = [paint(tmp_path / f"{name}.png", seed) for seed, name in enumerate("ab")]
-    recipe_with(tmp_path)
-    done = memdiff(
-        "score", "a.png", "b.png", "--reward", "jpeg:prefer=large", "--reward", "python:file=mine.py,function=light",
-        "--reward", "digits", "--json", "scores.json", cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0 and "incompressible" in done.stdout and "a.png" in done.stdout, done.stderr
-    told = json.loads((tmp_path / "scores.json").read_text())
-    assert [entry["image"] for entry in told["images"]] == ["a.png", "b.png"]
-    for entry, file in zip(told["images"], files, strict=True):
-        buffer = io.BytesIO()
-        Image.open(file).save(buffer, format="JPEG", quality=95)
-        assert entry["scores"]["incompressible"] == pytest.approx(buffer.tell() / 1000)
-        light = float(np.asarray(Image.open(file)).mean() / 255)
-        assert entry["scores"]["light"] == pytest.approx(light, abs=1e-6) and f"{light:.4f}" in done.stdout
-        assert entry["scores"]["digits"] in (0, 1)
-    assert told["mean"]["light"] == pytest.approx(math.fsum(e["scores"]["light"] for e in told["images"]) / 2)
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        (["a.png", "--reward", "jpg"], 2, "kind must be one of"),
-        (["none.png", "--reward", "jpeg"], 2, "no image in none.png"),
-        (["a.png", "--reward", "pickscore"], 2, "give --prompt"),
-        (
-            ["a.png", "--reward", "jpeg", "--prompt", "a", "--prompt", "b"],
-            2,
-            "one prompt for all images or one for each",
-        ),
-        (["a.png", "--reward", "jpeg", "--json", "no/where.json"], 2, "no such folder"),
-        (["a.png", "--reward", "python:file=raises.py"], 3, "raised ZeroDivisionError"),
-        (["a.png"], 2, "reward"),
-    ],
-)
-def test_mistakes_on_the_command_line(words: list[str], code: int, said: str, tmp_path: Path) -> None:
-    """One line on stderr and the exit code; nothing on stdout, no traceback."""
-    paint(tmp_path / "a.png", 0)
-    (tmp_path / "raises.py").write_text("def score(images, prompts):\n    return 1 / 0\n")
-    done = memdiff("score", *words, cwd=tmp_path)
-    assert done.returncode == code and done.stdout == "", done.stderr
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"memdiff: error[{code}]: ") and said in line
 
 
 @pytest.mark.slow
