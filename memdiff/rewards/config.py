@@ -66,6 +66,10 @@ class DigitsConfig(Confidence):
 
     kind: Literal["digits"]
     digits: tuple[Int, ...] = Field(default=(5, 6, 7, 8, 9), min_length=1, description="Digits that count as yes.")
+    pool: Literal["sum", "max"] = Field(
+        default="sum",
+        description="sum: p of the group. max: p of its likeliest digit; over all ten, how legible an image is.",
+    )
     classifier: Literal["reward", "judge"] = Field(
         default="reward", description="judge: the second classifier, for evaluation only."
     )

@@ -13,7 +13,7 @@ from memdiff.rewards.config import DigitsConfig
 
 
 class DigitsReward:
-    """Scores the probability that an image shows one of `config.digits`. Fulfils memdiff.rewards.reward.Reward."""
+    """Scores the probability that an image shows one of `config.digits`, or the likeliest of them. Fulfils memdiff.rewards.reward.Reward."""
 
     def __init__(self, config: DigitsConfig, *, device: torch.device) -> None:
         self.config = config
@@ -28,7 +28,9 @@ class DigitsReward:
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Scores, B fp32."""
         log_probabilities_BK = self._network(images_BCHW).log_softmax(dim=1)
-        return confidence_score(log_probabilities_BK[:, list(self.config.digits)].logsumexp(dim=1), self.config)
+        group_BK = log_probabilities_BK[:, list(self.config.digits)]
+        pooled_B = group_BK.logsumexp(dim=1) if self.config.pool == "sum" else group_BK.amax(dim=1)
+        return confidence_score(pooled_B, self.config)
 
     def features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """The classifier's penultimate activations: B D fp32."""
