@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 RECIPE = "launch/recipes/digits_reinforce.yaml"
 SHOWN = 48
+STEPS = 25  # the recipe's: the base is sampled as the trained model is
 
 
 def memdiff(*words: object) -> None:
@@ -41,7 +42,21 @@ def run_seed(seed: int, folder: Path, gpus: int) -> dict[str, Any]:
     )
     seconds_train = time.monotonic() - start
     before, after = folder / "images_before", folder / "images_after"
-    memdiff("memdiff", "sample", "digits", "--num-images", 400, "--gpus", gpus, "--seed", seed, "--out", before)
+    memdiff(
+        "memdiff",
+        "sample",
+        "digits",
+        "--num-images",
+        400,
+        "--steps",
+        STEPS,
+        "--gpus",
+        gpus,
+        "--seed",
+        seed,
+        "--out",
+        before,
+    )
     memdiff("memdiff", "sample", folder, "--num-images", 400, "--gpus", gpus, "--seed", seed, "--out", after)
     memdiff("memdiff.embedded.judge", before, after, "--json", folder / "judge.json")
     memdiff("memdiff", "report", folder)

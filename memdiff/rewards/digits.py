@@ -13,7 +13,7 @@ from memdiff.rewards.config import DigitsConfig
 
 
 class DigitsReward:
-    """Scores the probability that an image shows one of `config.digits`, or the likeliest of them. Fulfils memdiff.rewards.reward.Reward."""
+    """Scores the probability of a group of digits, or of its likeliest. Fulfils memdiff.rewards.reward.Reward."""
 
     def __init__(self, config: DigitsConfig, *, device: torch.device) -> None:
         self.config = config
