@@ -28,7 +28,7 @@ def test_written_down_architectures_have_the_public_parameter_counts(config, par
 def test_one_update_of_celebahq_256(tmp_path: Path) -> None:
     """Two images, three steps, in-UNet checkpointing: the weights change, and plain diffusers loads them.
 
-    About 6 minutes on two cores; the largest resident set is printed by the run's status.
+    About two minutes on two cores.
     """
     torch.manual_seed(0)
     DDPMPipeline(UNet2DModel(**CELEBAHQ_256), DDPMScheduler(**DDPM_SCHEDULER)).save_pretrained(tmp_path / "base")
