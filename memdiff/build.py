@@ -3,23 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import Any
 
 import torch
 
 from memdiff.config import Recipe
-from memdiff.embedded.paths import DIGITS_DDPM
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, check_precision
 from memdiff.memory.config import MemoryConfig
 from memdiff.memory.knobs import Knobs, resolve_knobs
-from memdiff.models.config import AdapterConfig, DdpmConfig, EmbeddedConfig, ModelConfig, SamplerConfig
-from memdiff.models.ddpm import DdpmPolicy, load_ddpm
-from memdiff.models.precision import DTYPES, resolve_precision
+from memdiff.models.load import load_policy
+from memdiff.models.policy import Policy
+from memdiff.models.precision import resolve_precision
 from memdiff.models.quiet import quiet_libraries
-from memdiff.objectives.reinforce import Reinforce
+from memdiff.objectives.build import build_objective
+from memdiff.objectives.objective import Objective
 from memdiff.pieces import Pieces
 from memdiff.placement import HOST
+from memdiff.prompts import PromptSet
 from memdiff.ranks import Ranks
 from memdiff.rewards.build import build_weighted
 from memdiff.rewards.weighted import WeightedReward
@@ -31,13 +32,14 @@ class Parts:
 
     recipe: Recipe
     ranks: Ranks
-    policy: DdpmPolicy
+    policy: Policy
+    prompts: PromptSet
     reward: WeightedReward
     judged: WeightedReward  # the reward's parts and the held-out ones, for evaluation
     held_out: Sequence[str]  # names of the latter
     engine: DeepSpeedEngine
     pieces: Pieces
-    objective: Reinforce
+    objective: Objective[Any]
     knobs: Knobs
 
 
@@ -48,14 +50,17 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
     torch.manual_seed(recipe.run.seed)  # the adapter's start; all other randomness is counter-based
     precision = resolve_precision(recipe.model.precision, ranks.device)
     check_precision(precision)
-    checkpointing = recipe.memory.activation_checkpointing is True
-    policy = build_policy(
+    memory = recipe.memory
+    policy = load_policy(
         recipe.model,
         recipe.sampler,
-        recipe.adapter,
         device=ranks.device,
         precision=precision,
-        checkpointing=checkpointing,
+        adapter=recipe.adapter,
+        activation_checkpointing=memory.activation_checkpointing is True,
+        guidance_in_two=memory.guidance_passes == 2,
+        vae_checkpointing="layers" if memory.vae_checkpointing == "auto" else memory.vae_checkpointing,
+        keep_base=recipe.method.needs_base,
     )
     images = len(ranks.block(recipe.run.images_per_round))
     knobs = knobs_for(recipe.memory, policy, images=images)
@@ -78,42 +83,14 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
     held_out = build_weighted(recipe.evaluate.rewards, device=reward_device)
     judged = WeightedReward([*reward.parts, *held_out.parts], device=reward_device)
     pieces = Pieces(engine.gradients)
-    objective = Reinforce(recipe.method, reward, pieces, ranks, knobs)
+    objective = build_objective(recipe.method, reward, pieces, ranks, knobs)
     if knobs.rewards_off_when_idle:
         judged.move(HOST)
-    return Parts(recipe, ranks, policy, reward, judged, held_out.names, engine, pieces, objective, knobs)
+    prompts = PromptSet.read(recipe.prompts)
+    return Parts(recipe, ranks, policy, prompts, reward, judged, held_out.names, engine, pieces, objective, knobs)
 
 
-def build_policy(
-    model: ModelConfig,
-    sampler: SamplerConfig,
-    adapter: AdapterConfig | None,
-    *,
-    device: torch.device,
-    precision: str,
-    checkpointing: bool = False,
-) -> DdpmPolicy:
-    """The policy that a recipe names."""
-    match model:
-        case DdpmConfig():
-            source, revision, variant = model.path, model.revision, model.variant
-        case EmbeddedConfig():
-            source, revision, variant = str(DIGITS_DDPM), None, None
-        case _:
-            assert_never(model)
-    return load_ddpm(
-        source,
-        sampler,
-        device=device,
-        dtype=DTYPES[precision],
-        revision=revision,
-        variant=variant,
-        adapter=adapter,
-        activation_checkpointing=checkpointing,
-    )
-
-
-def knobs_for(memory: MemoryConfig, policy: DdpmPolicy, *, images: int) -> Knobs:
+def knobs_for(memory: MemoryConfig, policy: Policy, *, images: int) -> Knobs:
     """Every `auto` decided for this policy on its device."""
     channels, height, width = policy.shape
     on_gpu = policy.device.type == "cuda"

@@ -85,23 +85,44 @@ def train(
 
 @app.command(epilog="Example: memdiff sample runs/digits --num-images 64 --out samples")
 def sample(
-    source: Annotated[str, typer.Argument(help="A run folder, a pipeline folder or a hub id.")],
+    source: Annotated[str, typer.Argument(help="A run folder, pipeline folder, hub id, digits or digits_text.")],
     num_images: Annotated[int, typer.Option(min=1)] = 16,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images denoised at once.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Default: the run's own, or 50.")] = None,
     eta: Annotated[float | None, typer.Option(min=0, max=1, help="Default: the run's own, or 1.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Default: the run's own, or 7.5; 1 is none.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The text of all images. Default: the run's own texts.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file of texts, .txt or .jsonl: image i has number i mod P of P.")
+    ] = None,
+    lora_scale: Annotated[float | None, typer.Option(help="Multiplies dW. 0: the base, 1: as trained.")] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR=W",
+            help="An adapter with a weight; again for more. A run, a PEFT folder or a diffusers LoRA. SOURCE then "
+            "gives its base alone.",
+        ),
+    ] = None,
+    adapter_steps: Annotated[
+        str | None, typer.Option(metavar="START:END", help="Adapters act in these steps. Default: as trained.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     precision: Annotated[str, typer.Option(help="auto, fp16, bf16 or fp32.")] = "auto",
     best: Annotated[bool, typer.Option("--best", help="The best evaluated weights of a run, not the last.")] = False,
     out: Annotated[Path | None, typer.Option(help="Default: samples in the run folder, or ./samples.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Processes. Default: every GPU, or one on a CPU.")] = None,
 ) -> None:
-    """Exactly N images, a grid and a JSON of the settings. Image i has the same noise on any number of GPUs."""
+    """Exactly N images, a grid and a JSON of the settings.
+
+    Image i has the same noise and the same prompt on any number of GPUs.
+    """
     from memdiff.sample_request import make_request
     from memdiff.sampling_processes import sample_over_processes
 
     request = make_request(
-        source, best=best, num_images=num_images, batch_size=batch_size, steps=steps, eta=eta, seed=seed,
+        source, best=best, num_images=num_images, batch_size=batch_size, steps=steps, eta=eta, guidance=guidance,
+        seed=seed, prompt=prompt, prompts=prompts, lora_scale=lora_scale, mix=mix or (), adapter_steps=adapter_steps,
         precision=precision, out=out,
     )  # fmt: skip
     typer.echo(str(sample_over_processes(request, gpus)))
@@ -124,6 +145,26 @@ def score(
     from memdiff.score import score_files
 
     score_files(images, parts, prompt or [""], json_file=json_file)
+
+
+@app.command(epilog="Example: memdiff plan launch/recipes/celebahq_reinforce.yaml --gpu t4 --gpus 4")
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
+    gpu: Annotated[str | None, typer.Option(help="The card: t4 (default), a10, l4, v100, a100, h100, ...")] = None,
+    budget_gib: Annotated[float | None, typer.Option(min=0.01, help="Instead: what the allocator may hold.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Cards, one rank each.")] = 1,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Overrides a key, as for train.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON on stdout.")] = False,
+) -> None:
+    """Before a run: its peak memory on a card, the fastest setting that fits, and what every knob saves and costs.
+
+    Runs the recipe's own algorithm without data; nothing is downloaded for models that are written down.
+    """
+    from memdiff.plan.command import plan_recipe
+
+    said = plan_recipe(recipe, set_ or [], gpu=gpu, budget_gib=budget_gib, ranks=gpus, as_json=as_json)
+    if said is not None:
+        typer.echo(said)
 
 
 @app.command(epilog="Example: memdiff report runs/digits")

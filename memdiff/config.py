@@ -7,9 +7,10 @@ from pydantic import Field, model_validator
 from memdiff.engine.config import OptimizerConfig
 from memdiff.errors import ConfigError
 from memdiff.memory.config import MemoryConfig
-from memdiff.models.config import AdapterConfig, ModelConfig, SamplerConfig
-from memdiff.objectives.config import MethodConfig
-from memdiff.rewards.config import RewardPart, part_name
+from memdiff.models.config import AdapterConfig, ModelConfig, SamplerConfig, takes_prompts
+from memdiff.objectives.config import DirectConfig, MethodConfig, ReinforceConfig
+from memdiff.prompts import PromptsConfig
+from memdiff.rewards.config import RewardPart, part_name, way_to_a_gradient
 from memdiff.rewards.guards_config import GuardsConfig
 from memdiff.rewards.part_config import TextPart
 from memdiff.section import Int, Section
@@ -39,6 +40,7 @@ class Recipe(Section):
     model: ModelConfig
     adapter: AdapterConfig | None = Field(default=None, description="None: all of the denoiser is trained.")
     sampler: SamplerConfig = SamplerConfig()
+    prompts: PromptsConfig | None = Field(default=None, description="Text models only: what images are made from.")
     method: MethodConfig
     reward: tuple[RewardPart, ...] = Field(min_length=1)
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -54,22 +56,72 @@ class Recipe(Section):
         if twice:
             raise ValueError(f"two reward parts are named {twice[0]}; give each a `name` of its own")
         for part in (*self.reward, *self.evaluate.rewards):
-            if isinstance(part, TextPart) and part.prompt is None:
+            if isinstance(part, TextPart) and part.prompt is None and self.prompts is None:
                 raise ValueError(f"reward {part_name(part)} needs a `prompt`; model.kind {self.model.kind} has none")
-        if self.method.kind == "reinforce" and self.sampler.eta == 0 and self.sampler.sigma_floor == 0:
+        if isinstance(self.method, ReinforceConfig):
+            self._check_policy_gradient(self.method)
+        else:
+            self._check_reward_gradient(self.method)
+        window = self.adapter.steps if self.adapter else None
+        if window is not None and window[1] > self.sampler.steps:
+            raise ValueError(
+                f"adapter.steps must end at sampler.steps, {self.sampler.steps}, or before, got {window[1]}"
+            )
+        self._check_prompts()
+        return self
+
+    def _check_policy_gradient(self, method: ReinforceConfig) -> None:
+        """Raises ValueError where the chain has no density, or steps and their weights differ in number."""
+        if self.sampler.eta == 0 and self.sampler.sigma_floor == 0:
             raise ValueError("sampler.eta 0 has no density, so method reinforce has no gradient; set sampler.eta to 1")
-        weights = self.method.step_weights
+        weights = method.step_weights
         if not isinstance(weights, str) and len(weights) != self.sampler.steps:
             raise ValueError(
                 f"method.step_weights needs one number a step, {self.sampler.steps} of them, got {len(weights)}"
             )
-        if self.sampler.guidance is not None:
+
+    def _check_reward_gradient(self, method: DirectConfig) -> None:
+        """Raises ValueError where no gradient gets from the reward to what is trained."""
+        for part in self.reward:
+            change = way_to_a_gradient(part)
+            if change is not None:
+                raise ValueError(
+                    f"reward {part_name(part)} has no gradient, which method.kind {method.kind} needs; {change}, or "
+                    "use method.kind: reinforce, which takes every reward"
+                )
+        misfit = method.misfit(self.sampler.steps)
+        if misfit is not None:
+            raise ValueError(misfit)
+        window = self.adapter.steps if self.adapter else None
+        steps = method.differentiated(self.sampler.steps)
+        inside = [step for step in steps if window is None or window[0] <= step < window[1]]
+        if not inside or (method.kind == "refl" and len(inside) < len(steps)):
             raise ValueError(
-                f"sampler.guidance needs a text-to-image model; model.kind {self.model.kind} has no prompt"
+                f"adapter.steps {list(window or ())} leaves differentiated steps {steps.start}..{steps.stop - 1} of "
+                f"method.kind {method.kind} without anything to train; widen one or the other"
             )
-        if self.method.per_prompt:
-            raise ValueError(f"method.per_prompt needs prompts; model.kind {self.model.kind} has none")
-        return self
+
+    def _check_prompts(self) -> None:
+        """Raises ValueError where the model and what is said of prompts don't go together."""
+        kind = self.model.kind
+        if not takes_prompts(self.model):
+            if self.prompts is not None:
+                raise ValueError(f"prompts need a text-to-image model; model.kind {kind} takes none")
+            if self.sampler.guidance is not None or self.sampler.negative_prompt is not None:
+                name = "guidance" if self.sampler.guidance is not None else "negative_prompt"
+                raise ValueError(f"sampler.{name} needs a text-to-image model; model.kind {kind} has no prompt")
+            if isinstance(self.method, ReinforceConfig) and self.method.per_prompt:
+                raise ValueError(f"method.per_prompt needs prompts; model.kind {kind} has none")
+            return
+        if self.prompts is None:
+            raise ValueError(
+                f"model.kind {kind} makes images from texts; give prompts: a text, a list or {{file: ...}}"
+            )
+        if self.run.images_per_round % self.prompts.images_per_prompt:
+            raise ValueError(
+                f"run.images_per_round must be a multiple of prompts.images_per_prompt, "
+                f"{self.prompts.images_per_prompt}, got {self.run.images_per_round}"
+            )
 
     def check_world_size(self, world_size: int) -> None:
         """Raises ConfigError where a rank would have no image."""

@@ -37,7 +37,8 @@ def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistic
     recipe, policy, ranks = parts.recipe, parts.policy, parts.ranks
     count = recipe.evaluate.images
     block = ranks.block(count)
-    prompts = [""] * len(block)
+    prompts = parts.prompts.of_evaluation(block)
+    policy.encode(prompts)
     noise = Noise(seed=recipe.run.seed, stream=Stream.EVALUATE, round=0, shape=policy.shape)
     with torch.no_grad(), parts.engine.evaluated():
         batch = min(parts.knobs.rollout_batch, max(1, len(block)))

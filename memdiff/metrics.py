@@ -12,16 +12,16 @@ from memdiff.build import Parts
 from memdiff.engine.update import Update
 from memdiff.evaluate import part_means
 from memdiff.objectives.experience import Clock, Metrics
-from memdiff.objectives.reinforce import Experience
+from memdiff.objectives.objective import Outcome
 from memdiff.ranks import Ranks
 from memdiff.standing import Standing
 
 
 def round_row(
-    parts: Parts, standing: Standing, experience: Experience, update: Update, diagnostics: Metrics, clock: Clock
+    parts: Parts, standing: Standing, outcome: Outcome, update: Update, diagnostics: Metrics, clock: Clock
 ) -> Metrics:
     """One row of metrics.jsonl, over all ranks."""
-    ranks, rewards_N, raw_PN = parts.ranks, experience.rewards_N, experience.raw_PN
+    ranks, rewards_N, raw_PN = parts.ranks, outcome.rewards_N, outcome.raw_PN
     phases = ("rollout", "reward", "train")
     slowest = ranks.max(torch.tensor([clock.seconds.get(phase, 0.0) for phase in phases], device=ranks.device)).tolist()
     row: Metrics = {
@@ -42,7 +42,7 @@ def round_row(
         **{f"seconds_{phase}": seconds for phase, seconds in zip(phases, slowest, strict=True)},
         "peak_bytes": peak_bytes(ranks),
         "pieces_redone": int(ranks.sum(torch.tensor(parts.pieces.redone, device=ranks.device))),
-        **experience.metrics,
+        **outcome.metrics,
         **diagnostics,
     }
     return {key: plain(value) for key, value in row.items()}

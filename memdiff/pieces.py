@@ -19,12 +19,15 @@ from typing import Any, TypeVar
 import torch
 from torch.autograd import Function
 
+from memdiff.counted import counted_as
 from memdiff.errors import NumericError
 from memdiff.placement import HOST, place
 
 Item = TypeVar("Item")
 Pull = Callable[[torch.Tensor], torch.Tensor | None]
 AllFinite = Callable[[Sequence[torch.Tensor]], bool]
+# Told one piece's parameter gradients (None where it took no part) and what they are still to be multiplied by.
+OnGradients = Callable[[Sequence[torch.Tensor | None], torch.Tensor | None], None]
 
 LARGEST_HALF_GRADIENT = 1.0  # where a gradient enters fp16: leaves 2^16 for sums over pixels, 2^-24 for small elements
 STEPS_DOWN = (0, 6, 12, 18)  # powers of two taken off, in turn, when a piece overflows
@@ -38,20 +41,29 @@ def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
     return bool(torch.stack([norm.float() for norm in largest]).isfinite().all())
 
 
+def widen(x: torch.Tensor) -> torch.Tensor:
+    """At least fp32: half precisions are widened, fp64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Gradients:
-    """fp32 sums of parameter gradients, on the parameters' device or in host memory."""
+    """fp32 sums (fp64 of fp64 parameters) of parameter gradients, on the parameters' device or in host memory."""
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], *, on_host: bool = False) -> None:
         self.parameters = tuple(parameters)
-        self._sums = [
-            torch.zeros_like(p, dtype=torch.float32, device=HOST if on_host else p.device) for p in parameters
-        ]
+        with counted_as("gradients"):
+            self._sums = [
+                torch.zeros_like(
+                    p, dtype=torch.promote_types(p.dtype, torch.float32), device=HOST if on_host else p.device
+                )
+                for p in parameters
+            ]
 
     def add(self, gradients: Sequence[torch.Tensor | None], unscale: torch.Tensor | None) -> None:
         """Adds one piece's gradients, one a parameter, None where it took no part; `unscale` is a scalar tensor."""
         for total, gradient in zip(self._sums, gradients, strict=True):
             if gradient is not None:
-                full = gradient.float()
+                full = widen(gradient)
                 total.add_(place(full if unscale is None else full * unscale, total.device))
 
     @property
@@ -128,7 +140,7 @@ def call_network(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tenso
     """
     scale = _scale_of_this_piece.get()
     if dtype != torch.float16 or scale is None:
-        return network(x.to(dtype)).float()
+        return widen(network(x.to(dtype)))
     return _Leave.apply(network(_Enter.apply(x, dtype, scale)), scale)  # pyright: ignore[reportReturnType]
 
 
@@ -143,11 +155,21 @@ class Pieces:
         self._all_finite = all_finite
         self.redone = 0  # pieces that overflowed and were made again, since the start
 
+    def are_finite(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether no element is infinite or NaN, as far as that can be asked."""
+        return self._all_finite(tensors)
+
     def vjp(
-        self, fn: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, *, keep: bool = False
+        self,
+        fn: Callable[[torch.Tensor], torch.Tensor],
+        x: torch.Tensor,
+        *,
+        keep: bool = False,
+        on_gradients: OnGradients | None = None,
     ) -> tuple[torch.Tensor, Pull]:
         """(fn(x), pull). `pull(dy)` may be called once; it returns dx (fp32) where x requires a gradient, else None.
 
+        `on_gradients` is told what a pull adds, before it adds it.
         Raises NumericError from the pull where no scale makes the gradients finite.
         """
         kept: tuple[torch.Tensor, torch.Tensor, _Scale] | None = None
@@ -166,6 +188,8 @@ class Pieces:
                 graph = None
                 present = [gradient for gradient in (*gradients, dx) if gradient is not None]
                 if self._all_finite(present):
+                    if on_gradients is not None:
+                        on_gradients(gradients, unscale)
                     self.gradients.add(gradients, unscale)
                     return dx
                 if unscale is None:

@@ -7,6 +7,7 @@ invisible) can see the moves, and so that the rules of asynchronous copies stand
 from typing import TypeVar
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 T = TypeVar("T", torch.Tensor, torch.nn.Module)
 
@@ -24,6 +25,13 @@ def place(thing: T, device: torch.device) -> T:
     return thing.to(device, non_blocking=thing.device.type == "cpu" and thing.is_pinned())
 
 
+def put_in_place(parameter: torch.Tensor, data: torch.Tensor) -> None:
+    """`parameter.data = data`, wherever `data` lies: the parameter stays the same object."""
+    parameter.data = data
+    if isinstance(parameter, FakeTensor) and isinstance(data, FakeTensor):
+        parameter.fake_device = data.fake_device  # which the assignment leaves as it was
+
+
 def host_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros in host memory, pinned where `device` is a CUDA device so that copies to and from it overlap with work."""
     return torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
@@ -31,7 +39,7 @@ def host_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 
 def upload(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Rows gathered in host memory, on `device`, without waiting for the copy."""
-    return place(rows.pin_memory(), device) if device.type == "cuda" else rows
+    return place(rows.pin_memory() if device.type == "cuda" else rows, device)
 
 
 def download(source: torch.Tensor, target: torch.Tensor) -> None:

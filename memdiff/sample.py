@@ -12,10 +12,10 @@ from PIL import Image
 
 from memdiff.chain.noise import Noise, Stream
 from memdiff.guarded import guarded
-from memdiff.models.ddpm import load_ddpm
+from memdiff.models.load import load_policy
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import rollout
-from memdiff.models.precision import DTYPES, resolve_precision
+from memdiff.models.precision import resolve_precision
 from memdiff.models.quiet import quiet_libraries
 from memdiff.ranks import Ranks, ranks_of_this_process
 from memdiff.sample_request import SampleRequest
@@ -24,16 +24,21 @@ from memdiff.sample_request import SampleRequest
 def sample_block(request: SampleRequest, ranks: Ranks, advance: Callable[[int], None]) -> None:
     """Samples and writes `image_000000.png`, ... of this rank's block. `advance` is told of finished images.
 
-    Image i's noise depends on the seed and i alone.
+    Image i's noise depends on the seed and i alone, its prompt on i alone.
     """
     quiet_libraries()
-    dtype = DTYPES[resolve_precision(request.precision, ranks.device)]
-    policy = load_ddpm(request.pipeline, request.sampler, device=ranks.device, dtype=dtype)
+    precision = resolve_precision(request.precision, ranks.device)
+    policy = load_policy(request.model, request.sampler, device=ranks.device, precision=precision)
+    if request.adapters:
+        sources = [(Path(adapter.file), adapter.weight) for adapter in request.adapters]
+        policy.attach(sources, scale=request.lora_scale, steps=request.adapter_steps)
     noise = Noise(seed=request.seed, stream=Stream.SAMPLE, round=0, shape=policy.shape)
     block = ranks.block(request.num_images)
+    policy.encode(request.prompts_of(block))
     for start in range(block.start, block.stop, request.batch_size):
         images = range(start, min(start + request.batch_size, block.stop))
-        x_0 = rollout(policy, noise, images, [""] * len(images), batch=request.batch_size, storage=dtype)
+        prompts = request.prompts_of(images)
+        x_0 = rollout(policy, noise, images, prompts, batch=request.batch_size, storage=policy.dtype)
         for image, pixels_CHW in zip(images, to_uint8(policy.decode(x_0)).cpu(), strict=True):
             write_png(image_file(Path(request.out), image), pixels_CHW)
         advance(len(images))

@@ -16,6 +16,8 @@ from memdiff.report.grid import image_grid
 from memdiff.sample_request import SampleRequest
 
 MOST_IN_GRID = 64
+WIDEST = 8  # tiles of a labelled grid
+LABELLED_TILE = 112  # pixels: room for some words
 SETTINGS = "settings.json"
 
 
@@ -37,7 +39,8 @@ def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
             _run_processes(folder, world_size, lambda done: progress.update(task, completed=done))
     files = sorted(folder.glob("image_*.png"))
     assert len(files) == request.num_images, f"{len(files)} images were written, {request.num_images} asked for"
-    grid_of(files[:MOST_IN_GRID]).save(folder / "grid.png")
+    shown = files[:MOST_IN_GRID]
+    grid_of(shown, request.prompts_of(range(len(shown))) if request.prompts else None).save(folder / "grid.png")
     return folder
 
 
@@ -54,11 +57,15 @@ def clear_folder(folder: Path) -> None:
         file.unlink()
 
 
-def grid_of(files: list[Path]) -> Image.Image:
-    """PNG files of one size as one grid."""
+def grid_of(files: list[Path], labels: list[str] | None = None) -> Image.Image:
+    """PNG files of one size as one grid, each over its label; a label that comes again stands in one column."""
     pictures = [np.asarray(Image.open(file)) for file in files]
     images = np.stack([picture[..., None] if picture.ndim == 2 else picture for picture in pictures])
-    return image_grid(images)
+    if labels is None:
+        return image_grid(images)
+    different = len(set(labels))
+    columns = different * (WIDEST // different) if 1 < different <= WIDEST else None
+    return image_grid(images, columns=columns, labels=labels, smallest_tile=LABELLED_TILE)
 
 
 def _run_processes(folder: Path, world_size: int, update) -> None:

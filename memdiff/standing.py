@@ -12,6 +12,7 @@ class Standing:
     best_reward: float | None = None
     best_round: int | None = None
     statistics: dict[str, list[float]] = field(default_factory=dict)  # of normalised parts, over the rounds so far
+    objective: dict[str, list[float]] = field(default_factory=dict)  # what the method has learnt of earlier rounds
     evaluate_statistics: dict[str, list[float]] = field(default_factory=dict)  # the same at the first evaluation
     first: dict[str, float] = field(default_factory=dict)  # what the guards hold later rounds against
     alarm: str | None = None  # the one that ended the run

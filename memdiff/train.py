@@ -15,7 +15,7 @@ from memdiff.config import Recipe
 from memdiff.engine.checkpoint import Checkpoints
 from memdiff.engine.engine import start_process_group
 from memdiff.environment import describe
-from memdiff.errors import EXIT_STOPPED, CheckpointError, ConfigError
+from memdiff.errors import EXIT_STOPPED, CheckpointError
 from memdiff.evaluate import evaluate
 from memdiff.metrics import reset_peak, round_row
 from memdiff.objectives.experience import Batch, Clock, Metrics, Round
@@ -81,6 +81,7 @@ class Run:
                     update = parts.engine.apply()
             self.standing.round, self.standing.images = number, self.standing.images + round.batch.num_images
             self.standing.statistics = to_json(parts.reward.statistics)
+            self.standing.objective = parts.objective.state()
             self.finish(round_row(parts, self.standing, experience, update, diagnostics, clock))
             stopped, alarmed = self.someone_asked_to_stop(), self.standing.alarm is not None
             if stopped or alarmed or number % parts.recipe.run.save_every == 0 or number == rounds:
@@ -179,6 +180,7 @@ def restore(
         checkpoints.load(parts.engine, path)
         standing = Standing(**{key: state[key] for key in vars(standing)})
         parts.reward.statistics = from_json(standing.statistics)
+        parts.objective.restore(standing.objective)
         progress.say(f"resuming after round {standing.round} from {path}")
     if parts.ranks.is_first:
         folder.drop_rows_after(standing.round if latest else -1)
@@ -192,9 +194,12 @@ def new_round(parts: Parts, number: int, clock: Clock, progress: RunProgress) ->
     recipe, policy = parts.recipe, parts.policy
     block = parts.ranks.block(recipe.run.images_per_round)
     noise = Noise(seed=recipe.run.seed, stream=Stream.ROLLOUT, round=number, shape=policy.shape)
-    passes = policy.schedule.steps + recipe.method.inner_updates * len(policy.schedule.steps_with_density)
-    progress.begin(f"round {number}", len(block) * passes)
-    batch = Batch(block, [""] * len(block), recipe.run.images_per_round, noise)
+    progress.begin(f"round {number}", len(block) * parts.objective.passes(policy))
+    count = recipe.run.images_per_round
+    all_prompts = parts.prompts.of(recipe.run.seed, number, range(count), count)
+    prompts = all_prompts[block.start : block.stop]
+    policy.encode(prompts)
+    batch = Batch(block, prompts, count, noise, all_prompts)
     return Round(batch, clock, progress.advance)
 
 
@@ -206,14 +211,13 @@ def rehearse(parts: Parts) -> None:
     policy, knobs = parts.policy, parts.knobs
     count = max(1, min(knobs.rollout_batch, len(parts.ranks.block(parts.recipe.run.images_per_round))))
     noise = Noise(seed=parts.recipe.run.seed, stream=Stream.PROBE, round=0, shape=policy.shape)
-    density = policy.schedule.steps_with_density
-    if not density:
-        raise ConfigError("no step of this chain has a density, so there is no policy gradient; set sampler.eta to 1")
-    parts.objective.rehearse(policy, noise, images=count)
+    prompts = parts.prompts.of_evaluation(range(count))
+    policy.encode(prompts)
+    parts.objective.rehearse(policy, noise, count, prompts)
     with torch.no_grad():
         images_BCHW = policy.decode(noise.initial(range(count)).to(policy.device))
         parts.judged.move(parts.judged.device)
-        parts.judged.raw(images_BCHW, [""] * count)
+        parts.judged.raw(images_BCHW, prompts)
         if knobs.rewards_off_when_idle:
             parts.judged.move(HOST)
     parts.engine.gradients.zero()

@@ -61,7 +61,7 @@ def test_peft_folder_loads_at_the_same_strength(tmp_path: Path) -> None:
     policy.save(tmp_path, weights)
     put(policy, weights)
     fresh = tiny_unet().requires_grad_(False)
-    adapters.load(fresh, tmp_path / "adapter")
+    adapters.attach(fresh, [(tmp_path / "adapter", 1.0)])
     x, timesteps = torch.randn(2, 1, 8, 8), torch.tensor([3, 800])
     with torch.no_grad():
         assert torch.equal(fresh(x, timesteps).sample, policy.unet(x, timesteps).sample)
@@ -81,7 +81,7 @@ def test_adapter_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no layer is named to_z; there are .*to_q"):
         tiny_policy(adapter=AdapterConfig(targets=("to_z",)))
     with pytest.raises(ConfigError, match=r"holds no adapter_model.safetensors"):
-        adapters.load(tiny_unet(), tmp_path)
+        adapters.attach(tiny_unet(), [(tmp_path, 1.0)])
     policy = tiny_policy(adapter=AdapterConfig(rank=2))
     weights = random_weights(policy)
     next(iter(weights.values()))[0] = float("nan")

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "memdiff"
 # A file imports only from entries above its own and from its own room. The longest entry that a module's name starts
 # with is its own, so that a file can stand elsewhere than its room. Entries on one line may not import each other.
 ORDER = (
-    ("errors", "section"),
+    ("errors", "section", "counted"),
     ("placement", "ranks", "guarded"),
     ("chain",),
     ("pieces",),
@@ -26,11 +26,13 @@ ORDER = (
     ("objectives",),
     ("engine",),
     ("report", "doctor"),
+    ("prompts",),
     ("config",),
     ("recipe_file",),
+    ("plan",),  # runs objectives on fake tensors, so that it stands above them; memory/ below holds what they use
     ("run_folder", "standing", "progress"),
     ("launcher", "environment"),
-    ("build",),
+    ("build", "sample_source"),
     ("evaluate", "sample_request", "score_request"),
     ("metrics", "sample", "score"),
     ("train", "sampling_processes"),
@@ -38,7 +40,11 @@ ORDER = (
     ("__main__",),
 )
 FENCED = {
-    "diffusers": ("models", "embedded.build", "embedded.training", "embedded.measure"),
+    "diffusers": (
+        "models",
+        *("embedded.build", "embedded.training", "embedded.measure"),
+        *("embedded.text_model", "embedded.text_training", "embedded.measure_text"),
+    ),
     "peft": ("models",),
     "deepspeed": ("engine", "doctor.devices"),  # which asks it for devices and precisions, in a child process
     "bitsandbytes": ("engine",),

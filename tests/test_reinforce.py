@@ -29,6 +29,7 @@ class GaussianPolicy:
         self.theta = torch.nn.Parameter(torch.tensor(theta))
         self.schedule = Schedule((0,), (0.5,), (0.9,), (1.0,), "epsilon", None)
         self.shape, self.device, self.dtype = (1, 1, 1), CPU, torch.float32
+        self.networks = {"unet": torch.nn.Module()}
 
     def mean(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str]) -> torch.Tensor:
         return self.theta + torch.zeros_like(x_t_BCHW)
@@ -219,6 +220,7 @@ def test_rehearsal_leaves_no_trace_in_the_weights() -> None:
     policy = tiny_policy()
     objective = reinforce(policy)
     before = [parameter.detach().clone() for parameter in policy.trainable().values()]
-    objective.rehearse(policy, Noise(seed=0, stream=Stream.PROBE, round=0, shape=policy.shape), images=3)
+    noise = Noise(seed=0, stream=Stream.PROBE, round=0, shape=policy.shape)
+    objective.rehearse(policy, noise, 3, [""])
     assert all(torch.equal(a, b) for a, b in zip(before, policy.trainable().values(), strict=True))
     assert 0 < float(objective.pieces.gradients.max_abs()) < math.inf

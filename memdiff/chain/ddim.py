@@ -5,9 +5,10 @@ Shapes: B rows, C channels, H W pixels. Rows may stand at different steps.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch.autograd import Function
 
 from memdiff.chain.schedule import Schedule
 
@@ -33,7 +34,7 @@ def predict_x0_and_eps(
         case "sample":
             x0 = prediction_BCHW
             eps = (x_t_BCHW - signal * x0) / noise
-    return (x0 if schedule.clip is None else x0.clamp(-schedule.clip, schedule.clip)), eps
+    return (x0 if schedule.clip is None else _clip(x0, schedule.clip, straight=schedule.straight_through)), eps
 
 
 def step_mean(
@@ -61,6 +62,33 @@ def log_prob(
     return flat.sum(dim=1) if reduction == "sum" else flat.mean(dim=1)
 
 
+class _StraightThrough(Function):
+    """Clamps to +- bound; the gradient passes as if it had not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, bound: float) -> torch.Tensor:
+        return x.clamp(-bound, bound)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0], None
+
+
+def _clip(x0_BCHW: torch.Tensor, bound: float, *, straight: bool) -> torch.Tensor:
+    if straight:
+        return _StraightThrough.apply(x0_BCHW, bound)  # pyright: ignore[reportReturnType]
+    return x0_BCHW.clamp(-bound, bound)
+
+
+def kl_of_means(
+    mean_BCHW: torch.Tensor, base_BCHW: torch.Tensor, sigma_B111: torch.Tensor, *, reduction: LogProbReduction
+) -> torch.Tensor:
+    """KL(N(mean, sigma^2) || N(base, sigma^2)) = |mean - base|^2 / (2 sigma^2), in nats: B. Reduced as `log_prob`."""
+    flat = (0.5 * ((mean_BCHW - base_BCHW) / sigma_B111).square()).flatten(start_dim=1)
+    return flat.sum(dim=1) if reduction == "sum" else flat.mean(dim=1)
+
+
 def _rows(values: Sequence[float], like_BCHW: torch.Tensor) -> torch.Tensor:
     """One number a row, shaped to broadcast over C H W."""
-    return torch.tensor(values, dtype=torch.float32).to(like_BCHW.device, non_blocking=True).view(-1, 1, 1, 1)
+    dtype = torch.promote_types(like_BCHW.dtype, torch.float32)
+    return torch.tensor(values, dtype=dtype).to(like_BCHW.device, non_blocking=True).view(-1, 1, 1, 1)

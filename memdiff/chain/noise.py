@@ -18,6 +18,16 @@ class Stream(IntEnum):
     EVALUATE = 1
     SAMPLE = 2
     PROBE = 3
+    RENOISE = 4  # of finished images, for DRaFT-LV
+    TRUNCATION = 5  # which steps a gradient goes through
+    PROMPTS = 6
+
+
+def draw_integer(*, seed: int, stream: Stream, round: int, image: int, low: int, high: int) -> int:
+    """Uniform over low..high, both included: a function of these numbers alone."""
+    key = np.array([seed, int(stream)], dtype=np.uint64)
+    philox = np.random.Philox(key=key, counter=np.array([0, 0, image, round], dtype=np.uint64))
+    return int(np.random.Generator(philox).integers(low, high, endpoint=True))
 
 
 class Noise:

@@ -41,6 +41,7 @@ class Schedule:
     sigma: tuple[float, ...]
     prediction_type: PredictionType
     clip: float | None
+    straight_through: bool = False  # clipped pixels of x0 pass their gradient on; else it is zero, as it truly is
 
     @property
     def steps(self) -> int:
@@ -84,7 +85,13 @@ def chain_timesteps(training_timesteps: int, steps: int, *, spacing: Spacing, of
 
 
 def make_schedule(
-    noise: NoiseSchedule, *, steps: int, eta: float, spacing: Spacing | None = None, sigma_floor: float = 0.0
+    noise: NoiseSchedule,
+    *,
+    steps: int,
+    eta: float,
+    spacing: Spacing | None = None,
+    sigma_floor: float = 0.0,
+    straight_through: bool = False,
 ) -> Schedule:
     """The chain of K = `steps` steps. As in diffusers, a step goes from t to s = t - T // K, whatever the spacing.
 
@@ -100,7 +107,15 @@ def make_schedule(
         )
     alpha_bar_s = [noise.alpha_bar[s] if s >= 0 else noise.final_alpha_bar for s in after]
     sigma = [max(ddim_sigma(t, s, eta=eta), sigma_floor) for t, s in zip(alpha_bar_t, alpha_bar_s, strict=True)]
-    return Schedule(timesteps, tuple(alpha_bar_t), tuple(alpha_bar_s), tuple(sigma), noise.prediction_type, noise.clip)
+    return Schedule(
+        timesteps,
+        tuple(alpha_bar_t),
+        tuple(alpha_bar_s),
+        tuple(sigma),
+        noise.prediction_type,
+        noise.clip,
+        straight_through,
+    )
 
 
 def step_weights(schedule: Schedule, kind: Literal["uniform", "balanced"] | Sequence[float]) -> tuple[float, ...]:

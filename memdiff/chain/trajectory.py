@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from memdiff.placement import download, host_buffer, settle, upload
+from memdiff.counted import counted_as
+from memdiff.placement import HOST, download, host_buffer, settle, upload
 
 
 class Trajectory:
@@ -29,11 +30,12 @@ class Trajectory:
         on_host: bool,
     ) -> None:
         self.steps, self.images, self.device = steps, images, device
-        self.on_host = on_host and device.type != "cpu"
+        self.on_host = on_host and device != HOST
         full = (steps + 1, images, *shape)
-        self._states_KnCHW = (
-            host_buffer(full, dtype, device) if self.on_host else torch.zeros(full, dtype=dtype, device=device)
-        )
+        with counted_as("trajectory"):
+            self._states_KnCHW = (
+                host_buffer(full, dtype, device) if self.on_host else torch.zeros(full, dtype=dtype, device=device)
+            )
         self._settled = True
 
     @property
@@ -64,6 +66,10 @@ class Trajectory:
     def final(self, images: Sequence[int]) -> torch.Tensor:
         """x_0 of these images: B C H W."""
         return self._read([(self.steps, image) for image in images])
+
+    def state(self, state: int) -> torch.Tensor:
+        """x after `state` steps of every image: n C H W in the stored dtype on the device."""
+        return self._read([(state, image) for image in range(self.images)])
 
     def _read(self, cells: Sequence[tuple[int, int]]) -> torch.Tensor:
         if not self._settled:

@@ -1,4 +1,4 @@
-"""Make the embedded weights and their card: `python -m memdiff.embedded.build [--out DIR]`.
+"""Make the embedded weights and their cards: `python -m memdiff.embedded.build [--only digits|text] [--out DIR]`.
 
 Seeded; the same torch, machine and thread count give the same files. Other machines round differently and give
 weights as good, not the same: the card says what this build measured.
@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from safetensors.torch import save
 
 from memdiff.embedded import measure, training
+from memdiff.embedded.build_text import build_text
 from memdiff.embedded.classifiers import load_classifier
 from memdiff.embedded.judge import judge_images
 from memdiff.embedded.paths import CLASSIFIERS, DIGITS_DDPM
@@ -89,17 +90,33 @@ def build(out: Path, *, max_updates: int | None = None, num_samples: int = 1000)
         "versions": {name: version(name) for name in ("torch", "diffusers", "scikit-learn", "numpy")},
         "threads": torch.get_num_threads(),
         "seconds_training": seconds,
-        "bytes": {str(path.relative_to(out)): path.stat().st_size for path in sorted(out.rglob("*.safetensors"))},
+        "bytes": {
+            str(path.relative_to(out)): path.stat().st_size
+            for name in (CLASSIFIERS.name, DIGITS_DDPM.name)
+            for path in sorted((out / name).rglob("*.safetensors"))
+        },
         **_measure_all(out, settings, num_samples),
     }
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     return card
 
 
-def main(out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path(__file__).parent) -> None:
-    """Train the embedded models and write weights, grid and card. Example: python -m memdiff.embedded.build."""
-    card = build(out)
-    typer.echo(json.dumps({name: card[name] for name in ("held_out_accuracy", "samples", "bytes")}, indent=2))
+def main(
+    out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path(__file__).parent,
+    only: Annotated[
+        Literal["digits", "text"] | None,
+        typer.Option(help="digits: the unconditional model and the classifiers. text: the text-to-image model."),
+    ] = None,
+) -> None:
+    """Train the embedded models and write weights, grids and cards. Example: python -m memdiff.embedded.build."""
+    shown: dict[str, Any] = {}
+    if only != "text":
+        card = build(out)
+        shown["digits"] = {name: card[name] for name in ("held_out_accuracy", "samples", "bytes")}
+    if only != "digits":
+        card = build_text(out)
+        shown["text"] = {name: card[name] for name in ("samples", "recognition", "bytes")}
+    typer.echo(json.dumps(shown, indent=2))
 
 
 if __name__ == "__main__":

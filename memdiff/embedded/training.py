@@ -1,4 +1,4 @@
-"""How the embedded models are trained. With measure.py and build.py the room's only use of diffusers."""
+"""How the unconditional digits model and the two classifiers are trained."""
 
 # Shapes: B images of a batch, N images of the set, H W pixels (16 x 16), K the ten digits.
 
@@ -37,7 +37,7 @@ JUDGE = Settings(seed=23, updates=1500, batch=64, learning_rate=4e-3, weight_dec
 DDPM = Settings(seed=5, updates=2400, batch=64, learning_rate=2e-3, weight_decay=1e-2, ema=0.998, augmentation=0.4)
 
 
-def _batches(num_images: int, settings: Settings, generator: torch.Generator) -> Iterator[Tensor]:
+def batches(num_images: int, settings: Settings, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of `settings.updates` full batches, drawn without replacement until the set is used up."""
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(settings.updates):
@@ -47,7 +47,8 @@ def _batches(num_images: int, settings: Settings, generator: torch.Generator) ->
         order = order[settings.batch :]
 
 
-def _optimizer(net: nn.Module, settings: Settings) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.OneCycleLR]:
+def new_optimizer(net: nn.Module, settings: Settings) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.OneCycleLR]:
+    """AdamW, and one cycle of its learning rate: up over the first tenth of the updates, then down as a cosine."""
     optimizer = torch.optim.AdamW(
         net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
     )
@@ -86,8 +87,8 @@ def train_classifier(
         torch.manual_seed(settings.seed)
         net = new_classifier(which).train()
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    optimizer, schedule = _optimizer(net, settings)
-    for chosen in _batches(len(images_N1HW), settings, generator):
+    optimizer, schedule = new_optimizer(net, settings)
+    for chosen in batches(len(images_N1HW), settings, generator):
         images_B1HW = augment(images_N1HW[chosen], generator, strength=settings.augmentation)
         targets_BK = F.one_hot(labels_N[chosen], NUM_DIGITS).float()
         spoilt_B1HW, spoilt_BK = spoil(images_B1HW[: settings.batch // 4], targets_BK[: settings.batch // 4], generator)
@@ -134,8 +135,8 @@ def train_ddpm(settings: Settings, on_update: OnUpdate = lambda: None) -> UNet2D
         net = new_unet().train()
     scheduler = new_scheduler()
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    optimizer, schedule = _optimizer(net, settings)
-    for chosen in _batches(len(images_N1HW), settings, generator):
+    optimizer, schedule = new_optimizer(net, settings)
+    for chosen in batches(len(images_N1HW), settings, generator):
         x0_B1HW = 2.0 * augment(images_N1HW[chosen], generator, strength=settings.augmentation) - 1.0
         noise_B1HW = torch.randn(x0_B1HW.shape, generator=generator)
         # One timestep from each of B equal strata: the loss varies less than with independent draws.

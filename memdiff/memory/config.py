@@ -25,6 +25,25 @@ class MemoryConfig(Section):
     rewards: Literal["auto", "gpu", "cpu", "idle_off"] = Field(
         default="auto", description="Where rewards run. idle_off: on the GPU, and on the host while training."
     )
+    kept_steps: Annotated[Int, Field(ge=0)] | Auto = Field(
+        default="auto",
+        description="Last steps of the chain whose graph is kept from the rollout, not made again. auto: 0.",
+    )
+    decode_batch: Count | Auto = Field(
+        default="auto",
+        description="Images decoded at once where the decoder is differentiated. auto: 1 from 512x512 on.",
+    )
+    idle_parts: Literal["auto", "stay", "leave"] = Field(
+        default="auto",
+        description="leave: frozen weights of the UNet wait on the host while images are decoded and scored, the "
+        "decoder's while the chain runs.",
+    )
     offload_optimizer: bool | Auto = Field(
         default="auto", description="fp32 masters and optimizer states in host memory, stepped by the CPU."
+    )
+    guidance_passes: Literal[1, 2] | Auto = Field(
+        default="auto", description="The two branches of guidance in one call of the network, or one after the other."
+    )
+    vae_checkpointing: Literal["none", "blocks", "layers"] | Auto = Field(
+        default="auto", description="What the backward through the VAE's decoder recomputes at a time. auto: layers."
     )

@@ -5,9 +5,10 @@ google/ddpm-celebahq-256 takes in a full fine-tuning piece, scaled by pixels and
 """
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from memdiff.memory.config import MemoryConfig
+from memdiff.models.config import VaeCheckpointing
 
 # fp16 activations of one 256x256 image in the celebahq UNet, forward and backward: live bytes counted on fake tensors.
 BYTES_AN_IMAGE = {False: 1_056 * 2**20, True: 424 * 2**20}  # without and with activation checkpointing
@@ -15,6 +16,7 @@ REFERENCE_PIXELS = 256 * 256
 SHARE_FOR_ACTIVATIONS = 0.8  # the rest: weights, accumulators, engine, fragmentation
 LARGEST_ON_CPU = 64  # rows of a piece: larger ones leave the caches and gain nothing
 LARGEST_ON_GPU = 512
+LATENT_PIXELS_DECODED = 64 * 64  # at once where the decoder is differentiated: one image of 512 x 512
 HOST_TRAJECTORY_BYTES = 2**30  # a trajectory above it waits in host memory
 
 T = TypeVar("T")
@@ -32,6 +34,12 @@ class Knobs:
     rewards_on_host: bool
     rewards_off_when_idle: bool
     offload_optimizer: bool
+    kept_steps: int = 0  # last steps whose graph is kept from the rollout, of methods that differentiate the chain
+    decode_batch: int = 1  # images whose decoder graph lives at once
+    guidance_passes: Literal[1, 2] = 1  # calls of the network for one guided prediction
+    vae_checkpointing: VaeCheckpointing = "layers"  # what the backward through the decoder recomputes at a time
+    unet_off_when_idle: bool = False  # its frozen weights are on the host while images are decoded and scored
+    decoder_off_when_idle: bool = False  # and the decoder's while the chain runs
 
 
 def resolve_knobs(
@@ -64,6 +72,12 @@ def resolve_knobs(
         rewards_on_host=config.rewards == "cpu",
         rewards_off_when_idle=config.rewards == "idle_off",
         offload_optimizer=_decide(config.offload_optimizer, False),
+        kept_steps=_decide(config.kept_steps, 0),
+        guidance_passes=1 if config.guidance_passes == "auto" else config.guidance_passes,
+        vae_checkpointing="layers" if config.vae_checkpointing == "auto" else config.vae_checkpointing,
+        unet_off_when_idle=config.idle_parts == "leave",
+        decoder_off_when_idle=config.idle_parts == "leave",
+        decode_batch=_decide(config.decode_batch, max(1, min(LARGEST_ON_CPU, LATENT_PIXELS_DECODED // pixels))),
     )
 
 

@@ -8,15 +8,15 @@ from pydantic import Field, ValidationInfo, field_validator
 from memdiff.section import Float, Int, Section
 
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
+VaeCheckpointing = Literal["none", "blocks", "layers"]
 
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTION_TARGETS = ("conv1", "conv2", "conv_shortcut")
 
 
-class DdpmConfig(Section):
-    """An unconditional diffusers pipeline (`DDPMPipeline`, `DDIMPipeline`, ...) around a `UNet2DModel`."""
+class PipelineConfig(Section):
+    """What every diffusers pipeline has, wherever it comes from."""
 
-    kind: Literal["ddpm"]
     path: str = Field(min_length=1, description="A pipeline folder, or a hub id such as google/ddpm-celebahq-256.")
     revision: str | None = Field(
         default=None, description="Branch, tag or commit on the hub. None: the default branch."
@@ -32,15 +32,64 @@ class DdpmConfig(Section):
         return resolve_source(path, info.context)
 
 
+class DdpmConfig(PipelineConfig):
+    """An unconditional diffusers pipeline (`DDPMPipeline`, `DDIMPipeline`, ...) around a `UNet2DModel`."""
+
+    kind: Literal["ddpm"]
+
+
+class LatentConfig(PipelineConfig):
+    """What text-to-image pipelines in a VAE's latent space have besides."""
+
+    vae: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Another VAE, a folder or hub id such as madebyollin/sdxl-vae-fp16-fix. None: the pipeline's own.",
+    )
+    vae_precision: Precision = Field(
+        default="auto", description="Of the VAE. auto: the network's, or fp32 where SDXL's own VAE overflows in fp16."
+    )
+    resolution: Int | None = Field(
+        default=None, ge=8, le=4096, description="Side of the images in pixels. None: what the model was made for."
+    )
+
+    @field_validator("vae")
+    @classmethod
+    def _vae_folder_or_hub_id(cls, vae: str | None, info: ValidationInfo) -> str | None:
+        return None if vae is None else resolve_source(vae, info.context)
+
+
+class StableDiffusionConfig(LatentConfig):
+    """Stable Diffusion 1.x or 2.x: `StableDiffusionPipeline`."""
+
+    kind: Literal["stable_diffusion"]
+
+
+class SdxlConfig(LatentConfig):
+    """Stable Diffusion XL: `StableDiffusionXLPipeline`."""
+
+    kind: Literal["sdxl"]
+
+
 class EmbeddedConfig(Section):
     """A model that ships with memdiff and needs no download."""
 
     kind: Literal["embedded"]
-    name: Literal["digits"] = Field(default="digits", description="digits: a 16x16 DDPM of handwritten digits.")
+    name: Literal["digits", "digits_text"] = Field(
+        default="digits",
+        description="digits: a 16x16 DDPM of handwritten digits. digits_text: a small Stable Diffusion of them.",
+    )
     precision: Precision = Field(default="auto", description="As for ddpm.")
 
 
-ModelConfig = Annotated[DdpmConfig | EmbeddedConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[DdpmConfig | StableDiffusionConfig | SdxlConfig | EmbeddedConfig, Field(discriminator="kind")]
+
+
+def takes_prompts(model: ModelConfig) -> bool:
+    """Whether the model makes images from texts."""
+    if isinstance(model, EmbeddedConfig):
+        return model.name == "digits_text"
+    return isinstance(model, LatentConfig)
 
 
 class AdapterConfig(Section):
@@ -52,6 +101,16 @@ class AdapterConfig(Section):
         default=ATTENTION_TARGETS, min_length=1, description="Layer names (the last parts of their paths)."
     )
     convolutions: bool = Field(default=False, description=f"Also adapt {', '.join(CONVOLUTION_TARGETS)}.")
+    steps: tuple[Int, Int] | None = Field(
+        default=None, description="[start, end): steps of the chain in which the adapter is active. None: all."
+    )
+
+    @field_validator("steps")
+    @classmethod
+    def _some_steps(cls, steps: tuple[int, int] | None) -> tuple[int, int] | None:
+        if steps is not None and not 0 <= steps[0] < steps[1]:
+            raise ValueError("must be [start, end) with 0 <= start < end")
+        return steps
 
 
 class SamplerConfig(Section):
@@ -59,9 +118,20 @@ class SamplerConfig(Section):
 
     steps: Int = Field(default=50, ge=1, le=1000, description="K, the number of denoising steps.")
     eta: Float = Field(default=1.0, ge=0, le=1, description="0: deterministic, no density. 1: DDPM-like noise.")
-    guidance: Float | None = Field(default=None, ge=0, description="Classifier-free guidance; text models only.")
+    guidance: Float | None = Field(
+        default=None,
+        ge=0,
+        description="Weight of classifier-free guidance; 1 is none. Text models only.",
+    )
+    negative_prompt: str | None = Field(
+        default=None, description="In the empty prompt's place. None: what the pipeline does without one."
+    )
     timestep_spacing: Literal["leading", "linspace", "trailing"] | None = Field(
         default=None, description="None: what the pipeline's scheduler says."
+    )
+    clip_gradient: Literal["exact", "straight_through"] = Field(
+        default="exact",
+        description="Of x0's pixels that the scheduler clips. exact: zero. straight_through: as if unclipped.",
     )
     sigma_floor: Float = Field(
         default=0.0,

@@ -1,20 +1,24 @@
 """Unconditional diffusers pipelines around a UNet2DModel: google/ddpm-celebahq-256, google/ddpm-cifar10-32, ..."""
 
-import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
 
-from memdiff.chain.ddim import step_mean
-from memdiff.chain.schedule import Schedule, make_schedule
+from memdiff.chain.ddim import predict_x0_and_eps, step_mean
+from memdiff.chain.schedule import Schedule
+from memdiff.counted import counted_as
 from memdiff.errors import ConfigError
 from memdiff.models import adapters
+from memdiff.models.adapters import Steps
 from memdiff.models.config import AdapterConfig, SamplerConfig
-from memdiff.models.scheduler import ddim_scheduler, noise_schedule
-from memdiff.pieces import call_network
+from memdiff.models.denoiser import Denoiser
+from memdiff.models.scheduler import ddim_scheduler, sampling_chain
+from memdiff.models.source import no_pipeline
+from memdiff.pieces import call_network, widen
 
 
 class DdpmPolicy:
@@ -30,6 +34,7 @@ class DdpmPolicy:
         dtype: torch.dtype,
         adapter: AdapterConfig | None = None,
         activation_checkpointing: bool = False,
+        keep_base: bool = False,
     ) -> None:
         if unet.config["class_embed_type"] is not None or unet.config["num_class_embeds"] is not None:
             raise ConfigError("this UNet is conditioned on classes; model.kind ddpm takes unconditional ones only")
@@ -42,38 +47,68 @@ class DdpmPolicy:
         height, width = side if isinstance(side, list | tuple) else (side, side)
         self.shape = (int(unet.config["in_channels"]), int(height), int(width))
         self.adapter = adapter
-        unet.requires_grad_(adapter is None)
-        if adapter is not None:
-            adapters.inject(unet, adapter)
-        torch.nn.Module.to(unet, device=device, dtype=dtype)
-        self.unet = unet.eval()
-        if activation_checkpointing:
-            # diffusers recomputes block by block, non-reentrant, as torch.autograd.grad needs it; eval mode is enough.
-            self.unet.enable_gradient_checkpointing()
+        self._denoiser = Denoiser(
+            unet,
+            device=device,
+            dtype=dtype,
+            adapter=adapter,
+            activation_checkpointing=activation_checkpointing,
+            keep_base=keep_base,
+        )
+        self.unet = unet
+        self.networks: Mapping[str, torch.nn.Module] = {"unet": unet}
+
+    def encode(self, prompts: Sequence[str]) -> None:
+        """Nothing: the model has no prompts."""
+
+    def predict(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str] = ()) -> torch.Tensor:
+        """The network's prediction: B C H W fp32."""
+        del prompts
+        timesteps_B = torch.tensor([self.schedule.timesteps[step] for step in steps]).to(self.device, non_blocking=True)
+        self._denoiser.at_steps(steps)
+        return call_network(lambda x: self._denoiser(x, timesteps_B), widen(x_t_BCHW), self.dtype)
 
     def mean(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str] = ()) -> torch.Tensor:
         """Mean of p(x_s | x_t): B C H W fp32."""
-        del prompts
-        timesteps_B = torch.tensor([self.schedule.timesteps[step] for step in steps]).to(self.device, non_blocking=True)
-        x_t_BCHW = x_t_BCHW.float()
-        prediction_BCHW = call_network(lambda x: self.unet(x, timesteps_B).sample, x_t_BCHW, self.dtype)
-        return step_mean(prediction_BCHW, x_t_BCHW, steps, self.schedule)
+        return step_mean(self.predict(x_t_BCHW, steps, prompts), widen(x_t_BCHW), steps, self.schedule)
+
+    def x0(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str] = ()) -> torch.Tensor:
+        """Predicted x_0, clipped where the scheduler clips: B C H W fp32."""
+        return predict_x0_and_eps(self.predict(x_t_BCHW, steps, prompts), widen(x_t_BCHW), steps, self.schedule)[0]
 
     def decode(self, x_0_BCHW: torch.Tensor) -> torch.Tensor:
         """[-1, 1] -> [0, 1], clamped: B C H W fp32."""
-        return (x_0_BCHW.float() / 2 + 0.5).clamp(0, 1)
+        with counted_as("decoder"):
+            return (widen(x_0_BCHW) / 2 + 0.5).clamp(0, 1)
 
     def trainable(self) -> Mapping[str, torch.nn.Parameter]:
         """All of the UNet, or the LoRA."""
-        return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+        return self._denoiser.trainable()
+
+    def trains(self, step: int) -> bool:
+        """Whether a trainable parameter takes part at this step."""
+        return self._denoiser.trains(step)
+
+    def base(self) -> AbstractContextManager[None]:
+        """Inside, predictions are those of the model before training."""
+        return self._denoiser.base()
+
+    def attach(self, sources: Sequence[tuple[Path, float]], *, scale: float = 1.0, steps: Steps | None = None) -> None:
+        """Adds saved adapters, each with a weight, for sampling: see `adapters.attach`."""
+        self._denoiser.attach(sources, scale=scale, steps=steps, of=self.schedule.steps)
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
-        """A pipeline that DDIMPipeline.from_pretrained loads; LoRA is merged, and lies beside it as `adapter/`."""
-        unet = copy_with(self.unet, weights)
+        """A pipeline that DDIMPipeline.from_pretrained loads; LoRA is merged, and lies beside it as `adapter/`.
+
+        LoRA with a window of steps can't be merged: it is `adapter/` alone.
+        """
         if self.adapter is not None:
-            adapters.save(unet, self.adapter, folder / "adapter")
+            adapters.save(self.unet, self.adapter, folder / "adapter", weights, chain_steps=self.schedule.steps)
+            if self.adapter.steps is not None:
+                return
+        unet = self._denoiser.copy_with(weights)
+        if self.adapter is not None:
             unet = adapters.merged(unet)
-        unet.disable_gradient_checkpointing()
         pipeline: Any = DDIMPipeline(unet=unet, scheduler=self.scheduler)
         pipeline.save_pretrained(str(folder), safe_serialization=True)
 
@@ -88,21 +123,14 @@ def load_ddpm(
     variant: str | None = None,
     adapter: AdapterConfig | None = None,
     activation_checkpointing: bool = False,
+    keep_base: bool = False,
 ) -> DdpmPolicy:
     """From a pipeline folder or a hub id. Weights are read in fp32 and cast once.
 
     Raises ConfigError in one line where there is no such pipeline, or it is of another kind.
     """
     unet, scheduler = read_pipeline(source, revision=revision, variant=variant)
-    schedule = make_schedule(
-        noise_schedule(scheduler),
-        steps=sampler.steps,
-        eta=sampler.eta,
-        spacing=sampler.timestep_spacing,
-        sigma_floor=sampler.sigma_floor,
-    )
-    if sampler.timestep_spacing is not None:
-        scheduler.register_to_config(timestep_spacing=sampler.timestep_spacing)
+    schedule = sampling_chain(scheduler, sampler)
     return DdpmPolicy(
         unet,
         scheduler,
@@ -111,6 +139,7 @@ def load_ddpm(
         dtype=dtype,
         adapter=adapter,
         activation_checkpointing=activation_checkpointing,
+        keep_base=keep_base,
     )
 
 
@@ -121,23 +150,8 @@ def read_pipeline(source: str, *, revision: str | None, variant: str | None) -> 
             source, revision=revision, variant=variant, dtype=torch.float32, low_cpu_mem_usage=False
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            f"model.path {source}: no pipeline could be loaded ({reason[:200]}). Give a diffusers pipeline folder, or "
-            f"fetch a hub id first: hf download {source}"
-        ) from None
+        raise no_pipeline(source, error) from None
     unet = pipeline.components.get("unet")
     if not isinstance(unet, UNet2DModel):
         raise ConfigError(f"model.path {source}: kind ddpm needs a UNet2DModel, got {type(unet).__name__}")
     return unet, ddim_scheduler(pipeline.scheduler)
-
-
-def copy_with(unet: UNet2DModel, weights: Mapping[str, torch.Tensor]) -> UNet2DModel:
-    """A UNet on the host in fp32 whose trained parameters are `weights`."""
-    twin = copy.deepcopy(unet)
-    torch.nn.Module.to(twin, device="cpu", dtype=torch.float32)
-    parameters = dict(twin.named_parameters())
-    with torch.no_grad():
-        for name, weight in weights.items():
-            parameters[name].copy_(weight)
-    return twin

@@ -4,6 +4,7 @@ Shapes: B rows, C channels, H W pixels of what is denoised (image or latent), c 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -19,23 +20,63 @@ StoreState = Callable[[int, range, torch.Tensor], None]
 
 
 class Policy(Protocol):
-    """Denoiser, conditioning and decoder on one device, and the chain they run."""
+    """Denoiser, conditioning and decoder on one device, and the chain they run.
+
+    Rows of one call may stand at different steps, but must agree on `trains(step)`. Prompts are encoded before.
+    """
 
     schedule: Schedule
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # of x_t
     device: torch.device
-    dtype: torch.dtype
+    dtype: torch.dtype  # that the denoiser runs in
+    networks: Mapping[str, torch.nn.Module]  # unet, vae, text_encoder, text_encoder_2: what can be moved
+
+    def encode(self, prompts: Sequence[str]) -> None:
+        """Makes and keeps the embeddings of these prompts, and of the empty one, where they are not known yet.
+
+        The encoders come to the device for it and leave afterwards.
+        """
+        ...
+
+    def predict(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str]) -> torch.Tensor:
+        """The network's (guided) prediction, B C H W fp32. Differentiable in x and parameters."""
+        ...
 
     def mean(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str]) -> torch.Tensor:
-        """Mean of p(x_s | x_t), B C H W fp32; every row at a step of its own. Differentiable in x and parameters."""
+        """Mean of p(x_s | x_t), B C H W fp32. Differentiable in x and parameters."""
+        ...
+
+    def x0(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str]) -> torch.Tensor:
+        """x_0 as one evaluation predicts it, clipped where the scheduler clips: B C H W fp32."""
         ...
 
     def decode(self, x_0_BCHW: torch.Tensor) -> torch.Tensor:
-        """Images in [0, 1], B c h w fp32."""
+        """Images in [0, 1], B c h w fp32. Differentiable in x."""
         ...
 
     def trainable(self) -> Mapping[str, torch.nn.Parameter]:
         """What is trained, by name, in a fixed order."""
+        ...
+
+    def trains(self, step: int) -> bool:
+        """Whether a trainable parameter takes part at this step: an adapter may have a window of steps."""
+        ...
+
+    def base(self) -> AbstractContextManager[None]:
+        """Inside, predictions are those of the model before training: adapters off, or a frozen copy.
+
+        Raises ConfigError where all of the network is trained and no copy was kept.
+        """
+        ...
+
+    def attach(
+        self, sources: Sequence[tuple[Path, float]], *, scale: float = 1.0, steps: tuple[int, int] | None = None
+    ) -> None:
+        """Adds saved adapters (files or folders), each with a weight, for sampling: dW = scale sum_i w_i dW_i.
+
+        `steps`: [start, end) of the chain in which they act (None: those they were saved with, or all). Raises
+        ConfigError where one does not fit the model or its chain.
+        """
         ...
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
@@ -46,16 +87,18 @@ class Policy(Protocol):
 def rollout(
     policy: Policy,
     noise: Noise,
-    images: range,
+    images: Sequence[int],
     prompts: Sequence[str],
     *,
     batch: int,
     storage: torch.dtype,
+    until: int | None = None,
     store: StoreState | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """Denoises images (numbers in the round; `prompts` one each) without a graph, in batches of one shape: n C H W.
 
+    The result is the state after `until` steps (None: all of them, x_0).
     `storage` is the dtype to which every state is rounded before it goes on. `store(state, rows, x)` gets each state
     of contiguous rows (0-based in this call); `on_step(count)` is told how many image-steps are done.
     """
@@ -67,7 +110,7 @@ def rollout(
         x = place(noise.initial(numbers).to(storage), policy.device)
         if store:
             store(0, rows, x[:count])
-        for step in range(policy.schedule.steps):
+        for step in range(policy.schedule.steps if until is None else until):
             x = sample_step(policy, noise, x, step, numbers, texts).to(storage)
             if store:
                 store(step + 1, rows, x[:count])
@@ -82,9 +125,15 @@ def sample_step(
     policy: Policy, noise: Noise, x_t_BCHW: torch.Tensor, step: int, images: Sequence[int], prompts: Sequence[str]
 ) -> torch.Tensor:
     """x_s ~ p(x_s | x_t) for rows that stand at the same step: B C H W fp32."""
-    steps = [step] * len(images)
-    mean_BCHW = policy.mean(x_t_BCHW, steps, prompts)
-    if policy.schedule.sigma[step] == 0:
+    mean_BCHW = policy.mean(x_t_BCHW, [step] * len(images), prompts)
+    return with_noise(policy.schedule, noise, mean_BCHW, step, images)
+
+
+def with_noise(
+    schedule: Schedule, noise: Noise, mean_BCHW: torch.Tensor, step: int, images: Sequence[int]
+) -> torch.Tensor:
+    """mean + sigma z of a step, z drawn for these images: B C H W. Just the mean where sigma is 0."""
+    if schedule.sigma[step] == 0:
         return mean_BCHW
-    drawn_BCHW = place(noise.step(images, step), policy.device)
-    return mean_BCHW + step_sigma(steps, policy.schedule, mean_BCHW) * drawn_BCHW
+    drawn_BCHW = place(noise.step(images, step), mean_BCHW.device)
+    return mean_BCHW + step_sigma([step] * len(images), schedule, mean_BCHW) * drawn_BCHW

@@ -3,9 +3,11 @@
 from typing import Any
 
 from diffusers import DDIMScheduler
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from memdiff.chain.schedule import NoiseSchedule
+from memdiff.chain.schedule import NoiseSchedule, Schedule, make_schedule
 from memdiff.errors import ConfigError
+from memdiff.models.config import SamplerConfig
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "linspace", "trailing")
@@ -38,11 +40,32 @@ def noise_schedule(scheduler: DDIMScheduler) -> NoiseSchedule:
         raise ConfigError(f"prediction_type must be one of {PREDICTION_TYPES}, got {config['prediction_type']!r}")
     if config["timestep_spacing"] not in SPACINGS:
         raise ConfigError(f"timestep_spacing must be one of {SPACINGS}, got {config['timestep_spacing']!r}")
+    with unset_fake_temporarily():  # a plan calls this under fake tensors, and these numbers are real
+        alpha_bar = tuple(float(value) for value in scheduler.alphas_cumprod)
+        final_alpha_bar = float(scheduler.final_alpha_cumprod)
     return NoiseSchedule(
-        alpha_bar=tuple(float(value) for value in scheduler.alphas_cumprod),
-        final_alpha_bar=float(scheduler.final_alpha_cumprod),
+        alpha_bar=alpha_bar,
+        final_alpha_bar=final_alpha_bar,
         prediction_type=config["prediction_type"],
         clip=float(config["clip_sample_range"]) if config["clip_sample"] else None,
         spacing=config["timestep_spacing"],
         offset=int(config["steps_offset"]),
     )
+
+
+def sampling_chain(scheduler: DDIMScheduler, sampler: SamplerConfig) -> Schedule:
+    """The chain that a recipe's `sampler` describes, on the scheduler's noise schedule.
+
+    A spacing that the recipe chooses is written into the scheduler's config, so that a saved pipeline has it too.
+    """
+    schedule = make_schedule(
+        noise_schedule(scheduler),
+        steps=sampler.steps,
+        eta=sampler.eta,
+        spacing=sampler.timestep_spacing,
+        sigma_floor=sampler.sigma_floor,
+        straight_through=sampler.clip_gradient == "straight_through",
+    )
+    if sampler.timestep_spacing is not None:
+        scheduler.register_to_config(timestep_spacing=sampler.timestep_spacing)
+    return schedule

@@ -1,8 +1,8 @@
 """Recipe section `method`. No torch."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from memdiff.section import Float, Int, Section
 
@@ -15,7 +15,13 @@ class ReinforceConfig(Section):
         default="whiten",
         description="whiten: (r - mean) / (std + epsilon); center: r - mean; leave_one_out: r - mean of the others.",
     )
-    per_prompt: bool = Field(default=False, description="Mean and std over the images of one prompt, not over all.")
+    per_prompt: bool = Field(default=False, description="Mean and std over the rewards of one prompt, not over all.")
+    prompt_memory: Int = Field(
+        default=16,
+        ge=0,
+        description="per_prompt: over a prompt's latest so many rewards, earlier rounds' too; until it has them, over "
+        "all of the round. 0: over this round's images of the prompt.",
+    )
     advantage_epsilon: Float = Field(default=1e-6, gt=0, description="Added to the std: equal rewards give zero.")
     advantage_clip: Float | None = Field(default=None, gt=0, description="Advantages are clamped to +- this. DDPO: 5.")
     log_prob_reduction: Literal["mean", "sum"] = Field(
@@ -27,6 +33,22 @@ class ReinforceConfig(Section):
     )
     inner_updates: Int = Field(default=1, ge=1, description="Updates on one round's images. Above 1: ratio and clip.")
     ratio_clip: Float = Field(default=1e-4, gt=0, description="Importance ratios are clipped to 1 +- this.")
+    kl_weight: Float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the KL of every step from the untrained model, which is added to the loss. DPOK: 0.01.",
+    )
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the model before training is asked for its predictions."""
+        return self.kl_weight > 0
+
+    @model_validator(mode="after")
+    def _memory_has_no_others(self) -> Self:
+        if self.per_prompt and self.prompt_memory and self.advantage == "leave_one_out":
+            raise ValueError("advantage: leave_one_out with per_prompt goes with prompt_memory: 0")
+        return self
 
     @field_validator("step_weights")
     @classmethod
@@ -36,4 +58,130 @@ class ReinforceConfig(Section):
         return weights
 
 
-MethodConfig = ReinforceConfig
+LastSteps = Annotated[Int, Field(ge=1)] | Literal["all"]
+
+
+class DirectConfig(Section):
+    """What the methods that differentiate the reward itself have in common."""
+
+    kind: str
+    target: Float | None = Field(
+        default=None,
+        description="Loss max(target - r, 0) instead of -r: images whose reward r has reached it are left alone.",
+    )
+    scale: Float = Field(default=1.0, gt=0, description="Of the loss. AdamW forgets it, clip_norm does not.")
+    costate_clip: Float | None = Field(
+        default=None, gt=0, description="Largest norm of d loss / d x of one image at any step. None: exact."
+    )
+    base_distance: Float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the mean square distance to the untrained model's predictions, at differentiated steps.",
+    )
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the model before training is asked for its predictions."""
+        return self.base_distance > 0
+
+    def differentiated(self, steps: int) -> range:
+        """The steps of a chain that a gradient may go through."""
+        raise NotImplementedError
+
+    def misfit(self, steps: int) -> str | None:
+        """What does not fit a chain of so many steps, in one line; None where all does."""
+        raise NotImplementedError
+
+
+class DraftConfig(DirectConfig):
+    """The reward's gradient through the last steps: DRaFT, DRaFT-K, DRaFT-LV (Clark et al. 2023)."""
+
+    kind: Literal["draft"]
+    last_steps: LastSteps = Field(default=1, description="K, the differentiated steps. all: the whole chain.")
+    noise_samples: Int | None = Field(
+        default=None,
+        ge=1,
+        description="DRaFT-LV: average over so many new noisings of the finished image. With last_steps 1.",
+    )
+
+    @model_validator(mode="after")
+    def _one_step(self) -> Self:
+        if self.noise_samples is not None and self.last_steps != 1:
+            raise ValueError(f"noise_samples differentiates one step; set last_steps to 1, got {self.last_steps}")
+        return self
+
+    def steps_of(self, steps: int) -> int:
+        """K of a chain of so many steps."""
+        return steps if self.last_steps == "all" else self.last_steps
+
+    def differentiated(self, steps: int) -> range:
+        """The last K."""
+        return range(steps - self.steps_of(steps), steps)
+
+    def misfit(self, steps: int) -> str | None:
+        """K is at most the chain's length."""
+        return _too_many(self.last_steps, steps)
+
+
+class AlignPropConfig(DirectConfig):
+    """Backpropagation through a random number of last steps (Prabhudesai et al. 2023)."""
+
+    kind: Literal["alignprop"]
+    truncation: Literal["random", "fixed"] = Field(
+        default="random", description="random: K uniform over 1..last_steps, drawn for each image. fixed: last_steps."
+    )
+    last_steps: LastSteps = Field(default="all", description="K, or the largest K. all: the whole chain.")
+    one_draw_per_batch: bool = Field(default=False, description="All images of a round share one K.")
+
+    @model_validator(mode="after")
+    def _draws(self) -> Self:
+        if self.one_draw_per_batch and self.truncation == "fixed":
+            raise ValueError("one_draw_per_batch goes with truncation: random")
+        return self
+
+    def steps_of(self, steps: int) -> int:
+        """The largest K of a chain of so many steps."""
+        return steps if self.last_steps == "all" else self.last_steps
+
+    def differentiated(self, steps: int) -> range:
+        """The last K, where K is largest."""
+        return range(steps - self.steps_of(steps), steps)
+
+    def misfit(self, steps: int) -> str | None:
+        """K is at most the chain's length."""
+        return _too_many(self.last_steps, steps)
+
+
+class ReflConfig(DirectConfig):
+    """One late step, which predicts the image at once (ReFL: Xu et al. 2023)."""
+
+    kind: Literal["refl"]
+    first_step: Int = Field(default=30, ge=0, description="Of the range that the step is drawn from; 0: the noisiest.")
+    last_step: Int = Field(default=39, ge=0, description="The last of that range, included.")
+    scale: Float = Field(default=1e-3, gt=0, description="Of the loss.")
+    target: Float | None = Field(default=2.0, description="Loss max(target - r, 0). None: -r.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.first_step > self.last_step:
+            raise ValueError(f"first_step must be at most last_step, got {self.first_step} and {self.last_step}")
+        return self
+
+    def differentiated(self, steps: int) -> range:
+        """Those it is drawn from."""
+        return range(self.first_step, self.last_step + 1)
+
+    def misfit(self, steps: int) -> str | None:
+        """Steps are counted from 0."""
+        if self.last_step < steps:
+            return None
+        return f"method.last_step must be 0..{steps - 1} in a chain of sampler.steps {steps}, got {self.last_step}"
+
+
+def _too_many(last_steps: int | Literal["all"], steps: int) -> str | None:
+    if last_steps == "all" or last_steps <= steps:
+        return None
+    return f"method.last_steps must be 1..{steps} (sampler.steps) or all, got {last_steps}"
+
+
+MethodConfig = Annotated[ReinforceConfig | DraftConfig | AlignPropConfig | ReflConfig, Field(discriminator="kind")]

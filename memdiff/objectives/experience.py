@@ -24,6 +24,7 @@ class Batch:
     prompts: Sequence[str]  # of those images; empty strings where the model has none
     num_images: int  # N, over all ranks
     noise: Noise
+    all_prompts: Sequence[str] = ()  # of all ranks' images, where the model takes prompts
 
 
 @dataclass

@@ -2,9 +2,16 @@
 
     grad J = 1/N sum_i A_i sum_k w_k grad log p(x_{k+1} | x_k)
 
-What is removed from the textbook: no value function, no KL term, no discount (the reward comes once, at the end), no
-minibatches of images. A piece is a micro-batch of (image, step) pairs; pairs of different steps share one. Steps
-without a density (sigma = 0: the last one of most pipelines) are left out of the sum.
+What is removed from the textbook: no value function, no discount (the reward comes once, at the end), no minibatches of
+images. A piece is a micro-batch of (image, step) pairs; pairs of different steps share one. Steps without a density
+(sigma = 0: the last one of most pipelines) are left out of the sum.
+
+With `kl_weight` b the loss is -J plus DPOK's distance to the untrained model (Fan et al. 2023, equation 11 and
+algorithm 1, on the means of the steps), over the same pairs with the same weights:
+
+    b 1/N sum_i sum_k w_k KL(p_theta(x_{k+1} | x_k) || p_base(x_{k+1} | x_k)),    KL = |mu - mu_base|^2 / (2 sigma_k^2)
+
+summed or averaged over C H W as `log_prob_reduction` says, so that b means the same beside either kind of log-prob.
 
 Gradients are divided by N over all ranks and multiplied by the world size, since the engine averages over ranks.
 
@@ -18,16 +25,19 @@ from dataclasses import dataclass, field
 import torch
 
 from memdiff.chain.advantage import advantages
-from memdiff.chain.ddim import log_prob, step_sigma
+from memdiff.chain.ddim import kl_of_means, log_prob, step_sigma
 from memdiff.chain.noise import Noise
 from memdiff.chain.schedule import mean_per_prediction, step_weights
 from memdiff.chain.trajectory import Trajectory
+from memdiff.errors import ConfigError
 from memdiff.memory.knobs import Knobs
+from memdiff.memory.residence import decoding
 from memdiff.models.policy import Policy, rollout, sample_step
 from memdiff.objectives.config import ReinforceConfig
 from memdiff.objectives.experience import Metrics, Round
+from memdiff.objectives.prompt_rewards import PromptRewards
 from memdiff.pieces import Pieces, Pull, fixed_batches
-from memdiff.placement import HOST
+from memdiff.placement import HOST, place
 from memdiff.ranks import Ranks
 from memdiff.rewards.guards import diversity
 from memdiff.rewards.weighted import WeightedReward, refuse_non_finite
@@ -55,6 +65,7 @@ class Reinforce:
         self, config: ReinforceConfig, reward: WeightedReward, pieces: Pieces, ranks: Ranks, knobs: Knobs
     ) -> None:
         self.config, self.reward, self.pieces, self.ranks, self.knobs = config, reward, pieces, ranks, knobs
+        self.prompt_rewards = PromptRewards(config.prompt_memory)
 
     def collect(self, policy: Policy, round: Round) -> Experience:
         """Samples this rank's images, scores them, and computes advantages over all ranks. No graph is made."""
@@ -78,7 +89,7 @@ class Reinforce:
                 store=trajectory.write,
                 on_step=round.advance,
             )
-        with round.clock.phase("reward"), torch.no_grad():
+        with round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
             self.reward.move(self.reward.device)
             images_nCHW = policy.decode(x_0)
             raw_Pn = self.reward.raw(images_nCHW, batch.prompts)
@@ -89,20 +100,34 @@ class Reinforce:
             refuse_non_finite(raw_PN, self.reward.names)
             self.reward.observe(raw_PN)
             rewards_N = self.reward.combine(raw_PN, self.reward.statistics)
-        advantages_N = advantages(
-            rewards_N,
-            kind=self.config.advantage,
-            epsilon=self.config.advantage_epsilon,
-            clip=self.config.advantage_clip,
-        )
+        advantages_N = self._advantages(rewards_N, batch.all_prompts)
         return Experience(
             round,
             trajectory,
             advantages_N[batch.images.start : batch.images.stop],
             raw_PN,
             rewards_N,
-            {"advantage_std": advantages_N.std(correction=0), **differences},
+            {"advantage_std": advantages_N.std(correction=0), "reward_queries": batch.num_images, **differences},
         )
+
+    def _advantages(self, rewards_N: torch.Tensor, prompts_N: Sequence[str]) -> torch.Tensor:
+        """Over all images, or over those of a prompt."""
+        config = self.config
+        kind, epsilon, clip = config.advantage, config.advantage_epsilon, config.advantage_clip
+        if config.per_prompt and config.prompt_memory:
+            found_N = self.prompt_rewards.advantages(rewards_N, prompts_N, whiten=kind == "whiten", epsilon=epsilon)
+            return found_N if clip is None else found_N.clamp(-clip, clip)
+        numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts_N))}
+        groups = [numbers[prompt] for prompt in prompts_N] if config.per_prompt else None
+        return advantages(rewards_N, kind=kind, epsilon=epsilon, clip=clip, groups=groups)
+
+    def state(self) -> dict[str, list[float]]:
+        """The latest rewards of each prompt."""
+        return self.prompt_rewards.latest
+
+    def restore(self, state: dict[str, list[float]]) -> None:
+        """Takes them up again."""
+        self.prompt_rewards.restore(state)
 
     def updates(self, experience: Experience) -> Iterator[Experience]:
         """The parts of one round that get an optimizer update each: all of it, `inner_updates` times."""
@@ -113,13 +138,23 @@ class Reinforce:
         """Every (image, step) that takes part, step by step."""
         return [(image, step) for step in policy.schedule.steps_with_density for image in range(images)]
 
-    def rehearse(self, policy: Policy, noise: Noise, images: int) -> None:
+    def rehearse(self, policy: Policy, noise: Noise, images: int, prompts: Sequence[str]) -> None:
         """One denoising step and one piece at full batch size, on noise. Adds to the sums; the caller clears them."""
+        if not policy.schedule.steps_with_density:
+            raise ConfigError(
+                "no step of this chain has a density, so there is no policy gradient; set sampler.eta to 1"
+            )
         step, count = policy.schedule.steps_with_density[0], self.knobs.micro_batch
-        sample_step(policy, noise, noise.initial(range(images)).to(policy.device), step, range(images), [""] * images)
+        texts = [prompts[image % len(prompts)] for image in range(max(images, count))]
+        x_BCHW = place(noise.initial(range(images)), policy.device)
+        sample_step(policy, noise, x_BCHW, step, range(images), texts[:images])
         x_t_BCHW, x_s_BCHW = (noise.step(range(count), k).to(policy.device, policy.dtype) for k in (0, 1))
-        log_prob_B, pull = self._piece(policy, x_t_BCHW, x_s_BCHW, [step] * count, [""] * count)
-        pull(torch.full_like(log_prob_B, 1 / count))
+        terms_RB, pull = self._piece(policy, x_t_BCHW, x_s_BCHW, [step] * count, texts[:count])
+        pull(torch.full_like(terms_RB, 1 / count))
+
+    def passes(self, policy: Policy) -> int:
+        """All steps forward, those with a density back, in every update."""
+        return policy.schedule.steps + self.config.inner_updates * len(policy.schedule.steps_with_density)
 
     def _piece(
         self,
@@ -129,14 +164,24 @@ class Reinforce:
         steps: Sequence[int],
         prompts: Sequence[str],
     ) -> tuple[torch.Tensor, Pull]:
-        """x_t -> log p(x_s | x_t), B. The graph is kept: it is pulled at once."""
+        """x_t -> log p(x_s | x_t) and, where it has a weight, the KL to the base below it: R B, R = 1 or 2.
 
-        def log_prob_of(x_BCHW: torch.Tensor) -> torch.Tensor:
+        The graph is kept: it is pulled at once.
+        """
+        reduction, base_BCHW = self.config.log_prob_reduction, None
+        if self.config.kl_weight:
+            with torch.no_grad(), policy.base():
+                base_BCHW = policy.mean(x_t_BCHW, steps, prompts)
+
+        def terms_of(x_BCHW: torch.Tensor) -> torch.Tensor:
             mean_BCHW = policy.mean(x_BCHW, steps, prompts)
             sigma_B111 = step_sigma(steps, policy.schedule, mean_BCHW)
-            return log_prob(x_s_BCHW.float(), mean_BCHW, sigma_B111, reduction=self.config.log_prob_reduction)
+            terms = [log_prob(x_s_BCHW.float(), mean_BCHW, sigma_B111, reduction=reduction)]
+            if base_BCHW is not None:
+                terms.append(kl_of_means(mean_BCHW, base_BCHW, sigma_B111, reduction=reduction))
+            return torch.stack(terms)
 
-        return self.pieces.vjp(log_prob_of, x_t_BCHW, keep=True)
+        return self.pieces.vjp(terms_of, x_t_BCHW, keep=True)
 
     def differentiate(self, policy: Policy, experience: Experience) -> Metrics:
         """Adds the gradient of the loss, -J, to the pieces' sums; returns diagnostics over all ranks."""
@@ -149,7 +194,8 @@ class Reinforce:
                 x_t_BCHW, x_s_BCHW = experience.trajectory.transitions(padded)
                 steps = [step for _, step in padded]
                 prompts = [experience.round.batch.prompts[image] for image, _ in padded]
-                log_prob_B, pull = self._piece(policy, x_t_BCHW, x_s_BCHW, steps, prompts)
+                terms_RB, pull = self._piece(policy, x_t_BCHW, x_s_BCHW, steps, prompts)
+                log_prob_B = terms_RB[0]
                 if first_pass:
                     # Scored in this grouping, not taken from the rollout's: another one is off by 1e-3 in fp16.
                     experience.old_log_probs.append(log_prob_B)
@@ -162,7 +208,11 @@ class Reinforce:
                 )
                 d_loss_B = -slope_B * weight_B * scale
                 tally.add(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count)
-                pull(d_loss_B)
+                d_terms = [d_loss_B]
+                if self.config.kl_weight:
+                    tally.add_kl(terms_RB[1, :count])
+                    d_terms.append(self.config.kl_weight * weight_B * scale)
+                pull(torch.stack(d_terms))
                 experience.round.advance(count)
         return tally.metrics(self.ranks)
 
@@ -188,6 +238,7 @@ class _Tally:
         self._dimensions = math.prod(policy.shape)
         self._reduction, self._density = config.log_prob_reduction, schedule.steps_with_density
         self._sums = torch.zeros(4, device=device)  # pairs, clipped pairs, approximate KL, log-prob (mean over C H W)
+        self._kl_to_base = torch.zeros((), device=device) if config.kl_weight else None
         self._squares_K = torch.zeros(schedule.steps, device=device)
         self._sigma_K = torch.tensor(schedule.sigma, dtype=torch.float32, device=device)
         self._per_prediction_K = torch.tensor(
@@ -219,11 +270,20 @@ class _Tally:
         norm_B = d_loss_B.abs() * per_mean_B * self._per_prediction_K[step_B]
         self._squares_K.index_add_(0, step_B[:count], norm_B[:count].square())
 
+    def add_kl(self, kl_B: torch.Tensor) -> None:
+        """One piece's KL to the base."""
+        assert self._kl_to_base is not None
+        self._kl_to_base += kl_B.sum()
+
     def metrics(self, ranks: Ranks) -> Metrics:
-        """`step_gradient_norm`: L2 norm over a step's images of d loss / d prediction (x0 unclipped)."""
+        """`step_gradient_norm`: L2 norm over a step's images of d J / d prediction (x0 unclipped).
+
+        `kl_to_base`: mean over pairs, reduced over C H W as the log-probs of the loss are.
+        """
         pairs, clipped, kl, per_dimension = ranks.sum(self._sums).tolist()
         norms = (ranks.sum(self._squares_K).sqrt() / ranks.world_size).tolist()
-        return {
+        to_base = {} if self._kl_to_base is None else {"kl_to_base": float(ranks.sum(self._kl_to_base)) / pairs}
+        return to_base | {
             "clip_fraction": clipped / pairs,
             "approx_kl": kl / pairs,
             "log_prob_mean": per_dimension / pairs,

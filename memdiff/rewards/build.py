@@ -86,8 +86,12 @@ def _image_reward(part: ImageRewardConfig, device: torch.device) -> Reward:
 
 
 def _weighted(part: AnyPart, device: torch.device) -> WeightedPart:
+    return weighted_part(part, *_with_features(part, device))
+
+
+def weighted_part(part: AnyPart, reward: Reward, features: Features | None) -> WeightedPart:
+    """A part of the sum, with what its section says of it."""
     yes_or_no = isinstance(part, Confidence) and is_yes_or_no(part)
-    reward, features = _with_features(part, device)
     return WeightedPart(
         name=part_name(part),
         reward=reward,

@@ -89,6 +89,7 @@ class PythonConfig(Part):
     file: str = Field(min_length=1, description="A .py file, from the working directory or beside the recipe.")
     function: str = Field(default="score", pattern=r"^[A-Za-z_]\w*$")
     differentiable: bool = Field(default=False, description="True: gradients flow from the result to the images.")
+    gpu_mib: Int = Field(default=0, ge=0, description="GPU memory that it takes, in MiB: the plan can't look inside.")
 
     @field_validator("file")
     @classmethod
@@ -133,6 +134,19 @@ def part_name(part: AnyPart) -> str:
             return part.kind
         case _:
             assert_never(part)
+
+
+def way_to_a_gradient(part: AnyPart) -> str | None:
+    """What to change in a part whose score does not follow small changes of an image; None where it does."""
+    match part:
+        case ClassifierConfig() | DigitsConfig():
+            return "set mode: probability or log_probability" if part.mode in ("binary", "share") else None
+        case PythonConfig():
+            return None if part.differentiable else "set differentiable: true if it is made of torch operations"
+        case JpegConfig():
+            return "set measure: distance" if part.measure == "size" else None
+        case _:
+            return None
 
 
 def _as_name(words: str) -> str:

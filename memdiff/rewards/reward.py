@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from memdiff.errors import RewardError
+from memdiff.pieces import widen
 
 
 class Reward(Protocol):
@@ -40,7 +41,7 @@ def score(reward: Reward, images_BCHW: torch.Tensor, prompts: Sequence[str], *, 
 
 
 def checked(result: object, *, count: int, name: str) -> torch.Tensor:
-    """`result` in fp32 if it is a tensor of `count` numbers; else RewardError: what was expected, what was got."""
+    """`result` in fp32 (fp64 stays) if it is a tensor of `count` numbers; else RewardError: expected, got."""
     if not isinstance(result, torch.Tensor):
         raise RewardError(f"reward {name} must return {count} numbers for {count} images, got {type(result).__name__}")
     if result.shape != (count,):
@@ -48,4 +49,4 @@ def checked(result: object, *, count: int, name: str) -> torch.Tensor:
             f"reward {name} must return {count} numbers for {count} images, shape ({count},), got shape "
             f"{tuple(result.shape)}; nothing is broadcast"
         )
-    return result.float()
+    return widen(result)

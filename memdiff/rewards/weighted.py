@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from memdiff.counted import counted_as
 from memdiff.errors import RewardError
 from memdiff.placement import place
-from memdiff.rewards.normalise import Running, normalise
+from memdiff.rewards.normalise import EPSILON, Running, normalise
 from memdiff.rewards.reward import Reward, score
 
 Features = Callable[[torch.Tensor], torch.Tensor]  # images_BCHW in [0, 1] -> e_BD
@@ -57,9 +58,10 @@ class WeightedReward:
         """Every part's own scores: P B fp32, on the images' device. RewardError where one is not finite."""
         if not self.parts:
             return images_BCHW.new_zeros(0, len(images_BCHW))
-        images = place(images_BCHW, self.device)
-        rows = [score(part.reward, images, prompts, chunk=part.chunk, name=part.name) for part in self.parts]
-        return place(torch.stack(rows), images_BCHW.device)
+        with counted_as("reward"):
+            images = place(images_BCHW, self.device)
+            rows = [score(part.reward, images, prompts, chunk=part.chunk, name=part.name) for part in self.parts]
+            return place(torch.stack(rows), images_BCHW.device)
 
     def observe(self, raw_PN: torch.Tensor) -> None:
         """Takes a round's raw scores of all ranks into the statistics."""
@@ -81,6 +83,18 @@ class WeightedReward:
             total_N = total_N + part.weight * shaped_N
         return total_N
 
+    def slopes(self) -> Sequence[float]:
+        """d total / d raw score of each part, by the statistics of the scores seen so far: P numbers.
+
+        Share parts have none: their scores are yes or no. A normalised part without scores counts as one with std 1.
+        """
+        found = []
+        for part in self.parts:
+            assert part.target_share is None, "share parts have no gradient"
+            seen = self.statistics.get(part.name, Running())
+            found.append(part.weight / (seen.std + EPSILON) if seen.count else part.weight)
+        return found
+
     def value(self, raw_PN: torch.Tensor, statistics: Statistics) -> float:
         """What training raises, for a set of images: the mean total, a share part counting as -(share - target)^2.
 
@@ -97,9 +111,10 @@ class WeightedReward:
 
     def move(self, device: torch.device) -> None:
         """Takes the parts' networks to `device`; they are brought back before they score."""
-        for part in self.parts:
-            for network in part.reward.networks:
-                place(network, device)
+        with counted_as("reward"):
+            for part in self.parts:
+                for network in part.reward.networks:
+                    place(network, device)
 
 
 def towards_share(yes_N: torch.Tensor, target: float) -> torch.Tensor:
@@ -111,13 +126,22 @@ def towards_share(yes_N: torch.Tensor, target: float) -> torch.Tensor:
     return 2 * (target - yes_N.mean()) * yes_N
 
 
-def refuse_non_finite(raw_PN: torch.Tensor, names: Sequence[str], prompts: Sequence[str] | None = None) -> None:
-    """RewardError naming the first part and image (number in the round) whose score is NaN or infinite."""
+def refuse_non_finite(
+    raw_PN: torch.Tensor,
+    names: Sequence[str],
+    prompts: Sequence[str] | None = None,
+    images: Sequence[int] | None = None,
+) -> None:
+    """RewardError naming the first part and image whose score is NaN or infinite.
+
+    `images` are the columns' numbers in the round; None: 0, 1, ...
+    """
     broken = (~raw_PN.isfinite()).nonzero()
     if len(broken):
-        part, image = (int(index) for index in broken[0])
-        prompt = f", prompt {prompts[image]!r}" if prompts and prompts[image] else ""
+        part, column = (int(index) for index in broken[0])
+        prompt = f", prompt {prompts[column]!r}" if prompts and prompts[column] else ""
+        image = column if images is None else images[column]
         raise RewardError(
-            f"reward {names[part]} gave {float(raw_PN[part, image])} for image {image} of the round{prompt}; "
+            f"reward {names[part]} gave {float(raw_PN[part, column])} for image {image} of the round{prompt}; "
             f"{len(broken)} of {raw_PN.numel()} scores are not finite"
         )

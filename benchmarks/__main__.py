@@ -1,0 +1,97 @@
+"""`python -m benchmarks run SUITE [--case NAME] [--check]`, `check`, `accept`, `tables`."""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from benchmarks import baseline, runner, tables
+from benchmarks.case import Case
+from benchmarks.cases import chain, cpu, gpu, peers, plan, world
+
+SUITES: Mapping[str, Callable[[], list[Case]]] = {
+    "cpu": cpu.cases,
+    "chain": chain.cases,
+    "world": world.cases,
+    "plan": plan.cases,
+    "gpu": gpu.cases,
+    "peers": peers.cases,
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line; the exit code is 1 where something got worse than its baseline, 2 for a mistake."""
+    options = _parser().parse_args(words)
+    match options.command:
+        case "run":
+            return _run(options)
+        case "check":
+            stored = [name for name in SUITES if (runner.BASELINES / f"{name}.jsonl").is_file()]
+            return _check(options.suites or stored, runner.RESULTS)
+        case "accept":
+            for suite in options.suites:
+                rows = runner.read_rows(runner.RESULTS / f"{suite}.jsonl")
+                runner.write_rows(runner.BASELINES / f"{suite}.jsonl", rows)
+                print(f"{suite}: {len(rows)} rows are the baseline now")
+        case _:
+            tables.write_all()
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    every = SUITES[options.suite]()
+    chosen = [case for case in every if not options.case or any(fnmatchcase(case.name, one) for one in options.case)]
+    if options.list:
+        print("\n".join(case.name for case in chosen))
+        return 0
+    if not chosen:
+        print(f"no case of {options.suite} matches {options.case}; --list shows them", file=sys.stderr)
+        return 2
+    if options.threads:
+        chosen = [replace(case, threads=options.threads) for case in chosen]
+    rows = runner.run_cases(chosen, repeats=options.repeats, say=lambda line: print(line, flush=True))
+    runner.keep(options.results / f"{options.suite}.jsonl", rows, [case.name for case in every])
+    if options.results == runner.RESULTS:
+        tables.write_all()
+    return _check([options.suite], options.results, {case.name for case in chosen}) if options.check else 0
+
+
+def _check(suites: Sequence[str], results: Path, only: set[str] | None = None) -> int:
+    worse = False
+    for suite in suites:
+        if suite not in SUITES:
+            print(f"no suite {suite}; there are {', '.join(SUITES)}", file=sys.stderr)
+            return 2
+        rows = runner.read_rows(results / f"{suite}.jsonl")
+        stored = runner.read_rows(runner.BASELINES / f"{suite}.jsonl")
+        if only is not None:
+            rows, stored = ([row for row in some if row["case"] in only] for some in (rows, stored))
+        findings = baseline.compare(rows, stored)
+        print(baseline.report(suite, findings))
+        worse = worse or baseline.failed(findings)
+    return int(worse)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure a suite: results/SUITE.jsonl and the tables")
+    run.add_argument("suite", choices=SUITES)
+    run.add_argument("--case", action="append", metavar="NAME", help="only these; * matches anything")
+    run.add_argument("--repeats", type=int, default=1, help="go through the cases so often; seconds are of all runs")
+    run.add_argument("--check", action="store_true", help="then compare with the baseline")
+    run.add_argument("--threads", type=int, help="in the place of the cases' own")
+    run.add_argument("--results", type=Path, default=runner.RESULTS, help="elsewhere: the tables are left alone")
+    run.add_argument("--list", action="store_true", help="name the cases and stop")
+    check = commands.add_parser("check", help="compare results with the stored baselines")
+    check.add_argument("suites", nargs="*", help=f"default: all with a baseline, of {', '.join(SUITES)}")
+    accept = commands.add_parser("accept", help="make the results the baseline")
+    accept.add_argument("suites", nargs="+", choices=SUITES)
+    commands.add_parser("tables", help="write the tables and pictures of the README again from the results")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The suites: cases as data, one file a suite. No torch."""

@@ -1,0 +1,35 @@
+"""What `memdiff plan` says of a recipe on a card: simulated, no GPU. The recipe's changes are laid over its file."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.case import overlaid
+from benchmarks.provenance import ROOT
+from memdiff.config import Recipe
+from memdiff.memory.gpus import GIB, find_gpu
+from memdiff.plan.plan import make_plan
+from memdiff.recipe_file import check_recipe, read_recipe
+
+KEPT = (
+    "fits", "budget_bytes", "peak_bytes", "peak_phase", "items", "phases", "knobs", "flops", "flops_ideal",
+    "smallest_budget_bytes", "host_bytes", "moved_seconds", "round_seconds", "hours", "notes",
+)  # fmt: skip
+
+
+def changed_recipe(settings: Mapping[str, Any]) -> Recipe:
+    """`recipe_file` with `changes` laid over it."""
+    file = ROOT / settings["recipe_file"]
+    raw = read_recipe(file).model_dump(mode="json")
+    return check_recipe(overlaid(raw, settings["changes"]), source=file.name, folder=file.parent)
+
+
+def measure_plan(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan on `gpu`, or for `budget_gib`, with `ranks` GPUs."""
+    recipe, ranks = changed_recipe(settings), settings["ranks"]
+    gpu = find_gpu(settings["gpu"] or "t4")
+    given = settings["budget_gib"]
+    budget = gpu.budget_bytes(ranks) if given is None else int(given * GIB)
+    start = time.perf_counter()
+    plan = make_plan(recipe, budget_bytes=budget, ranks=ranks, gpu=gpu, precision=settings["precision"]).to_json()
+    return {key: plan[key] for key in KEPT} | {"seconds_planning": time.perf_counter() - start}

@@ -1,0 +1,84 @@
+"""One update of memdiff's own training code, from a recipe: seconds, then bytes.
+
+With several ranks every rank measures; seconds are the slowest rank's, bytes the largest.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measuring import Phase, bytes_of, seconds_of
+from memdiff.build import Parts, build_parts
+from memdiff.engine.engine import start_process_group
+from memdiff.objectives.experience import Clock
+from memdiff.progress import RunProgress
+from memdiff.ranks import ranks_of_this_process
+from memdiff.recipe_file import check_recipe
+from memdiff.train import new_round
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class MarkingClock(Clock):
+    """Gives a round's phases to whoever measures."""
+
+    def __init__(self, device: torch.device, mark: Phase) -> None:
+        super().__init__(device)
+        self.mark = mark
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Of this name."""
+        return self.mark(name)
+
+
+def measure_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`recipe` as plain data; `updates` timed after `warmup` ones."""
+    ranks = ranks_of_this_process()
+    start_process_group(ranks)
+    parts = build_parts(
+        check_recipe(settings["recipe"], source=settings["recipe"]["model"]["kind"], folder=ROOT), ranks
+    )
+    return measure_parts(parts, settings)
+
+
+def measure_parts(parts: Parts, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A round at a time, as the training loop runs them."""
+    numbers = count(1)
+    ranks, images = parts.ranks, parts.recipe.run.images_per_round
+    with RunProgress(rounds=1, shown=False) as progress:
+
+        def update(mark: Phase) -> None:
+            clock = MarkingClock(ranks.device, mark)
+            round = new_round(parts, next(numbers), clock, progress)
+            experience = parts.objective.collect(parts.policy, round)
+            for part in parts.objective.updates(experience):
+                parts.objective.differentiate(parts.policy, part)
+                with mark("apply"):
+                    parts.engine.apply()
+
+        found = seconds_of(update, updates=settings["updates"], warmup=settings["warmup"], device=ranks.device)
+        if ranks.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(ranks.device)
+            update(Clock(ranks.device).phase)
+            found["allocated_bytes"] = torch.cuda.max_memory_allocated(ranks.device)
+            found["reserved_bytes"] = torch.cuda.max_memory_reserved(ranks.device)
+        if settings.get("ledger", True):
+            found |= bytes_of(
+                update,
+                device=ranks.device,
+                weights=[t for net in parts.policy.networks.values() for t in (*net.parameters(), *net.buffers())],
+                reward=[t for part in parts.judged.parts for net in part.reward.networks for t in net.parameters()],
+                gradients=parts.engine.gradients.sums,
+                timeline=settings.get("timeline", False),
+            )
+    for key in sorted(found.keys() & {"seconds_update", "seconds_fastest", "peak_bytes"}):  # one order on all ranks
+        found[key] = type(found[key])(ranks.max(torch.tensor(found[key], dtype=torch.float64, device=ranks.device)))
+    return found | {
+        "images_per_second": images / found["seconds_update"],
+        "knobs": vars(parts.knobs),
+        "trainable_elements": sum(p.numel() for p in parts.policy.trainable().values()),
+    }

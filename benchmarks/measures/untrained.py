@@ -1,0 +1,133 @@
+"""A recipe's real architectures with random weights on this machine's GPU, its memory capped: seconds, bytes, plan.
+
+The same objective, pieces and engine as training; only loading is left out. Random weights cost what trained ones do.
+"""
+
+import contextlib
+import gc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.measures.planning import changed_recipe
+from benchmarks.measures.training import measure_parts
+from memdiff.build import Parts, knobs_for
+from memdiff.config import Recipe
+from memdiff.engine.ds_config import make_ds_config
+from memdiff.engine.engine import DeepSpeedEngine, start_process_group
+from memdiff.errors import ConfigError
+from memdiff.memory.gpus import GIB, find_gpu
+from memdiff.memory.residence import rest
+from memdiff.models.precision import resolve_precision
+from memdiff.models.untrained_policy import untrained_policy
+from memdiff.objectives.build import build_objective
+from memdiff.pieces import Pieces
+from memdiff.placement import HOST
+from memdiff.plan.plan import make_plan
+from memdiff.prompts import PromptSet
+from memdiff.ranks import Ranks, ranks_of_this_process
+from memdiff.rewards.untrained import untrained_weighted
+
+LARGEST_TRIED = 256
+SHORT_CHAIN = 3  # steps: a peak grows with them by stored latents alone
+
+
+def measure_untrained(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """One setting, or with `largest` the largest micro-batch that runs."""
+    ranks = ranks_of_this_process()
+    if ranks.device.type != "cuda":
+        raise ConfigError("the suite gpu needs a CUDA device, got none; the suite plan simulates one")
+    capped_bytes = cap(settings["cap_gib"], ranks.device)
+    start_process_group(ranks)
+    recipe = changed_recipe(settings)
+    if settings["largest"]:
+        runs = lambda rows: _runs(recipe, rows, ranks)  # noqa: E731
+        return {"largest_micro_batch": largest(runs, LARGEST_TRIED), "capped_bytes": capped_bytes}
+    plan = make_plan(recipe, budget_bytes=capped_bytes, gpu=find_gpu("t4"), precision="fp16")
+    planned = {"planned_bytes": plan.peak_bytes, "planned_phases": dict(plan.phases), "capped_bytes": capped_bytes}
+    return planned | measure_parts(random_parts(recipe, ranks), settings)
+
+
+def cap(gib: float, device: torch.device) -> int:
+    """Holds the allocator to `gib`; returns it in bytes. ConfigError where the card is smaller."""
+    total = torch.cuda.mem_get_info(device)[1]
+    if total < gib * GIB * 0.98:  # a T4's own drivers differ by as much
+        raise ConfigError(f"the cap is {gib} GiB and this GPU has {total / GIB:.2f}; use one that has at least as much")
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / total), device)
+    return int(min(gib * GIB, total))
+
+
+def random_parts(recipe: Recipe, ranks: Ranks) -> Parts:
+    """What memdiff.build gives, with random weights."""
+    torch.manual_seed(recipe.run.seed)
+    memory, precision = recipe.memory, resolve_precision(recipe.model.precision, ranks.device)
+    with torch.device(ranks.device):  # made where they go: random numbers of billions of weights take minutes on a CPU
+        policy = untrained_policy(
+            recipe.model,
+            recipe.sampler,
+            device=ranks.device,
+            precision=precision,
+            adapter=recipe.adapter,
+            activation_checkpointing=memory.activation_checkpointing is True,
+            keep_base=recipe.method.needs_base,
+            guidance_in_two=memory.guidance_passes == 2,
+            vae_checkpointing="layers" if memory.vae_checkpointing == "auto" else memory.vae_checkpointing,
+        )
+    for name, network in policy.networks.items():
+        if name.startswith("text_encoder"):
+            network.to(HOST)
+    knobs = knobs_for(memory, policy, images=len(ranks.block(recipe.run.images_per_round)))
+    trainable = policy.trainable()
+    engine = DeepSpeedEngine(
+        trainable,
+        recipe.optimizer,
+        ranks,
+        ds_config=make_ds_config(
+            recipe.optimizer,
+            precision=precision,
+            offload=knobs.offload_optimizer,
+            trainable_elements=sum(parameter.numel() for parameter in trainable.values()),
+        ),
+        gradients_on_host=knobs.accumulators_on_host,
+    )
+    reward = untrained_weighted(recipe.reward, device=HOST if knobs.rewards_on_host else ranks.device)
+    pieces = Pieces(engine.gradients)
+    objective = build_objective(recipe.method, reward, pieces, ranks, knobs)
+    if knobs.rewards_off_when_idle:
+        reward.move(HOST)
+    rest(policy, knobs)
+    prompts = PromptSet.read(recipe.prompts)
+    return Parts(recipe, ranks, policy, prompts, reward, reward, (), engine, pieces, objective, knobs)
+
+
+def largest(runs: Callable[[int], bool], most: int) -> int:
+    """The largest n in 1..most for which `runs(n)`, taken to be true below some n and false above; 0 if none is."""
+    low, high = 0, 1
+    while high <= most and runs(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)  # the first that is known or taken not to run
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if runs(middle) else (low, middle)
+    return low
+
+
+def _runs(recipe: Recipe, rows: int, ranks: Ranks) -> bool:
+    """Whether an update with pieces of so many rows fits."""
+    raw = recipe.model_copy(
+        update={
+            "sampler": recipe.sampler.model_copy(update={"steps": SHORT_CHAIN}),
+            "memory": recipe.memory.model_copy(update={"micro_batch": rows, "rollout_batch": rows}),
+            "run": recipe.run.model_copy(update={"images_per_round": rows}),
+        }
+    )
+    try:
+        measure_parts(random_parts(raw, ranks), {"updates": 1, "warmup": 0, "ledger": False})
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        gc.collect()
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()
+    return True

@@ -1,0 +1,129 @@
+"""How the embedded text-to-image model is trained: the autoencoder first, then denoiser and text encoder together."""
+
+# Shapes: B pictures of a batch, C channels (3 of pictures, 4 of latents), H W pixels (32 x 32) or latent positions
+# (8 x 8), T tokens.
+
+from random import Random
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from memdiff.embedded.digits import augment, real_digits
+from memdiff.embedded.text_data import random_styles, styled
+from memdiff.embedded.text_model import new_scheduler, new_text_encoder, new_unet, new_vae
+from memdiff.embedded.text_prompts import draw_prompts
+from memdiff.embedded.training import OnUpdate, Settings, batches, new_optimizer
+
+VAE = Settings(seed=31, updates=600, batch=48, learning_rate=2e-3, weight_decay=1e-2, ema=0.99, augmentation=0.6)
+TEXT = Settings(seed=37, updates=2600, batch=48, learning_rate=1e-3, weight_decay=1e-2, ema=0.998, augmentation=0.4)
+KL_WEIGHT = 1e-3
+
+
+class Conditioned(nn.Module):
+    """Denoiser and text encoder as one network: they learn together."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, latents_BCHW: Tensor, timesteps_B: Tensor, ids_BT: Tensor) -> Tensor:
+        """The predicted noise. Returns: BCHW."""
+        text_BTD = self.text_encoder(ids_BT).last_hidden_state
+        return self.unet(latents_BCHW, timesteps_B, encoder_hidden_states=text_BTD).sample
+
+
+def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    """Ids as Stable Diffusion's pipeline makes them: cut and padded to the tokenizer's length. Returns: BT, int64."""
+    options = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
+    return torch.tensor(tokenizer(prompts, **options).input_ids)
+
+
+def posterior(vae: AutoencoderKL, images_BCHW: Tensor) -> DiagonalGaussianDistribution:
+    """The encoder's Gaussian over unscaled latents, of images in [-1, 1]."""
+    return vae.encode(images_BCHW, return_dict=False)[0]
+
+
+def decode(vae: AutoencoderKL, latents_BCHW: Tensor) -> Tensor:
+    """Images around [-1, 1], unclamped, of unscaled latents. Returns: BCHW."""
+    latents: Any = latents_BCHW  # Any: diffusers asks for a FloatTensor
+    return vae.decode(latents, return_dict=False)[0]
+
+
+def train_vae(settings: Settings, on_update: OnUpdate = lambda: None) -> AutoencoderKL:
+    """Squared error + 1e-3 times the divergence from N(0, 1), each a mean over elements. Kingma and Welling 2014.
+
+    Returns: the averaged network; its scaling factor gives latents of the training pictures unit variance.
+    """
+    images_N1HW, _ = real_digits("train")
+    generator = torch.Generator().manual_seed(settings.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        net = new_vae().train()
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+    optimizer, schedule = new_optimizer(net, settings)
+    for chosen in batches(len(images_N1HW), settings, generator):
+        digits_B1HW = augment(images_N1HW[chosen], generator, strength=settings.augmentation)
+        images_BCHW = 2.0 * styled(digits_B1HW, random_styles(settings.batch, generator)) - 1.0
+        latents = posterior(net, images_BCHW)
+        decoded_BCHW = decode(net, latents.sample(generator))
+        divergence = 0.5 * (latents.mean.square() + latents.var - 1.0 - latents.logvar).mean()
+        loss = F.mse_loss(decoded_BCHW, images_BCHW) + KL_WEIGHT * divergence
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(net)
+        on_update()
+    net.load_state_dict(average.module.state_dict())
+    net.eval().requires_grad_(False)
+    pictures_NCHW = 2.0 * styled(images_N1HW, random_styles(len(images_N1HW), generator)) - 1.0
+    encoded = torch.cat([posterior(net, part).sample(generator) for part in pictures_NCHW.split(128)])
+    net.register_to_config(scaling_factor=round(1.0 / float(encoded.std()), 5))
+    return net
+
+
+def train_conditioned(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, settings: Settings, on_update: OnUpdate = lambda: None
+) -> Conditioned:
+    """The simple loss of DDPM (Ho et al. 2020, equation 14) on latents, one fresh prompt a picture.
+
+    Returns: the averaged networks.
+    """
+    images_N1HW, labels_N = real_digits("train")
+    generator, random = torch.Generator().manual_seed(settings.seed), Random(settings.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        net = Conditioned(new_unet(), new_text_encoder(tokenizer)).train()
+    scheduler = new_scheduler()
+    num_timesteps = scheduler.config["num_train_timesteps"]
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+    optimizer, schedule = new_optimizer(net, settings)
+    for chosen in batches(len(images_N1HW), settings, generator):
+        styles = random_styles(settings.batch, generator)
+        digits_B1HW = augment(images_N1HW[chosen], generator, strength=settings.augmentation)
+        with torch.no_grad():
+            encoded = posterior(vae, 2.0 * styled(digits_B1HW, styles) - 1.0)
+            latents_BCHW = encoded.sample(generator) * vae.config["scaling_factor"]
+        ids_BT = token_ids(tokenizer, draw_prompts(labels_N[chosen].tolist(), styles, random))
+        noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator)
+        # One timestep from each of B equal strata: the loss varies less than with independent draws.
+        strata_B = (torch.arange(settings.batch) + torch.rand(settings.batch, generator=generator)) / settings.batch
+        timesteps_B = (strata_B * num_timesteps).long()
+        noisy_BCHW = scheduler.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
+        loss = F.mse_loss(net(noisy_BCHW, timesteps_B, ids_BT), noise_BCHW)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(net)
+        on_update()
+    net.load_state_dict(average.module.state_dict())
+    return net.eval().requires_grad_(False)

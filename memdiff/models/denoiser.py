@@ -1,0 +1,149 @@
+"""A UNet under training: frozen with LoRA, or trained whole; with its window of steps and its state before training.
+
+Shapes: B rows, C channels, H W pixels.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from memdiff.errors import ConfigError
+from memdiff.models import adapters
+from memdiff.models.adapters import Steps
+from memdiff.models.config import AdapterConfig
+from memdiff.placement import HOST, place
+
+
+class Denoiser:
+    """Calls the network with the adapter on or off, as the step and `base` say.
+
+    A graph that recomputes its blocks in the backward does so with the adapter as it stood in the forward.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        adapter: AdapterConfig | None,
+        activation_checkpointing: bool,
+        keep_base: bool,
+    ) -> None:
+        self.adapter = adapter
+        unet.requires_grad_(adapter is None)
+        if adapter is not None:
+            adapters.inject(unet, adapter)
+        torch.nn.Module.to(unet, dtype=dtype)
+        self.unet = unet.eval()
+        self._trainable = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+        self._twin: torch.nn.Module | None = None
+        if adapter is None and keep_base:
+            # A module of its own without checkpointing: its graph then holds the copied weights themselves.
+            self._twin = copy.deepcopy(unet).requires_grad_(False)
+        place(unet, device)
+        self.device = device
+        self._base_weights: Mapping[str, torch.Tensor] | None = None  # on the device, inside `base` only
+        self._windows: dict[str, Steps | None] = {adapters.TRAINED: adapter.steps} if adapter else {}
+        self._active = frozenset(self._windows)  # adapters that take part now
+        self._in_base = False
+        if activation_checkpointing:
+            # diffusers recomputes block by block; eval mode is enough.
+            unet.enable_gradient_checkpointing(self._checkpoint)
+
+    def __call__(self, x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, **conditioning: Any) -> torch.Tensor:
+        """The network's prediction, in the network's dtype; `at_steps` or `base` has set the adapter."""
+        if self._base_weights is not None:
+            assert self._twin is not None
+            arguments = (x_BCHW, timesteps_B)
+            return torch.func.functional_call(self._twin, dict(self._base_weights), arguments, conditioning).sample
+        return self.unet(x_BCHW, timesteps_B, **conditioning).sample
+
+    def trains(self, step: int) -> bool:
+        """Whether a trainable parameter takes part at this step."""
+        return self.adapter is None or adapters.TRAINED in self._acting(step)
+
+    def attach(self, sources: Sequence[tuple[Path, float]], *, scale: float, steps: Steps | None, of: int) -> None:
+        """Adds saved adapters for sampling, as `adapters.attach` has it, in a chain of `of` steps."""
+        assert self.adapter is None, "adapters are attached to a network that is not trained"
+        self._windows |= adapters.attach(self.unet, sources, scale=scale, steps=steps, chain_steps=of)
+        self._active = frozenset(self._windows)
+
+    def _acting(self, step: int) -> frozenset[str]:
+        return frozenset(
+            name for name, window in self._windows.items() if window is None or window[0] <= step < window[1]
+        )
+
+    def at_steps(self, steps: Sequence[int]) -> None:
+        """Turns adapters on or off for rows at these steps, which must agree on them."""
+        acting = self._acting(steps[0])
+        assert all(self._acting(step) == acting for step in steps), "rows of one call disagree on the adapter"
+        self._turn(frozenset() if self._in_base else acting)
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """Inside, calls are those of the network before training. Raises ConfigError where it was not kept."""
+        before = self._active, self._in_base, self._base_weights
+        if self._windows:
+            self._in_base = True
+            self._turn(frozenset())
+        elif self._twin is None:
+            raise ConfigError(
+                "the model before training is needed and was not kept; train an adapter, or set keep_base"
+            )
+        elif self._base_weights is None:
+            self._base_weights = {
+                name: place(weight, self.device)
+                for name, weight in (*self._twin.named_parameters(), *self._twin.named_buffers())
+            }
+        try:
+            yield
+        finally:
+            active, self._in_base, self._base_weights = before
+            self._turn(active)
+
+    def _turn(self, names: frozenset[str]) -> None:
+        if names != self._active:
+            adapters.set_active(self.unet, names)
+            self._active = names
+
+    @contextmanager
+    def _turned(self, names: frozenset[str]) -> Iterator[None]:
+        before = self._active
+        self._turn(names)
+        try:
+            yield
+        finally:
+            self._turn(before)
+
+    def _checkpoint(self, block: torch.nn.Module, *arguments: Any) -> Any:
+        names = self._active
+        return checkpoint(
+            block.__call__,
+            *arguments,
+            use_reentrant=False,
+            preserve_rng_state=False,  # nothing is random in eval mode
+            context_fn=lambda: (nullcontext(), self._turned(names)),
+        )
+
+    def trainable(self) -> Mapping[str, torch.nn.Parameter]:
+        """All of the UNet, or the LoRA."""
+        return self._trainable
+
+    def copy_with(self, weights: Mapping[str, torch.Tensor]) -> Any:
+        """The UNet on the host in fp32 with `weights` for its trained parameters, the adapter on."""
+        twin = copy.deepcopy(self.unet)
+        twin.disable_gradient_checkpointing()
+        if self.adapter is not None:
+            adapters.set_active(twin, [adapters.TRAINED])
+        torch.nn.Module.to(twin, device=HOST, dtype=torch.float32)
+        parameters = dict(twin.named_parameters())
+        with torch.no_grad():
+            for name, weight in weights.items():
+                parameters[name].copy_(weight)
+        return twin

@@ -1,0 +1,129 @@
+"""Stable Diffusion and SDXL policies from pipeline folders and hub ids."""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+
+from memdiff.errors import ConfigError
+from memdiff.models.config import AdapterConfig, SamplerConfig, SdxlConfig, StableDiffusionConfig, VaeCheckpointing
+from memdiff.models.latent import LatentParts, LatentPolicy
+from memdiff.models.precision import DTYPES
+from memdiff.models.scheduler import ddim_scheduler
+from memdiff.models.sdxl import SdxlPolicy
+from memdiff.models.source import no_pipeline, quiet_hub
+from memdiff.models.stable_diffusion import StableDiffusionPolicy
+
+FP16_VAE = "madebyollin/sdxl-vae-fp16-fix"
+
+
+def load_latent(
+    model: StableDiffusionConfig | SdxlConfig,
+    sampler: SamplerConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    adapter: AdapterConfig | None = None,
+    activation_checkpointing: bool = False,
+    keep_base: bool = False,
+    guidance_in_two: bool = False,
+    vae_checkpointing: VaeCheckpointing = "none",
+) -> LatentPolicy:
+    """Reads each network in the dtype it runs in. Raises ConfigError in one line where that can't be done."""
+    vae, vae_dtype, vae_name = read_vae(model, dtype)
+    parts = read_parts(model, vae, vae_name, dtype=dtype)
+    policy = SdxlPolicy if isinstance(model, SdxlConfig) else StableDiffusionPolicy
+    return policy(
+        parts,
+        sampler,
+        device=device,
+        dtype=dtype,
+        vae_dtype=vae_dtype,
+        adapter=adapter,
+        activation_checkpointing=activation_checkpointing,
+        keep_base=keep_base,
+        guidance_in_two=guidance_in_two,
+        vae_checkpointing=vae_checkpointing,
+    )
+
+
+def read_vae(model: StableDiffusionConfig | SdxlConfig, dtype: torch.dtype) -> tuple[AutoencoderKL, torch.dtype, str]:
+    """(the pipeline's VAE or the one that stands in for it, its dtype, what to call it)."""
+    where: dict[str, Any] = {}
+    if model.vae is None:
+        source, key, name = model.path, "model.path", f"the VAE of {model.path}"
+        where = {"subfolder": "vae", "revision": model.revision}
+    else:
+        source, key, name = model.vae, "model.vae", f"the VAE {model.vae}"
+    variant = None if model.vae else model.variant
+    try:
+        with quiet_hub():
+            config: Any = AutoencoderKL.load_config(source, **where)
+            vae_dtype = choose_vae_dtype(model, config, dtype)
+            vae: Any = AutoencoderKL.from_pretrained(source, dtype=vae_dtype, variant=variant, **where)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise no_pipeline(source, error, key=key) from None
+    return vae, vae_dtype, name
+
+
+def choose_vae_dtype(
+    model: StableDiffusionConfig | SdxlConfig, vae_config: dict[str, Any], dtype: torch.dtype
+) -> torch.dtype:
+    """What the VAE runs in. SDXL's own overflows in fp16, and says so in its config (`force_upcast`).
+
+    Stable Diffusion's config has the key too, as diffusers' default, and does not mean it: diffusers decodes in fp16.
+    """
+    overflows = isinstance(model, SdxlConfig) and vae_config.get("force_upcast", True)
+    if model.vae_precision == "auto":
+        return torch.float32 if overflows and dtype == torch.float16 else dtype
+    if model.vae_precision == "fp16" and overflows:
+        raise ConfigError(
+            f"model.vae_precision fp16: this SDXL VAE overflows in fp16 (force_upcast in its config); use model.vae: "
+            f"{FP16_VAE}, or vae_precision: fp32"
+        )
+    return DTYPES[model.vae_precision]
+
+
+def read_parts(
+    model: StableDiffusionConfig | SdxlConfig, vae: AutoencoderKL, vae_name: str, *, dtype: torch.dtype
+) -> LatentParts:
+    """Everything but the VAE from the pipeline, on the host; safety checkers and image encoders are left out."""
+    options: dict[str, Any] = {"vae": vae, "revision": model.revision, "variant": model.variant, "dtype": dtype}
+    options |= {"image_encoder": None, "feature_extractor": None}
+    if isinstance(model, SdxlConfig):
+        pipeline_class, options = StableDiffusionXLPipeline, options | {"add_watermarker": False}
+    else:
+        pipeline_class = StableDiffusionPipeline
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        pipeline: Any = pipeline_class.from_pretrained(model.path, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise no_pipeline(model.path, error) from None
+    if not isinstance(pipeline.unet, UNet2DConditionModel):
+        found = type(pipeline.unet).__name__
+        raise ConfigError(f"model.path {model.path}: a UNet2DConditionModel is needed, got {found}")
+    missing = [name for name in text_components(pipeline) if pipeline.components.get(name) is None]
+    if missing:
+        raise ConfigError(f"model.path {model.path}: the pipeline has no {missing[0]}; all text encoders are needed")
+    return parts_of(pipeline, resolution=model.resolution, vae_name=vae_name)
+
+
+def text_components(pipeline: Any) -> list[str]:
+    """Names of tokenizers and text encoders."""
+    numbers = ("", "_2") if isinstance(pipeline, StableDiffusionXLPipeline) else ("",)
+    return [f"{kind}{number}" for kind in ("tokenizer", "text_encoder") for number in numbers]
+
+
+def parts_of(pipeline: Any, *, resolution: int | None = None, vae_name: str = "the VAE") -> LatentParts:
+    """The parts of a loaded diffusers pipeline: they are its own modules, not copies."""
+    text = {name: pipeline.components[name] for name in text_components(pipeline)}
+    return LatentParts(
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        scheduler=ddim_scheduler(pipeline.scheduler),
+        text_encoders={name: encoder for name, encoder in text.items() if name.startswith("text_encoder")},
+        tokenizers={name: tokenizer for name, tokenizer in text.items() if name.startswith("tokenizer")},
+        resolution=resolution,
+        zero_negative=bool(pipeline.config.get("force_zeros_for_empty_prompt", False)),
+        vae_name=vae_name,
+    )

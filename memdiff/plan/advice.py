@@ -1,0 +1,122 @@
+"""What each knob saves and costs, and plain sentences about what is not worth having."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from memdiff.config import Recipe
+from memdiff.memory.config import MemoryConfig
+from memdiff.memory.gpus import GIB, PCIE_BYTES_A_SECOND
+from memdiff.memory.knobs import Knobs
+from memdiff.memory.states import States
+from memdiff.plan.compose import Graphs, Job, look_ahead
+from memdiff.plan.measure import Sizes
+from memdiff.plan.search import Setting, Way
+
+WORTH_HAVING = 0.1  # of the peak: what saves less is said to be not worth it
+
+
+class StatesOf(Protocol):
+    """Training states under other choices."""
+
+    def __call__(self, offload: bool, *, bits: Any = None, over: int = ...) -> States:
+        """States where the optimizer is offloaded or not, with so many bits, over so many ranks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Change:
+    """One knob set otherwise: what the peak, the FLOPs of a round and the seconds of moves would change by."""
+
+    knob: str
+    value: Any
+    recipe_key: str
+    peak_bytes: int
+    flops: float
+    moved_seconds: float
+
+
+def changes(
+    setting: Setting, job: Job, graphs: Mapping[Way, Graphs], states_of: StatesOf, memory: MemoryConfig
+) -> list[Change]:
+    """Each knob turned by itself, from the chosen setting."""
+    knobs, found = setting.knobs, []
+    for knob, value, key in _turns(knobs, job, graphs):
+        turned = replace(knobs, **{knob: value})
+        way = (turned.activation_checkpointing, turned.guidance_passes)
+        if way not in graphs:
+            continue
+        after = Setting(turned, look_ahead(job, turned, graphs[way], states_of(turned.offload_optimizer)))
+        found.append(
+            Change(
+                knob=knob,
+                value=value,
+                recipe_key=key,
+                peak_bytes=after.peak_bytes - setting.peak_bytes,
+                flops=after.outlook.flops - setting.outlook.flops,
+                moved_seconds=(after.outlook.moved_bytes - setting.outlook.moved_bytes) / PCIE_BYTES_A_SECOND,
+            )
+        )
+    return found
+
+
+def _turns(knobs: Knobs, job: Job, graphs: Mapping[Way, Graphs]) -> list[tuple[str, Any, str]]:
+    sizes = next(iter(graphs.values())).sizes
+    rewards = "gpu" if knobs.rewards_off_when_idle else "idle_off"
+    turns: list[tuple[str, Any, str]] = [
+        ("activation_checkpointing", not knobs.activation_checkpointing, "memory.activation_checkpointing"),
+        ("trajectory_on_host", not knobs.trajectory_on_host, "memory.trajectory"),
+        ("accumulators_on_host", not knobs.accumulators_on_host, "memory.accumulators"),
+        ("offload_optimizer", not knobs.offload_optimizer, "memory.offload_optimizer"),
+    ]
+    if knobs.micro_batch > 1:
+        turns.insert(0, ("micro_batch", max(1, knobs.micro_batch // 2), "memory.micro_batch"))
+    if sizes.rewards and not knobs.rewards_on_host:
+        turns.append(("rewards_off_when_idle", not knobs.rewards_off_when_idle, f"memory.rewards: {rewards}"))
+    if sizes.decoder:
+        turns.append(("decoder_off_when_idle", not knobs.decoder_off_when_idle, "memory.idle_parts"))
+    if sizes.unet > sizes.unet_trained:
+        turns.append(("unet_off_when_idle", not knobs.unet_off_when_idle, "memory.idle_parts"))
+    if job.direct:
+        if knobs.kept_steps:
+            turns.append(("kept_steps", 0, "memory.kept_steps"))
+        if knobs.kept_steps < job.most_kept():
+            turns.append(("kept_steps", job.most_kept(), "memory.kept_steps"))
+    return turns
+
+
+def sentences(
+    recipe: Recipe, setting: Setting, sizes: Sizes, states_of: StatesOf, *, ranks: int, fits: bool, budget: int,
+    smallest: int,
+) -> list[str]:  # fmt: skip
+    """What a person should know besides the numbers."""
+    told = []
+    if not fits:
+        told.append(
+            f"it does not fit: the nearest setting needs {smallest / GIB:.2f} GiB, {(smallest - budget) / GIB:.2f} "
+            f"more than the budget of {budget / GIB:.2f}; the smallest budget that would do is {_up(smallest)} GiB"
+        )
+    peak, plain = setting.peak_bytes, states_of(setting.knobs.offload_optimizer)
+    activations = setting.outlook.phases[setting.outlook.peak_phase]["activations"]
+    alone = states_of(False, over=1).optimizer
+    split = alone - states_of(False).optimizer
+    if ranks == 1:
+        told.append("with one rank ZeRO-2 splits nothing")
+    elif split < WORTH_HAVING * peak:
+        told.append(
+            f"ZeRO-2 over {ranks} ranks saves {split / GIB:.2f} of {peak / GIB:.2f} GiB; activations are "
+            f"{activations / GIB:.2f}"
+        )
+    fewer_bits = states_of(False, bits=32).optimizer - states_of(False, bits=8).optimizer
+    if fewer_bits < WORTH_HAVING * peak:
+        told.append(f"8-bit states save {fewer_bits / GIB:.2f} GiB on each GPU: not worth having here")
+    if recipe.adapter is None:
+        saved = plain.accumulators + states_of(False).optimizer
+        word = "not worth having for memory here" if saved < WORTH_HAVING * peak else "worth a thought"
+        told.append(f"LoRA in the place of full fine-tuning saves about {saved / GIB:.2f} GiB: {word}")
+    return told
+
+
+def _up(size: int) -> str:
+    """In GiB, rounded up to hundredths: a budget of so much fits."""
+    return f"{-(-size * 100 // GIB) / 100:.2f}"

@@ -1,0 +1,41 @@
+"""`memdiff plan`: a recipe and a card in, a table or JSON out. No torch before both are known to be right."""
+
+import json
+from pathlib import Path
+
+from memdiff.errors import ConfigError
+from memdiff.memory.gpus import GIB, Gpu, find_gpu
+from memdiff.recipe_file import read_recipe
+
+DEFAULT_GPU = "t4"
+
+
+def plan_recipe(
+    file: Path,
+    overrides: list[str],
+    *,
+    gpu: str | None,
+    budget_gib: float | None,
+    ranks: int,
+    as_json: bool,
+) -> str | None:
+    """Shows the plan, or returns it as JSON. Raises ConfigError, also for a card that is not known."""
+    if gpu is not None and budget_gib is not None:
+        raise ConfigError("--gpu and --budget-gib say the same thing in two ways; give one")
+    card: Gpu | None = None if budget_gib is not None else find_gpu(gpu or DEFAULT_GPU)
+    recipe = read_recipe(file, overrides)
+    recipe.check_world_size(ranks)
+    budget = card.budget_bytes(ranks) if card else int((budget_gib or 0) * GIB)
+
+    from memdiff.models.quiet import quiet_libraries
+    from memdiff.plan.plan import make_plan
+    from memdiff.plan.table import show
+
+    quiet_libraries()
+    if card and recipe.model.precision == "bf16" and not card.bf16:
+        raise ConfigError(f"model.precision bf16: a {card.name} has none (sm_{card.sm}); use fp16")
+    plan = make_plan(recipe, budget_bytes=budget, ranks=ranks, gpu=card)
+    if as_json:
+        return json.dumps(plan.to_json(), indent=2)
+    show(plan)
+    return None

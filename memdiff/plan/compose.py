@@ -1,0 +1,270 @@
+"""From short measured rounds to the peaks and FLOPs of a whole one, at any setting of the knobs.
+
+What is there all the time is added up; what a phase needs for a while is affine in its rows; a kept step adds its
+graph; stored states are counted. Rows: `micro_batch` in a piece, `rollout_batch` in the rollout, all of this rank's
+images where REINFORCE scores them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from memdiff.counted import CATEGORIES, Category
+from memdiff.memory.knobs import Knobs
+from memdiff.memory.states import States
+from memdiff.objectives.config import AlignPropConfig, DraftConfig, MethodConfig, ReflConfig, ReinforceConfig
+from memdiff.plan.measure import Measured, Sizes
+
+PHASES = ("encode", "rollout", "reward", "train", "apply")
+TRANSIENT: tuple[Category, ...] = ("activations", "decoder", "reward")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a round of one rank comes to."""
+
+    method: MethodConfig
+    images: int  # of this rank
+    steps: int  # K
+    density_steps: int  # of them, with a density
+    state_bytes: int  # of one element of a stored state
+    chunk: int  # images that rewards score at once
+
+    @property
+    def direct(self) -> bool:
+        """Whether the reward itself is differentiated."""
+        return not isinstance(self.method, ReinforceConfig)
+
+    @property
+    def samples(self) -> int:
+        """Times that the last step is taken for its gradient: DRaFT-LV's noisings, else 1."""
+        return (self.method.noise_samples or 1) if isinstance(self.method, DraftConfig) else 1
+
+    @property
+    def rolled(self) -> float:
+        """Steps taken forward an image before it is scored, expected over the method's draws."""
+        if isinstance(self.method, ReflConfig):
+            return (self.method.first_step + self.method.last_step) / 2 + 1
+        return self.steps + (self.samples if self.samples > 1 else 0)
+
+    def pulled(self, kept_steps: int) -> tuple[float, float]:
+        """(steps pulled back an image, those of them whose forward runs again), expected over the method's draws."""
+        if isinstance(self.method, ReinforceConfig):
+            return float(self.density_steps), 0.0
+        if isinstance(self.method, ReflConfig):
+            return 1.0, 0.0 if kept_steps else 1.0
+        most = len(self.method.differentiated(self.steps))
+        drawn = isinstance(self.method, AlignPropConfig) and self.method.truncation == "random"
+        depths = range(1, most + 1) if drawn else [most]
+        mean = sum(depths) / len(depths)
+        again = sum(max(0, depth - kept_steps) for depth in depths) / len(depths)
+        return self.samples * mean, self.samples * again
+
+    def most_kept(self) -> int:
+        """The most steps whose graph it can use to keep."""
+        if isinstance(self.method, ReinforceConfig):
+            return 0
+        return 1 if isinstance(self.method, ReflConfig) else len(self.method.differentiated(self.steps))
+
+    def stored_states(self, rows: int) -> int:
+        """x_t kept for the way back, over rows."""
+        if isinstance(self.method, ReinforceConfig):
+            return (self.steps + 1) * self.images
+        return max(1, len(self.method.differentiated(self.steps))) * rows
+
+
+@dataclass(frozen=True)
+class Line:
+    """Bytes by rows: base + slope * rows."""
+
+    base: float
+    slope: float
+
+    def at(self, rows: float) -> int:
+        """Never less than nothing."""
+        return max(0, round(self.base + self.slope * rows))
+
+    @classmethod
+    def through(cls, points: Sequence[tuple[int, int]]) -> "Line":
+        """One point: proportional. Two: through both."""
+        (rows, size), *rest = points
+        if not rest:
+            return cls(0.0, size / rows)
+        (more, larger), *_ = rest
+        slope = (larger - size) / (more - rows)
+        return cls(size - slope * rows, slope)
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """What the pieces of one way of recomputing need, from measured rounds of one or two sizes."""
+
+    sizes: Sizes
+    transient: Mapping[str, Mapping[Category, Line]]  # by phase
+    kept: Line  # one step's graph between forward and pull
+    modules: Mapping[str, str]  # at work at each phase's peak
+    forward: float  # FLOPs of one step of one image
+    pull: float  # of its backward, nothing recomputed
+    again: float  # of what checkpoints run again in it
+    scoring: float  # of decoding and scoring one image, and back where the method does
+    scoring_again: float
+
+    @classmethod
+    def of(cls, measured: Sequence[Measured], *, direct: bool) -> "Graphs":
+        """`measured` differ in their images only."""
+        first = measured[0]
+        baseline = {"activations": 0, "decoder": first.sizes.decoder, "reward": first.sizes.rewards}
+        transient = {
+            phase: {
+                category: Line.through(
+                    [(m.images, m.peaks[phase].categories[category] - baseline[category]) for m in measured]
+                )
+                for category in TRANSIENT
+            }
+            for phase in ("rollout", "reward", "train")
+        }
+        transient["encode"] = {"weights": Line(first.peaks["encode"].categories["weights"] - first.sizes.unet, 0.0)}
+        images, pulled = first.images, first.differentiated
+        forward = first.flops["rollout"] / images / first.rolled
+        trained, again = first.flops["train"] / images, first.recomputed_flops.get("train", 0) / images
+        # One step of a direct method was kept, the others ran forward again; REINFORCE's forward there is its only one.
+        forwards = max(0, pulled - first.kept_steps) * forward if direct else 0.0
+        return cls(
+            sizes=first.sizes,
+            transient=transient,
+            kept=Line.through([(m.images, m.kept_bytes) for m in measured]),
+            modules={phase: peak.module for phase, peak in first.peaks.items()},
+            forward=forward,
+            pull=(trained - again - forwards) / pulled,
+            again=again / pulled,
+            scoring=first.flops.get("reward", 0) / images,
+            scoring_again=first.recomputed_flops.get("reward", 0) / images,
+        )
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Bytes by phase and category on one GPU, FLOPs of a round on it, and what leaving and coming takes."""
+
+    phases: Mapping[str, Mapping[Category, int]]
+    flops: float
+    flops_ideal: float
+    moved_bytes: float  # over PCIe in a round
+    host_bytes: int
+    modules: Mapping[str, str] = field(default_factory=dict)
+
+    def live(self, phase: str) -> int:
+        """At the phase's peak."""
+        return sum(self.phases[phase].values())
+
+    @property
+    def peak_phase(self) -> str:
+        """Of the most live bytes."""
+        return max(self.phases, key=self.live)
+
+    @property
+    def peak(self) -> int:
+        """Most live bytes of any phase."""
+        return self.live(self.peak_phase)
+
+
+def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outlook:
+    """A whole round at this setting."""
+    sizes, rows, kept = graphs.sizes, knobs.micro_batch, min(knobs.kept_steps, job.most_kept())
+    trajectory = job.stored_states(rows) * sizes.state_elements * job.state_bytes
+    always: dict[Category, int] = {
+        "weights": sizes.unet,
+        "gradients": 0 if knobs.accumulators_on_host else states.accumulators,
+        "optimizer": states.optimizer_on_gpu,
+        "engine buckets": 0,
+        "trajectory": 0 if knobs.trajectory_on_host else trajectory,
+        "activations": 0,
+        "decoder": 0 if knobs.decoder_off_when_idle else sizes.decoder,
+        "reward": 0 if knobs.rewards_on_host or knobs.rewards_off_when_idle else sizes.rewards,
+    }
+    phases = {phase: dict(always) for phase in PHASES}
+    if not sizes.encoders:
+        del phases["encode"]
+    else:
+        phases["encode"]["weights"] += graphs.transient["encode"]["weights"].at(0)
+        phases["encode"]["trajectory"] = 0
+    _rollout(phases["rollout"], job, knobs, graphs, kept)
+    _reward(phases["reward"], job, knobs, graphs, kept)
+    _train(phases["train"], graphs, rows, kept, built=job.direct)
+    phases["apply"]["engine buckets"] = states.engine_buckets
+    pulled, again = job.pulled(kept)
+    padded = job.images  # rows that only fill a last micro-batch up are not counted
+    flops = padded * (
+        job.rolled * graphs.forward + pulled * (graphs.pull + graphs.again) + again * graphs.forward + graphs.scoring
+    )
+    ideal = padded * (job.rolled * graphs.forward + pulled * graphs.pull + graphs.scoring - graphs.scoring_again)
+    return Outlook(
+        phases=phases,
+        flops=flops,
+        flops_ideal=ideal,
+        moved_bytes=_moved(job, knobs, sizes, states, trajectory),
+        host_bytes=_on_host(knobs, sizes, states, trajectory),
+        modules=graphs.modules,
+    )
+
+
+def _rollout(phase: dict[Category, int], job: Job, knobs: Knobs, graphs: Graphs, kept: int) -> None:
+    rows = min(knobs.rollout_batch, job.images) if not job.direct else knobs.micro_batch
+    phase["activations"] += graphs.transient["rollout"]["activations"].at(rows)
+    if job.direct:
+        # The measured rollout keeps one graph: the phase's peak is where the last kept one is finished.
+        phase["activations"] += (kept - 1) * graphs.kept.at(rows)
+
+
+def _reward(phase: dict[Category, int], job: Job, knobs: Knobs, graphs: Graphs, kept: int) -> None:
+    rows = knobs.micro_batch if job.direct else job.images
+    transient = graphs.transient["reward"]
+    decoded = min(rows, knobs.decode_batch) if job.direct else rows
+    phase["decoder"] = graphs.sizes.decoder + transient["decoder"].at(decoded)
+    phase["activations"] += transient["activations"].at(rows)
+    if job.direct:
+        phase["activations"] += (kept - 1) * graphs.kept.at(rows)
+    if not knobs.rewards_on_host:
+        phase["reward"] = graphs.sizes.rewards + transient["reward"].at(min(rows, job.chunk))
+    if knobs.unet_off_when_idle and not kept:
+        phase["weights"] = graphs.sizes.unet_trained
+
+
+def _train(phase: dict[Category, int], graphs: Graphs, rows: int, kept: int, *, built: bool) -> None:
+    for category in TRANSIENT:
+        phase[category] += graphs.transient["train"][category].at(rows)
+    if built:  # the measured step that was kept built its graph in the rollout
+        phase["activations"] = max(phase["activations"], graphs.transient["rollout"]["activations"].at(rows))
+    phase["activations"] += max(0, kept - 1) * graphs.kept.at(rows)
+
+
+def _moved(job: Job, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> float:
+    """Bytes over PCIe in a round, both ways."""
+    visits = -(-job.images // knobs.micro_batch) if job.direct else 1  # times that images are decoded and scored
+    pieces = -(-job.images // knobs.micro_batch) * (len_pulled(job) if job.direct else job.density_steps)
+    moved = 0.0
+    moved += 2 * visits * sizes.rewards if knobs.rewards_off_when_idle else 0
+    moved += visits * (sizes.unet - sizes.unet_trained) if knobs.unet_off_when_idle else 0  # frozen: one way
+    moved += visits * sizes.decoder if knobs.decoder_off_when_idle else 0
+    moved += 2 * trajectory * (visits if job.direct else 1) if knobs.trajectory_on_host else 0
+    moved += pieces * states.accumulators if knobs.accumulators_on_host else 0
+    return moved + (3 * states.accumulators if states.offloaded else 0)
+
+
+def len_pulled(job: Job) -> int:
+    """Pieces of one micro-batch's way back."""
+    return max(1, round(job.pulled(0)[0]))
+
+
+def _on_host(knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> int:
+    found = sizes.encoders
+    found += states.optimizer if states.offloaded else 0
+    found += states.accumulators if knobs.accumulators_on_host else 0
+    found += trajectory if knobs.trajectory_on_host else 0
+    found += sizes.rewards if knobs.rewards_on_host or knobs.rewards_off_when_idle else 0
+    found += sizes.unet - sizes.unet_trained if knobs.unet_off_when_idle else 0
+    return found + (sizes.decoder if knobs.decoder_off_when_idle else 0)
+
+
+def total(parts: Mapping[Category, int]) -> dict[str, int]:
+    """Those that are there, in the order in which people read them."""
+    return {category: parts[category] for category in CATEGORIES if parts.get(category)}

@@ -1,0 +1,224 @@
+"""One short round of a recipe's own algorithm on fake tensors: peaks and FLOPs by phase.
+
+The chain is cut to two steps: one whose graph is kept where the method keeps any, and one that is made again. Peaks
+don't depend on the number of steps but by the stored states and the kept graphs, which `compose` adds.
+
+Shapes: B images of the round.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from memdiff.config import Recipe
+from memdiff.counted import counted_as
+from memdiff.memory.knobs import Knobs
+from memdiff.memory.ledger import Ledger, Peak
+from memdiff.memory.residence import rest
+from memdiff.models.policy import Policy
+from memdiff.models.untrained_policy import untrained_policy
+from memdiff.objectives.build import build_objective
+from memdiff.objectives.config import AlignPropConfig, DraftConfig, MethodConfig, ReflConfig, ReinforceConfig
+from memdiff.objectives.experience import Batch, Clock, Round
+from memdiff.pieces import Gradients, Pieces, Pull
+from memdiff.placement import HOST
+from memdiff.plan.fake import GPU, BlankNoise, fake_gpu
+from memdiff.ranks import Ranks
+from memdiff.rewards.untrained import untrained_weighted
+from memdiff.rewards.weighted import WeightedReward
+
+STEPS = 2
+PROMPT = "a"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is there before anything runs: bytes and elements."""
+
+    unet: int
+    unet_trained: int  # of it
+    decoder: int
+    rewards: int
+    encoders: int
+    elements: int  # trained
+    largest_elements: int  # of one trained parameter
+    state_elements: int  # of one x_t
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One short round of `images` images."""
+
+    images: int
+    steps: int
+    rolled: int  # steps that each image took forward before it was scored
+    differentiated: int  # steps that each image was pulled back through
+    kept_steps: int  # of them, whose graph was kept from the rollout
+    peaks: Mapping[str, Peak]
+    flops: Mapping[str, int]
+    recomputed_flops: Mapping[str, int]  # of them, what checkpoints ran again
+    kept_bytes: int  # of one step's graph between its forward and its pull
+    sizes: Sizes
+
+
+def measure(
+    recipe: Recipe, knobs: Knobs, *, precision: str, images: int, steps: int = STEPS, paths: bool = True
+) -> Measured:
+    """Runs `collect`, `updates` and `differentiate` on `images` images and a chain of `steps`.
+
+    `paths`: also which module was at work at each peak.
+    """
+    with fake_gpu():
+        policy = make_policy(recipe, knobs, precision, steps)
+        reward = untrained_weighted(recipe.reward, device=HOST if knobs.rewards_on_host else GPU)
+        ledger = Ledger(device=GPU, networks=_named(policy, reward) if paths else None)
+        sizes = enter(ledger, policy, reward)
+        with ledger:
+            gradients = Gradients(list(policy.trainable().values()), on_host=knobs.accumulators_on_host)
+            pieces = _Watched(gradients, ledger)
+            if knobs.rewards_off_when_idle:
+                reward.move(HOST)
+            rest(policy, knobs)
+            method = cut(recipe.method, steps)
+            samples = (method.noise_samples or 1) if isinstance(method, DraftConfig) else 1
+            # One rank of several differs from one alone in what it has to do, not in how.
+            objective = build_objective(method, reward, pieces, Ranks(0, 1, GPU), knobs)
+            with ledger.phase("encode"), counted_as("weights"):
+                policy.encode([PROMPT] * images)
+            noise = BlankNoise(policy.shape)
+            round = Round(Batch(range(images), [PROMPT] * images, images, noise), _Phases(ledger))
+            experience = objective.collect(policy, round)
+            for part in objective.updates(experience):
+                objective.differentiate(policy, part)
+        return Measured(
+            images=images,
+            steps=steps,
+            rolled=steps + (samples if samples > 1 else 0),
+            differentiated=samples * len(steps_pulled(method, policy)),
+            kept_steps=min(samples * knobs.kept_steps, samples * len(steps_pulled(method, policy))),
+            peaks=ledger.peaks,
+            flops=ledger.flops,
+            recomputed_flops=ledger.recomputed_flops,
+            kept_bytes=pieces.kept_bytes,
+            sizes=sizes,
+        )
+
+
+def make_policy(recipe: Recipe, knobs: Knobs, precision: str, steps: int) -> Policy:
+    """On the fake GPU, with a chain of `steps`; an adapter is active in all of them."""
+    adapter = recipe.adapter.model_copy(update={"steps": None}) if recipe.adapter else None
+    return untrained_policy(
+        recipe.model,
+        recipe.sampler.model_copy(update={"steps": steps}),
+        device=GPU,
+        precision=precision,
+        adapter=adapter,
+        activation_checkpointing=knobs.activation_checkpointing,
+        keep_base=recipe.method.needs_base,
+        guidance_in_two=knobs.guidance_passes == 2,
+        vae_checkpointing=knobs.vae_checkpointing,
+    )
+
+
+def cut(method: MethodConfig, steps: int) -> MethodConfig:
+    """The method on a chain of `steps`, every step of which takes part if more than one of the real chain's does."""
+    match method:
+        case ReinforceConfig():
+            given = not isinstance(method.step_weights, str)
+            return method.model_copy(update={"inner_updates": 1, **({"step_weights": "uniform"} if given else {})})
+        case DraftConfig():
+            return method.model_copy(update={"last_steps": 1 if method.last_steps == 1 else "all"})
+        case AlignPropConfig():
+            last = 1 if method.last_steps == 1 else "all"
+            return method.model_copy(update={"truncation": "fixed", "one_draw_per_batch": False, "last_steps": last})
+        case ReflConfig():
+            return method.model_copy(update={"first_step": steps - 1, "last_step": steps - 1})
+
+
+def steps_pulled(method: MethodConfig, policy: Policy) -> Sequence[int]:
+    """Steps of the chain through which a gradient goes."""
+    if isinstance(method, ReinforceConfig):
+        return policy.schedule.steps_with_density
+    return [0] if isinstance(method, ReflConfig) else method.differentiated(policy.schedule.steps)
+
+
+def enter(ledger: Ledger, policy: Policy, reward: WeightedReward) -> Sizes:
+    """Counts what was built before the ledger began."""
+    unet, decoder = policy.networks["unet"], policy.networks.get("vae")
+    encoders = [network for name, network in policy.networks.items() if name.startswith("text_encoder")]
+    scoring = [network for part in reward.parts for network in part.reward.networks]
+    ledger.enter(_tensors(unet), "weights")
+    ledger.enter(_tensors(decoder) if decoder is not None else (), "decoder")
+    ledger.enter((tensor for network in scoring for tensor in _tensors(network)), "reward")
+    trained = list(policy.trainable().values())
+    channels, height, width = policy.shape
+    return Sizes(
+        unet=_bytes(unet),
+        unet_trained=sum(parameter.numel() * parameter.element_size() for parameter in trained),
+        decoder=_bytes(decoder) if decoder is not None else 0,
+        rewards=sum(_bytes(network) for network in scoring),
+        encoders=sum(_bytes(encoder) for encoder in encoders),
+        elements=sum(parameter.numel() for parameter in trained),
+        largest_elements=max(parameter.numel() for parameter in trained),
+        state_elements=channels * height * width,
+    )
+
+
+class _Phases(Clock):
+    """The algorithm's own phases, told to a ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__(GPU)
+        self._ledger = ledger
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        with self._ledger.phase(name):
+            yield
+
+
+class _Watched(Pieces):
+    """Pieces that note how many bytes of activations a step's graph holds between forward and pull."""
+
+    def __init__(self, gradients: Gradients, ledger: Ledger) -> None:
+        super().__init__(gradients)
+        self._ledger, self.kept_bytes = ledger, 0
+
+    def vjp(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, **options: Any
+    ) -> tuple[torch.Tensor, Pull]:
+        before = self._ledger.live["activations"]
+        y, pull = super().vjp(fn, x, **options)
+        self.kept_bytes = max(self.kept_bytes, self._ledger.live["activations"] - before)
+        return y, pull
+
+
+def _named(policy: Policy, reward: WeightedReward) -> Mapping[str, torch.nn.Module]:
+    scoring = {f"reward.{part.name}": network for part in reward.parts for network in part.reward.networks}
+    return {**policy.networks, **scoring}
+
+
+def _tensors(network: torch.nn.Module) -> Iterator[torch.Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+def _bytes(network: torch.nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(network))
+
+
+def resident(knobs: Knobs) -> Knobs:
+    """The same pieces with everything on the GPU all the time."""
+    return replace(
+        knobs,
+        trajectory_on_host=False,
+        accumulators_on_host=False,
+        rewards_on_host=False,
+        rewards_off_when_idle=False,
+        offload_optimizer=False,
+        unet_off_when_idle=False,
+        decoder_off_when_idle=False,
+    )

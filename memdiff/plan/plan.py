@@ -1,0 +1,186 @@
+"""The plan of a recipe on a card: measured pieces, the fastest setting that fits, and what would help where none does."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from memdiff.config import Recipe
+from memdiff.engine.ds_config import LARGEST_BUCKET
+from memdiff.memory.gpus import CARDS, FRAGMENTATION, WORKSPACE_BYTES, Gpu
+from memdiff.memory.knobs import Knobs
+from memdiff.memory.states import States, training_states
+from memdiff.models.config import Precision
+from memdiff.plan.advice import Change, changes, sentences
+from memdiff.plan.compose import Graphs, Job, total
+from memdiff.plan.measure import Measured, measure, resident
+from memdiff.plan.search import Setting, Way, all_settings, best
+from memdiff.plan.short import job_of, sizes_to_measure
+
+REFERENCE_TFLOPS = 65.0  # a T4, where only a budget is given
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need on each GPU. Bytes, but where a name says otherwise."""
+
+    fits: bool
+    budget_bytes: int
+    peak_bytes: int
+    peak_phase: str
+    peak_module: str
+    items: Mapping[str, int]  # of the peak
+    phases: Mapping[str, int]  # live bytes of each
+    knobs: Mapping[str, Any]
+    flops: float  # of a round on one GPU
+    flops_ideal: float  # nothing recomputed
+    smallest_budget_bytes: int  # at which some setting fits
+    host_bytes: int  # a rank's, beside its process
+    moved_seconds: float  # a round, over PCIe
+    round_seconds: float  # estimated
+    hours: float  # of the whole run, estimated
+    gpu: str | None
+    ranks: int
+    precision: str
+    changes: tuple[Change, ...] = field(default_factory=tuple)
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `memdiff plan --json` prints it and plan.json holds it."""
+        return dataclasses.asdict(self)
+
+    def chosen(self) -> Knobs:
+        """The knobs to run with."""
+        return Knobs(**self.knobs)
+
+
+def make_plan(
+    recipe: Recipe, *, budget_bytes: int, ranks: int = 1, gpu: Gpu | None = None, precision: str | None = None
+) -> Plan:
+    """On `ranks` GPUs whose allocator may hold `budget_bytes` each. Raises ConfigError for what can't be planned."""
+    precision = precision or planned_precision(recipe.model.precision)
+    graphs = measure_ways(recipe, job_of(recipe, ranks=ranks, precision=precision), precision)
+    return choose(recipe, graphs, budget_bytes=budget_bytes, ranks=ranks, gpu=gpu, precision=precision)
+
+
+def choose(
+    recipe: Recipe, graphs: Mapping[Way, Graphs], *, budget_bytes: int, ranks: int, gpu: Gpu | None, precision: str
+) -> Plan:
+    """The plan from what was measured: arithmetic alone."""
+    job = job_of(recipe, ranks=ranks, precision=precision)
+    sizes = next(iter(graphs.values())).sizes
+
+    def states_of(offload: bool, *, bits: Literal[8, 32] | None = None, over: int = ranks) -> States:
+        return training_states(
+            sizes.elements,
+            ranks=over,
+            half=precision != "fp32",
+            bits=bits or recipe.optimizer.bits,
+            ema=recipe.optimizer.ema is not None,
+            offload=offload,
+            bucket_elements=min(LARGEST_BUCKET, sizes.elements),
+            largest_elements=sizes.largest_elements,
+        )
+
+    tflops = gpu.peak_tflops if gpu else REFERENCE_TFLOPS
+    settings = list(all_settings(job, recipe.memory, _base(recipe), graphs, states_of))
+    setting, fits = best(settings, job, recipe.memory, graphs, states_of, budget=budget_bytes, tflops=tflops)
+    smallest = min(candidate.peak_bytes for candidate in settings)
+    told = sentences(recipe, setting, sizes, states_of, ranks=ranks, fits=fits, budget=budget_bytes, smallest=smallest)
+    if not fits:
+        told += [_cards_that_would(smallest, ranks)]
+    return _as_plan(
+        recipe, setting, fits=fits, budget=budget_bytes, smallest=smallest, tflops=tflops, gpu=gpu, ranks=ranks,
+        precision=precision, notes=told, changed=changes(setting, job, graphs, states_of, recipe.memory),
+    )  # fmt: skip
+
+
+def measure_ways(recipe: Recipe, job: Job, precision: str) -> dict[Way, Graphs]:
+    """The ways of recomputing that the recipe leaves open, each measured at one or two sizes."""
+    memory = recipe.memory
+    checkpointing = (False, True) if memory.activation_checkpointing == "auto" else (memory.activation_checkpointing,)
+    passes = 1 if memory.guidance_passes == "auto" else memory.guidance_passes
+    found: dict[Way, Graphs] = {}
+    for again in checkpointing:
+        knobs = resident(dataclasses.replace(_base(recipe), activation_checkpointing=again, guidance_passes=passes))
+        found[(again, passes)] = Graphs.of(_rounds(recipe, knobs, job, precision), direct=job.direct)
+    return found
+
+
+def _rounds(recipe: Recipe, knobs: Knobs, job: Job, precision: str) -> list[Measured]:
+    found = []
+    for images in sizes_to_measure(recipe, job):
+        pieces = {"micro_batch": images, "rollout_batch": images, "kept_steps": 1 if job.direct else 0}
+        found.append(measure(recipe, dataclasses.replace(knobs, **pieces), precision=precision, images=images))
+    return found
+
+
+def planned_precision(precision: Precision) -> str:
+    """auto is fp16, as on every CUDA device."""
+    return "fp16" if precision == "auto" else precision
+
+
+def _base(recipe: Recipe) -> Knobs:
+    """What the recipe says, and placeholders for what it leaves open."""
+    memory = recipe.memory
+
+    def given(value: Any, otherwise: Any) -> Any:
+        return otherwise if value == "auto" else value
+
+    return Knobs(
+        micro_batch=given(memory.micro_batch, 1),
+        rollout_batch=given(memory.rollout_batch, 1),
+        activation_checkpointing=given(memory.activation_checkpointing, False),
+        trajectory_on_host=memory.trajectory == "host",
+        accumulators_on_host=memory.accumulators == "host",
+        rewards_on_host=memory.rewards == "cpu",
+        rewards_off_when_idle=memory.rewards == "idle_off",
+        offload_optimizer=given(memory.offload_optimizer, False),
+        kept_steps=given(memory.kept_steps, 0),
+        decode_batch=given(memory.decode_batch, 1),
+        guidance_passes=given(memory.guidance_passes, 1),
+        vae_checkpointing=given(memory.vae_checkpointing, "layers"),
+        unet_off_when_idle=memory.idle_parts == "leave",
+        decoder_off_when_idle=memory.idle_parts == "leave",
+    )
+
+
+def _as_plan(
+    recipe: Recipe, setting: Setting, *, fits: bool, budget: int, smallest: int, tflops: float, gpu: Gpu | None,
+    ranks: int, precision: str, notes: list[str], changed: list[Change],
+) -> Plan:  # fmt: skip
+    outlook = setting.outlook
+    phase = outlook.peak_phase
+    items: dict[str, int] = total(outlook.phases[phase])
+    items |= {"workspace": WORKSPACE_BYTES, "fragmentation": int(outlook.peak * FRAGMENTATION)}
+    seconds = setting.seconds(tflops)
+    return Plan(
+        fits=fits,
+        budget_bytes=budget,
+        peak_bytes=setting.peak_bytes,
+        peak_phase=phase,
+        peak_module=outlook.modules.get(phase, ""),
+        items=items,
+        phases={name: outlook.live(name) for name in outlook.phases},
+        knobs=dataclasses.asdict(setting.knobs),
+        flops=outlook.flops,
+        flops_ideal=outlook.flops_ideal,
+        smallest_budget_bytes=smallest,
+        host_bytes=outlook.host_bytes,
+        moved_seconds=setting.moved_seconds,
+        round_seconds=seconds,
+        hours=seconds * recipe.run.rounds / 3600,
+        gpu=gpu.name if gpu else None,
+        ranks=ranks,
+        precision=precision,
+        changes=tuple(changed),
+        notes=tuple(notes),
+    )
+
+
+def _cards_that_would(smallest: int, ranks: int) -> str:
+    fitting = [card for card in CARDS.values() if card.budget_bytes(ranks) >= smallest]
+    if not fitting:
+        return "no card that is known here holds it"
+    names = [card.name for card in sorted(fitting, key=lambda card: card.total_gib)[:3]]
+    return f"the smallest cards that would hold it: {', '.join(names)}"

@@ -1,0 +1,161 @@
+"""The settings of the knobs, and which of those that fit is the fastest.
+
+Settings are compared by estimated seconds: FLOPs at the card's usual share of its peak, bytes moved over PCIe, and a
+piece's fixed costs, taken as a tenth of a one-image piece. FLOPs outweigh the rest, so that what is chosen is the
+setting with the least recomputation, of those the one that moves least, of those the one with the largest pieces.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+
+from memdiff.memory.config import MemoryConfig
+from memdiff.memory.gpus import FRAGMENTATION, MATRIX_SHARE, PCIE_BYTES_A_SECOND, WORKSPACE_BYTES
+from memdiff.memory.knobs import Knobs
+from memdiff.memory.states import States
+from memdiff.plan.compose import Graphs, Job, Outlook, look_ahead
+
+FIXED_SHARE = 0.1  # of a one-image piece: launches, sums of gradients; a piece of B images has it once
+Way = tuple[bool, int]  # (activation checkpointing, passes of guidance)
+StatesOf = Callable[[bool], States]  # of whether the optimizer is offloaded
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Knobs and what comes of them."""
+
+    knobs: Knobs
+    outlook: Outlook
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the allocator will have reserved: live bytes, fragmentation, workspace."""
+        return held(self.outlook.peak)
+
+    @property
+    def moved_seconds(self) -> float:
+        """Of a round, over PCIe."""
+        return self.outlook.moved_bytes / PCIE_BYTES_A_SECOND
+
+    def seconds(self, tflops: float) -> float:
+        """Of a round, estimated."""
+        arithmetic = self.outlook.flops / (tflops * 1e12 * MATRIX_SHARE)
+        return arithmetic * (1 + FIXED_SHARE / self.knobs.micro_batch) + self.moved_seconds
+
+
+def held(live: int) -> int:
+    """Bytes that torch's allocator holds for so many live ones."""
+    return int(live * (1 + FRAGMENTATION)) + WORKSPACE_BYTES
+
+
+def all_settings(
+    job: Job, memory: MemoryConfig, base: Knobs, graphs: Mapping[Way, Graphs], states_of: StatesOf
+) -> Iterator[Setting]:
+    """Every setting that the recipe leaves open, with the most kept steps left to `fitting`."""
+    for way, graph in graphs.items():
+        checkpointing, passes = way
+        for batch, choice in product(batches(job, memory, base), _places(memory, graph)):
+            knobs = replace(
+                base,
+                activation_checkpointing=checkpointing,
+                guidance_passes=passes,
+                **batch,
+                **choice,
+            )
+            states = states_of(knobs.offload_optimizer)
+            yield Setting(knobs, look_ahead(job, knobs, graph, states))
+
+
+def best(
+    settings: list[Setting],
+    job: Job,
+    memory: MemoryConfig,
+    graphs: Mapping[Way, Graphs],
+    states_of: StatesOf,
+    *,
+    budget: int,
+    tflops: float,
+) -> tuple[Setting, bool]:
+    """(the fastest setting that fits, True), or (the smallest of all, False)."""
+    fitting = [keep_more(s, job, memory, graphs, states_of, budget) for s in settings if s.peak_bytes <= budget]
+    if not fitting:
+        return min(settings, key=lambda setting: setting.peak_bytes), False
+    return min(fitting, key=lambda setting: setting.seconds(tflops)), True
+
+
+def keep_more(
+    setting: Setting, job: Job, memory: MemoryConfig, graphs: Mapping[Way, Graphs], states_of: StatesOf, budget: int
+) -> Setting:
+    """The same with as many kept steps as fit."""
+    if memory.kept_steps != "auto" or not job.most_kept():
+        return setting
+    knobs = setting.knobs
+    graph = graphs[(knobs.activation_checkpointing, knobs.guidance_passes)]
+    states = states_of(knobs.offload_optimizer)
+
+    def keeping(steps: int) -> Setting:
+        kept = replace(knobs, kept_steps=steps)
+        return Setting(kept, look_ahead(job, kept, graph, states))
+
+    low, high = 0, job.most_kept()  # peaks never fall with kept steps: the largest that fits by halving
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if keeping(middle).peak_bytes <= budget else (low, middle - 1)
+    return keeping(low)
+
+
+def batches(job: Job, memory: MemoryConfig, base: Knobs) -> Iterator[dict[str, int]]:
+    """Rows of a piece and of the rollout."""
+    largest = job.images if job.direct else job.images * max(1, job.density_steps)
+    sizes = list(_sizes(largest)) if memory.micro_batch == "auto" else [base.micro_batch]
+    for micro in sizes:
+        rollout = min(job.images, micro if job.direct else 4 * micro)
+        yield {
+            "micro_batch": micro,
+            "rollout_batch": rollout if memory.rollout_batch == "auto" else base.rollout_batch,
+        }
+
+
+def _sizes(largest: int) -> Iterator[int]:
+    """1 to 16, then steps of an eighth, up to 512: more fills no GPU better."""
+    size = 1
+    while size <= min(largest, 512):
+        yield size
+        size += max(1, size // 8)
+
+
+def _places(memory: MemoryConfig, graphs: Graphs) -> Iterator[dict[str, bool]]:
+    """Where things wait. What is not there doesn't leave."""
+    sizes = graphs.sizes
+    frozen = sizes.unet > sizes.unet_trained
+    trajectory = _open(memory.trajectory, {"gpu": False, "host": True})
+    accumulators = _open(memory.accumulators, {"gpu": False, "host": True})
+    offload = (False, True) if memory.offload_optimizer == "auto" else (memory.offload_optimizer,)
+    idle = _open(memory.idle_parts, {"stay": False, "leave": True})
+    rewards = {"gpu": (False, False), "cpu": (True, False), "idle_off": (False, True)}
+    of_rewards = (
+        ((False, False), *(((False, True),) if sizes.rewards else ()))
+        if memory.rewards == "auto"
+        else (rewards[memory.rewards],)
+    )
+    for on_host, sums, moved, unet, decoder, (cpu, off) in product(
+        trajectory,
+        accumulators,
+        offload,
+        idle if frozen else (False,),
+        idle if sizes.decoder else (False,),
+        of_rewards,
+    ):
+        yield {
+            "trajectory_on_host": on_host,
+            "accumulators_on_host": sums,
+            "offload_optimizer": moved,
+            "unet_off_when_idle": unet,
+            "decoder_off_when_idle": decoder,
+            "rewards_on_host": cpu,
+            "rewards_off_when_idle": off,
+        }
+
+
+def _open(value: str, meanings: Mapping[str, bool]) -> tuple[bool, ...]:
+    return (False, True) if value == "auto" else (meanings[value],)

@@ -1,0 +1,33 @@
+"""What a recipe's round comes to on one rank, and at which sizes it is measured."""
+
+from memdiff.config import Recipe
+from memdiff.memory.knobs import Knobs
+from memdiff.objectives.config import ReinforceConfig
+from memdiff.plan.compose import Job
+from memdiff.ranks import Ranks
+
+
+def job_of(recipe: Recipe, *, ranks: int, precision: str) -> Job:
+    """Of the rank with the most images. Raises ConfigError where a rank would have none."""
+    recipe.check_world_size(ranks)
+    # DDIM with eta above 0 adds noise in every step but the last, which needs a floor for it.
+    noisy = recipe.sampler.steps if recipe.sampler.sigma_floor > 0 else recipe.sampler.steps - 1
+    half = precision != "fp32"
+    return Job(
+        method=recipe.method,
+        images=-(-recipe.run.images_per_round // ranks),
+        steps=recipe.sampler.steps,
+        density_steps=max(1, noisy) if recipe.sampler.eta > 0 or recipe.sampler.sigma_floor > 0 else 0,
+        state_bytes=2 if half and isinstance(recipe.method, ReinforceConfig) else 4,
+        chunk=max(part.chunk for part in recipe.reward),
+    )
+
+
+def sizes_to_measure(recipe: Recipe, job: Job) -> tuple[int, ...]:
+    """Images of the short rounds. Two where a piece's bytes are not proportional to its rows.
+
+    Full fine-tuning makes a gradient as large as the weights, whatever the rows; REINFORCE scores all images at once.
+    """
+    if job.direct and recipe.adapter is not None:
+        return (1,)
+    return (1, 4) if job.images > 1 else (1,)
