@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # ninja and the compiler wrappers lie beside the venv's python
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test test-slow test-gpu lint format bench clean
+.PHONY: setup demo test test-slow test-gpu lint format bench bench-peers bench-gpu clean
 
 setup: $(READY)
 
@@ -44,7 +44,15 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
+	for suite in cpu chain world plan; do $(BIN)/python -m benchmarks run $$suite || exit 1; done
 	$(BIN)/python -m benchmarks.digits
+
+bench-peers: $(READY)
+	PYTHON=$(PYTHON) sh benchmarks/peers/make_env.sh
+	$(BIN)/python -m benchmarks run peers --repeats 3
+
+bench-gpu: $(READY)
+	$(BIN)/python -m benchmarks run gpu
 
 clean:
 	rm -rf .cache .pytest_cache .ruff_cache build dist

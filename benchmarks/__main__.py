@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import baseline, runner, tables
 from benchmarks.case import Case
-from benchmarks.cases import chain, cpu, gpu, peers, plan, world
+from benchmarks.cases import chain, cpu, gpu, peers, peers_sd15, plan, world
 
 SUITES: Mapping[str, Callable[[], list[Case]]] = {
     "cpu": cpu.cases,
@@ -18,11 +18,12 @@ SUITES: Mapping[str, Callable[[], list[Case]]] = {
     "plan": plan.cases,
     "gpu": gpu.cases,
     "peers": peers.cases,
+    "peers_sd15": peers_sd15.cases,
 }
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The command line; the exit code is 1 where something got worse than its baseline, 2 for a mistake."""
+    """The command line; the exit code is 1 where a case failed or got worse than its baseline, 2 for a mistake."""
     options = _parser().parse_args(words)
     match options.command:
         case "run":
@@ -51,10 +52,17 @@ def _run(options: argparse.Namespace) -> int:
         return 2
     if options.threads:
         chosen = [replace(case, threads=options.threads) for case in chosen]
-    rows = runner.run_cases(chosen, repeats=options.repeats, say=lambda line: print(line, flush=True))
-    runner.keep(options.results / f"{options.suite}.jsonl", rows, [case.name for case in every])
+    file, order = options.results / f"{options.suite}.jsonl", [case.name for case in every]
+    rows = runner.run_cases(
+        chosen,
+        repeats=options.repeats,
+        say=lambda line: print(line, flush=True),
+        done=lambda rows: runner.keep(file, rows, order),
+    )
     if options.results == runner.RESULTS:
         tables.write_all()
+    if any(row["outcome"] == "failed" for row in rows):
+        return 1
     return _check([options.suite], options.results, {case.name for case in chosen}) if options.check else 0
 
 

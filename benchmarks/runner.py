@@ -27,15 +27,21 @@ Row = dict[str, Any]
 Say = Callable[[str], None]
 
 
-def run_cases(cases: Sequence[Case], *, repeats: int = 1, say: Say = print) -> list[Row]:
-    """One row a case, in order. With `repeats` the seconds are those of all runs together."""
-    runs: dict[str, list[Row]] = {case.name: [] for case in cases}
+def run_cases(
+    cases: Sequence[Case], *, repeats: int = 1, say: Say = print, done: Callable[[list[Row]], None] = lambda rows: None
+) -> list[Row]:
+    """One row a case, in order. With `repeats` the seconds are those of all runs together.
+
+    `done` is told the rows so far after every run: who stops a long suite keeps what it has.
+    """
+    runs: dict[str, list[Row]] = {}
     for _ in range(repeats):
         for case in cases:
             row = run_case(case)
-            runs[case.name].append(row)
+            runs.setdefault(case.name, []).append(row)
             say(one_line(row))
-    return [merged(runs[case.name]) for case in cases]
+            done([merged(some) for some in runs.values()])
+    return [merged(some) for some in runs.values()]
 
 
 def run_case(case: Case) -> Row:

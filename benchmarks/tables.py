@@ -23,7 +23,8 @@ def write_all(readme: Path = README, results: Path = RESULTS) -> None:
     """Everything that is generated."""
     text = readme.read_text()
     for name, (suite, table) in TABLES.items():
-        rows = read_rows(results / f"{suite}.jsonl")
+        every = read_rows(results / f"{suite}.jsonl")
+        rows = [row for row in every if row["about"].get("table", name) == name]
         made = table(rows) if rows else ""
         text = between(text, name, f"{made}\n{sources(rows)}" if made else f"*{NOTHING}*")
     readme.write_text(text)
@@ -78,11 +79,6 @@ def figure(row: Row, key: str, unit: float = 1.0, digits: int = 1) -> str:
     return f"{value / unit:,.{digits}f}"
 
 
-def of_table(rows: Sequence[Row], table: str) -> list[Row]:
-    """Those whose case belongs to it."""
-    return [row for row in rows if row["about"].get("table") == table]
-
-
 def methods_table(rows: Sequence[Row]) -> str:
     """Suite cpu: every method."""
     return markdown(
@@ -93,29 +89,24 @@ def methods_table(rows: Sequence[Row]) -> str:
                 figure(row, "resident_bytes", MIB), peak_phase(row), figure(row, "seconds_update", digits=2),
                 figure(row, "flops", 1e9),
             ]
-            for row in of_table(rows, "methods")
+            for row in rows
         ],
     )  # fmt: skip
 
 
-def knobs_table(name: str) -> Callable[[Sequence[Row]], str]:
+def knobs_table(rows: Sequence[Row]) -> str:
     """Suite cpu: every knob alone, beside the first row."""
-
-    def table(rows: Sequence[Row]) -> str:
-        mine = of_table(rows, name)
-        first = mine[0]["figures"] if mine else {}
-        return markdown(
-            ["knob", "peak (MiB)", "against resident", "seconds an update", "against resident"],
+    first = rows[0]["figures"]
+    return markdown(
+        ["knob", "peak (MiB)", "against resident", "seconds an update", "against resident"],
+        [
             [
-                [
-                    row["case"].partition("/")[2], figure(row, "peak_bytes", MIB), times(row, first, "peak_bytes"),
-                    figure(row, "seconds_update", digits=2), times(row, first, "seconds_update"),
-                ]
-                for row in mine
-            ],
-        )  # fmt: skip
-
-    return table
+                row["case"].partition("/")[2], figure(row, "peak_bytes", MIB), times(row, first, "peak_bytes"),
+                figure(row, "seconds_update", digits=2), times(row, first, "seconds_update"),
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip
 
 
 def peak_phase(row: Row) -> str:
@@ -202,6 +193,24 @@ def told(knobs: Mapping[str, Any]) -> str:
     )
 
 
+def sd15_table(rows: Sequence[Row]) -> str:
+    """Suite peers_sd15: live bytes. A plan's peak is given without the allowances that it adds for a real card."""
+    lines = []
+    for row in rows:
+        found = row["figures"]
+        allowed = sum((found.get("items") or {}).get(name, 0) for name in ("workspace", "fragmentation"))
+        live = found["peak_bytes"] - allowed if "peak_bytes" in found else None
+        lines.append(
+            [
+                row["case"],
+                row["outcome"] if live is None else f"{live / GIB:.2f}",
+                figure(row, "flops", TERA),
+                figure(row, "moved_seconds"),
+            ]
+        )
+    return markdown(["who", "peak, live (GiB)", "TFLOP an update", "moved over PCIe (s)"], lines)
+
+
 def gpu_table(rows: Sequence[Row]) -> str:
     """Suite gpu: measured beside planned."""
     lines = []
@@ -227,9 +236,10 @@ def gpu_table(rows: Sequence[Row]) -> str:
 
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "peers": ("peers", peers_table),
+    "peers_sd15": ("peers_sd15", sd15_table),
     "methods": ("cpu", methods_table),
-    "knobs_reinforce": ("cpu", knobs_table("knobs_reinforce")),
-    "knobs_draft": ("cpu", knobs_table("knobs_draft")),
+    "knobs_reinforce": ("cpu", knobs_table),
+    "knobs_draft": ("cpu", knobs_table),
     "chain": ("chain", chain_table),
     "world": ("world", world_table),
     "plan": ("plan", plan_table),

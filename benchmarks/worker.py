@@ -47,6 +47,10 @@ def function_of(measure: Measure) -> Callable[[Mapping[str, Any]], Figures]:
             from benchmarks.peers.bare import measure_bare
 
             return measure_bare
+        case "simulated_loop":
+            from benchmarks.measures.simulated_loop import measure_simulated_loop
+
+            return measure_simulated_loop
         case _:
             assert_never(measure)
 

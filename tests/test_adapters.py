@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from memdiff.chain.noise import Noise, Stream
+from memdiff.config import Recipe
 from memdiff.errors import ConfigError, NumericError
 from memdiff.models import adapters
 from memdiff.models.adapter_files import DIFFUSERS_KEY, plain_name
@@ -242,6 +243,18 @@ def test_adapters_keep_windows_of_their_own(tmp_path: Path) -> None:
             assert torch.equal(both.mean(x, [step]), expected.mean(x, [step]))
 
 
+def test_adapters_add_up_in_one_order(tmp_path: Path) -> None:
+    """The order in which they were given, also after they were off: sums of floats depend on it, and ranks agree."""
+    folder, _ = saved(tmp_path, ATTENTION)
+    policy, x = tiny_policy(), torch.randn(1, 1, 8, 8)
+    policy.attach([(folder, 0.1)] * 7, steps=(1, 3))
+    with torch.no_grad():
+        for step in (0, 1):
+            policy.mean(x, [step])
+    layer = next(module for module in policy.unet.modules() if isinstance(module, LoraLayer))
+    assert layer.active_adapters == [f"attached_{number}" for number in range(7)]
+
+
 PREFIXED: dict[str, Callable[[str], str]] = {
     "none": lambda name: name,
     "peft": lambda name: f"base_model.model.{name}",
@@ -424,3 +437,16 @@ def test_other_peoples_peft_adapters(rslora: bool, tmp_path: Path) -> None:
 def test_empty_windows_are_refused(steps: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="0 <= start < end"):
         AdapterConfig(steps=steps)
+
+
+def test_a_window_past_the_chain_is_refused() -> None:
+    """A recipe whose adapter would act in steps that there are not."""
+    recipe = {
+        "model": {"kind": "embedded"},
+        "adapter": {"steps": [0, 9]},
+        "sampler": {"steps": 8},
+        "method": {"kind": "reinforce"},
+        "reward": [{"kind": "digits"}],
+    }
+    with pytest.raises(ValueError, match=r"adapter.steps must end at sampler.steps, 8, or before, got 9"):
+        Recipe.model_validate(recipe)

@@ -27,7 +27,7 @@ def depths(steps: int, rounds: int, images: int, **config: Any) -> list[int]:
 
 
 def test_k_is_uniform_from_one_to_all() -> None:
-    """10,000 draws over 1..50: chi-squared with 49 degrees of freedom has mean 49 and std 9.9; held to five of those."""
+    """10,000 draws over 1..50: chi-squared with 49 degrees of freedom has mean 49, std 9.9; held to five of those."""
     counts = Counter(depths(50, 100, 100))
     assert set(counts) == set(range(1, 51))
     chi_squared = sum((count - 200) ** 2 / 200 for count in counts.values())

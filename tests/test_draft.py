@@ -137,7 +137,7 @@ def test_distance_to_the_base(adapter: AdapterConfig | None) -> None:
             with policy.base():
                 base = policy.predict(x, [step] * IMAGES)
         square = (policy.predict(x, [step] * IMAGES) - base).square().mean(dim=(1, 2, 3))
-        distances.append(float(square.mean()))
+        distances.append(float(square.detach().mean()))
         loss = loss + 0.8 * square.sum() / IMAGES
     truth = truth_of(policy, round, [1] * IMAGES) + flat_gradient(loss, policy)
     assert distance(got, truth) <= 1e-5

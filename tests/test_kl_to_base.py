@@ -1,8 +1,8 @@
 """DPOK's distance to the untrained model: closed forms, plain autograd, and zero where nothing is trained yet."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from memdiff.chain.ddim import kl_of_means, log_prob, step_sigma
 from memdiff.chain.schedule import Schedule
 from memdiff.models.config import AdapterConfig
 from memdiff.objectives.config import ReinforceConfig
-from tests.test_reinforce import CPU, GaussianPolicy, gradient, reinforce, relative, round_of
+from tests.test_reinforce import GaussianPolicy, gradient, reinforce, relative, round_of
 from tests.tiny import tiny_policy
 
 
@@ -51,7 +51,8 @@ def test_kl_is_that_of_torchs_gaussians(generator: torch.Generator) -> None:
 
 def test_gradient_and_metric_by_hand() -> None:
     """KL = (theta - 0.1)^2 / (2 / 4), so b KL adds 4 b (theta - 0.1) to the gradient, whatever the images."""
-    plain, with_kl = AnchoredGaussian(0.3), AnchoredGaussian(0.3)
+    plain: Any = AnchoredGaussian(0.3)
+    with_kl: Any = AnchoredGaussian(0.3)
     without = reinforce(plain, advantage="center")
     objective = reinforce(with_kl, advantage="center", kl_weight=0.7)
     before = gradient(without, plain, without.collect(plain, round_of(plain, 50)))
@@ -114,7 +115,7 @@ def test_zero_at_the_base(kind: str, dtype: torch.dtype) -> None:
 
 def test_no_weight_asks_for_no_base() -> None:
     """A policy without a copy of its base trains as before where the weight is 0."""
-    policy = GaussianPolicy(0.3)
+    policy: Any = GaussianPolicy(0.3)
     objective = reinforce(policy, advantage="center")
     experience = objective.collect(policy, round_of(policy, 10))
     assert "kl_to_base" not in objective.differentiate(policy, experience)

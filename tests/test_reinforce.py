@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def gradient(objective: Reinforce, policy, experience: Experience) -> torch.Tens
 
 def test_gaussian_policy_sample_by_sample() -> None:
     """d log N(x; theta, 1) / d theta = x - theta, so the loss's gradient is -1/N sum_i A_i (x_i - theta), by hand."""
-    policy = GaussianPolicy(0.3)
+    policy: Any = GaussianPolicy(0.3)
     objective = reinforce(policy, advantage="center", log_prob_reduction="sum")
     experience = objective.collect(policy, round_of(policy, 100))
     x_N = experience.trajectory.final(range(100)).flatten().double()
@@ -75,7 +76,7 @@ def test_gaussian_policy_sample_by_sample() -> None:
 def test_gaussian_policy_in_expectation() -> None:
     """J = E[x] = theta, so dJ/dtheta = 1. With a leave-one-out baseline the estimator is unbiased and its variance is
     about Var[(x - theta)^2] / N = 2 / N: 4,096 samples give 1 +- 0.022; held to five of those."""
-    policy = GaussianPolicy(0.0)
+    policy: Any = GaussianPolicy(0.0)
     objective = reinforce(policy, advantage="leave_one_out", micro_batch=512)
     experience = objective.collect(policy, round_of(policy, 4096))
     assert float(-gradient(objective, policy, experience)) == pytest.approx(1.0, abs=5 * math.sqrt(2 / 4096))

@@ -33,7 +33,7 @@ REFUSED = [
     ({"method": {"kind": "draft", "last_steps": 5}}, ("method.last_steps must be 1..4 (sampler.steps) or all, got 5",)),
     ({"method": {"kind": "draft", "last_steps": 0}}, ("method.last_steps",)),
     ({"method": {"kind": "draft", "last_steps": "most"}}, ("method.last_steps", "'all'")),
-    ({"method": {"kind": "draft", "last_steps": 2, "noise_samples": 2}}, ("noise_samples", "set last_steps to 1, got 2")),
+    ({"method": {"kind": "draft", "last_steps": 2, "noise_samples": 2}}, ("noise_samples", "last_steps to 1, got 2")),
     ({"method": {"kind": "draft", "noise_samples": 0}}, ("method.noise_samples", "got 0")),
     ({"method": {"kind": "draft", "costate_clip": 0}}, ("method.costate_clip", "got 0")),
     ({"method": {"kind": "alignprop", "last_steps": 9}}, ("method.last_steps must be 1..4", "got 9")),

@@ -167,7 +167,7 @@ def test_the_best_weights_of_a_run(runs: Path, tmp_path: Path) -> None:
 
 def memdiff(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "memdiff", "sample", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
 
 
 def test_ranks_change_nothing(runs: Path, tmp_path: Path) -> None:

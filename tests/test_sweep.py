@@ -38,7 +38,7 @@ def test_gradient_is_that_of_one_graph(steps: int, last: int, eta: float, dtype:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 def test_text_models_with_and_without_guidance(guidance: float | None, checkpointing: bool, dtype: torch.dtype) -> None:
-    """A tiny Stable Diffusion with LoRA: through both branches of guidance, the VAE, and checkpoints inside the UNet."""
+    """A tiny Stable Diffusion with LoRA: through both branches of guidance, the VAE, checkpoints."""
     options: dict[str, Any] = {
         "adapter": AdapterConfig(rank=2),
         "vae_checkpointing": "layers" if checkpointing else "none",
@@ -140,10 +140,10 @@ def live_peak(steps: int, kept: int = 0, **sampler: Any) -> int:
 
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_memory_is_flat_in_the_number_of_steps(checkpointing: bool) -> None:
-    """Live bytes at 50 steps minus at 2: the 48 stored latents more, and 1 % of them, or of the peak at 2 steps."""
+    """Live bytes at 50 steps minus at 2: the 48 stored latents more, and 1 % of them."""
     few, many = live_peak(2, checkpointing=checkpointing), live_peak(50, checkpointing=checkpointing)
     stored = 48 * 2 * 16 * 16 * 4  # steps, images, pixels, bytes
-    assert 0 < many - few <= 1.01 * stored + 0.01 * few
+    assert 0 < many - few <= 1.01 * stored
     if not checkpointing:
         assert live_peak(4, kept=4) > 2 * live_peak(4)  # the ledger does see graphs that are kept
 

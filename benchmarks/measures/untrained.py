@@ -62,21 +62,18 @@ def random_parts(recipe: Recipe, ranks: Ranks) -> Parts:
     """What memdiff.build gives, with random weights."""
     torch.manual_seed(recipe.run.seed)
     memory, precision = recipe.memory, resolve_precision(recipe.model.precision, ranks.device)
-    with torch.device(ranks.device):  # made where they go: random numbers of billions of weights take minutes on a CPU
-        policy = untrained_policy(
-            recipe.model,
-            recipe.sampler,
-            device=ranks.device,
-            precision=precision,
-            adapter=recipe.adapter,
-            activation_checkpointing=memory.activation_checkpointing is True,
-            keep_base=recipe.method.needs_base,
-            guidance_in_two=memory.guidance_passes == 2,
-            vae_checkpointing="layers" if memory.vae_checkpointing == "auto" else memory.vae_checkpointing,
-        )
-    for name, network in policy.networks.items():
-        if name.startswith("text_encoder"):
-            network.to(HOST)
+    # Made on the host, as loaded weights are: SDXL in fp32 would not fit under the cap.
+    policy = untrained_policy(
+        recipe.model,
+        recipe.sampler,
+        device=ranks.device,
+        precision=precision,
+        adapter=recipe.adapter,
+        activation_checkpointing=memory.activation_checkpointing is True,
+        keep_base=recipe.method.needs_base,
+        guidance_in_two=memory.guidance_passes == 2,
+        vae_checkpointing="layers" if memory.vae_checkpointing == "auto" else memory.vae_checkpointing,
+    )
     knobs = knobs_for(memory, policy, images=len(ranks.block(recipe.run.images_per_round)))
     trainable = policy.trainable()
     engine = DeepSpeedEngine(

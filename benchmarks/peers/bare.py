@@ -9,7 +9,7 @@
 All are guided: a UNet call has twice `batch` rows. LoRA r=4 on the same layers as TRL's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from benchmarks.measuring import Phase, bytes_of, seconds_of
 from benchmarks.peers.brightness import PROMPTS, score
 
 CPU = torch.device("cpu")
+Reward = Callable[[torch.Tensor, Sequence[str]], torch.Tensor]
 TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
 
 
@@ -78,14 +79,14 @@ def load(settings: Mapping[str, Any]) -> Bare:
     return Bare(pipeline.unet, pipeline.vae, scheduler, text_BLD, optimizer, settings["batch"], settings["guidance"])
 
 
-def alignprop(bare: Bare, *, again: bool) -> None:
+def alignprop(bare: Bare, *, again: bool, reward: Reward = score) -> None:
     """Through the whole chain in one graph."""
-    x = torch.randn(bare.shape)
+    x = torch.randn(bare.shape, dtype=bare.text_BLD.dtype).to(bare.text_BLD.device)
     for timestep in bare.scheduler.timesteps:
         prediction = bare.predict(x, timestep, again=again)
         x = bare.scheduler.step(prediction, timestep, x, eta=1.0).prev_sample
     images = bare.vae.decode(x / bare.vae.config.scaling_factor).sample
-    rewards_B = score((images / 2 + 0.5).clamp(0, 1), PROMPTS)
+    rewards_B = reward((images / 2 + 0.5).clamp(0, 1), PROMPTS[: bare.batch])
     (-rewards_B.mean()).backward()
     bare.finish()
 

@@ -41,12 +41,12 @@ def train_text(out: Path, settings: dict[str, Settings], progress: Progress) -> 
 
 
 def measure_text_model(
-    out: Path, settings: dict[str, Settings], each: int, all_steps: tuple[int, ...] = STEPS
+    out: Path, settings: dict[str, Settings], each: int, all_steps: tuple[int, ...] = STEPS, copies: int = 8
 ) -> dict[str, Any]:
     """The card's figures, from the folder just written; writes the grid of samples too.
 
     `each` samples of every digit and style at guidance 5 and the first number of steps; a third as many at each
-    guidance with each number of steps.
+    guidance with each number of steps. `copies` augmented versions of each training picture are searched for copies.
     """
     main = Drawing(MAIN_GUIDANCE, all_steps[0])
     pipeline = measure_text.load_text(out / DIGITS_TEXT.name)
@@ -93,17 +93,18 @@ def measure_text_model(
             "num_images": len(held_out_NCHW),
             **measure_text.recognition(held_out_NCHW, held_out_digits_N, judge),
         },
-        "nearest_training_picture_rms": measure_text.memorisation(samples_N3HW, settings["text"]),
+        "nearest_training_picture_rms": measure_text.memorisation(samples_N3HW, settings["text"], copies),
         "autoencoding": measure_text.autoencoding(pipeline, settings["text"]),
     }
 
 
 def build_text(
-    out: Path, *, max_updates: int | None = None, each: int = 6, all_steps: tuple[int, ...] = STEPS
+    out: Path, *, max_updates: int | None = None, each: int = 6, all_steps: tuple[int, ...] = STEPS, copies: int = 8
 ) -> dict[str, Any]:
     """Train the text-to-image model, write it under `out`, measure it, write `card_text.json`. Returns the card.
 
-    `max_updates` cuts both trainings short, and `all_steps` the sampling, to try the path from end to end.
+    `max_updates` cuts both trainings short, `all_steps` the sampling and `copies` the search, to try the path from end
+    to end.
     """
     settings = {"vae": text_training.VAE, "text": text_training.TEXT}
     if max_updates is not None:
@@ -112,7 +113,7 @@ def build_text(
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         seconds = train_text(out, settings, progress)
-    return write_card(out, settings, seconds, measure_text_model(out, settings, each, all_steps))
+    return write_card(out, settings, seconds, measure_text_model(out, settings, each, all_steps, copies))
 
 
 def write_card(

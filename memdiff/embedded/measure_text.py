@@ -133,7 +133,7 @@ def training_pictures(split: Literal["train", "held_out"], settings: Settings, c
     return torch.cat(pictures), labels_N.repeat(len(pictures))
 
 
-def memorisation(samples_NCHW: Tensor, settings: Settings, copies: int = 8) -> dict[str, Any]:
+def memorisation(samples_NCHW: Tensor, settings: Settings, copies: int) -> dict[str, Any]:
     """Distances of samples, and of held-out digits in the same styles, to the training pictures.
 
     A model that copies has samples much nearer than held-out digits.

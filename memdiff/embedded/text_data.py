@@ -12,7 +12,8 @@ from memdiff.embedded.text_prompts import STYLES, Style
 
 PICTURE_SIZE = 32
 RELATIVE_SIZE = 0.92  # of the scans, whose strokes touch the edges
-# The grey level of the 16 x 16 scan that becomes the edge of a stroke, and the width of the ramp around it.
+# The grey level of the 16 x 16 scan that becomes the edge of a stroke, and the width of the ramp around it. The ramp of
+# thick reaches below 0 and that of thin above 1: thick pictures have slightly grey paper, thin ones slightly grey ink.
 EDGE_LEVEL: dict[Style, float] = {"thin": 0.63, "plain": 0.5, "thick": 0.37}
 EDGE_WIDTH = 0.8
 # Paper and ink lie inside 0..1, so that the clamp behind a decoder, whose output scatters, keeps its gradient there.

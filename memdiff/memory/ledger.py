@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from memdiff.counted import CATEGORIES, Category, current_category
 from memdiff.memory.flops import flops_of
 
 _DEVICE = torch.ops.prim.device.default  # what `tensor.device` dispatches to on fake tensors: the commonest operator
+_RESIZING = {torch.ops.aten.resize_.default, torch.ops.aten.set_.source_Storage_storage_offset}
+_VIEWS_UNSAID = {torch.ops.aten._unsafe_view.default}  # views whose schema doesn't say so
 
 
 @dataclass(frozen=True)
@@ -134,15 +137,17 @@ class Ledger(TorchDispatchMode):
     ) -> Any:
         """Runs the operator and enters what it made."""
         kwargs = kwargs or {}
-        if func is _DEVICE:
-            return func(*args, **kwargs)
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         category, module, again = self._whose()
-        # A view or an in-place result of a foreign tensor has that tensor's storage: it was not made here.
-        foreign = {_key(t) for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)} - self._bytes.keys()
         result = func(*args, **kwargs)
-        for tensor in tree_iter(result):
-            if isinstance(tensor, torch.Tensor) and _key(tensor) not in foreign:
-                self._note(tensor, category, module)
+        if func in _RESIZING:
+            self._note(args[0], category, module)
+        elif not _aliases(func):
+            # A view or an in-place result has its argument's storage, which was entered when it was made, or not.
+            for tensor in (result,) if isinstance(result, torch.Tensor) else tree_iter(result):
+                if isinstance(tensor, torch.Tensor):
+                    self._note(tensor, category, module)
         if flops := flops_of(func, args, kwargs, result):
             self.flops[self._phase] = self.flops.get(self._phase, 0) + flops
             if again:
@@ -207,6 +212,12 @@ class Ledger(TorchDispatchMode):
     def _end(self, module: torch.nn.Module, *_: Any) -> None:
         if module in self._paths:
             self._running.pop()
+
+
+@lru_cache(maxsize=None)
+def _aliases(func: Any) -> bool:
+    """Whether what an operator returns has the storage of one of its arguments, as its schema says."""
+    return func in _VIEWS_UNSAID or any(returned.alias_info is not None for returned in func._schema.returns)
 
 
 def _key(tensor: torch.Tensor) -> int:

@@ -12,7 +12,7 @@ adapters separately would add the cross terms B_1 A_2.
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,8 +70,8 @@ def inject(network: torch.nn.Module, adapter: AdapterConfig) -> None:
     _freeze_all_but_lora(network)
 
 
-def set_active(network: torch.nn.Module, names: Collection[str]) -> None:
-    """Which adapters take part from now on; none of them: the base, bit for bit. Host work only.
+def set_active(network: torch.nn.Module, names: Sequence[str]) -> None:
+    """Which adapters take part from now on, added up in this order; none: the base, bit for bit. Host work only.
 
     Graphs that exist keep the adapters they were made with. peft's own `enable_adapters` also changes requires_grad,
     and would leave a trained adapter without its gradient; so what it sets is set here (peft 0.21).
@@ -138,7 +138,7 @@ def attach(
         name = f"attached_{number}"
         _add(network, stored.layers, name, scale * weight)
         attached[name] = steps or _steps_of(stored, chain_steps)
-    set_active(network, attached)
+    set_active(network, list(attached))
     # As under training: how a product without a bias rounds depends on requires_grad (ATen's should_fold).
     _freeze_all_but_lora(network)
     return attached

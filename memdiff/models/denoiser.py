@@ -50,7 +50,7 @@ class Denoiser:
         self.device = device
         self._base_weights: Mapping[str, torch.Tensor] | None = None  # on the device, inside `base` only
         self._windows: dict[str, Steps | None] = {adapters.TRAINED: adapter.steps} if adapter else {}
-        self._active = frozenset(self._windows)  # adapters that take part now
+        self._active = tuple(self._windows)  # adapters that take part now, in the order they are added up
         self._in_base = False
         if activation_checkpointing:
             # diffusers recomputes block by block; eval mode is enough.
@@ -72,18 +72,16 @@ class Denoiser:
         """Adds saved adapters for sampling, as `adapters.attach` has it, in a chain of `of` steps."""
         assert self.adapter is None, "adapters are attached to a network that is not trained"
         self._windows |= adapters.attach(self.unet, sources, scale=scale, steps=steps, chain_steps=of)
-        self._active = frozenset(self._windows)
+        self._active = tuple(self._windows)
 
-    def _acting(self, step: int) -> frozenset[str]:
-        return frozenset(
-            name for name, window in self._windows.items() if window is None or window[0] <= step < window[1]
-        )
+    def _acting(self, step: int) -> tuple[str, ...]:
+        return tuple(name for name, window in self._windows.items() if window is None or window[0] <= step < window[1])
 
     def at_steps(self, steps: Sequence[int]) -> None:
         """Turns adapters on or off for rows at these steps, which must agree on them."""
         acting = self._acting(steps[0])
         assert all(self._acting(step) == acting for step in steps), "rows of one call disagree on the adapter"
-        self._turn(frozenset() if self._in_base else acting)
+        self._turn(() if self._in_base else acting)
 
     @contextmanager
     def base(self) -> Iterator[None]:
@@ -91,7 +89,7 @@ class Denoiser:
         before = self._active, self._in_base, self._base_weights
         if self._windows:
             self._in_base = True
-            self._turn(frozenset())
+            self._turn(())
         elif self._twin is None:
             raise ConfigError(
                 "the model before training is needed and was not kept; train an adapter, or set keep_base"
@@ -107,13 +105,13 @@ class Denoiser:
             active, self._in_base, self._base_weights = before
             self._turn(active)
 
-    def _turn(self, names: frozenset[str]) -> None:
+    def _turn(self, names: tuple[str, ...]) -> None:
         if names != self._active:
             adapters.set_active(self.unet, names)
             self._active = names
 
     @contextmanager
-    def _turned(self, names: frozenset[str]) -> Iterator[None]:
+    def _turned(self, names: tuple[str, ...]) -> Iterator[None]:
         before = self._active
         self._turn(names)
         try:

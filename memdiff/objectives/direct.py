@@ -123,7 +123,7 @@ class DirectGradient:
                     raw_nP[image] = scored.raw_PB[:, row]
                     images_n[image] = place(scored.images_BCHW[row], HOST)
         raw_Pn = torch.stack([raw_nP[image] for image in range(count_n)], dim=1)
-        self._conclude(experience, raw_Pn.float(), [images_n[image] for image in range(count_n)])
+        self._conclude(policy, experience, raw_Pn.float(), [images_n[image] for image in range(count_n)])
         differentiated = sum(policy.schedule.steps - start for start in starts_n)
         total = self.ranks.sum(torch.tensor(float(differentiated), device=self.ranks.device))
         return {"last_steps_mean": float(total) / round.batch.num_images, **tally.metrics(self.ranks)}
@@ -203,11 +203,13 @@ class DirectGradient:
             on_host=self.knobs.trajectory_on_host,
         )
 
-    def _conclude(self, experience: Experience, raw_Pn: torch.Tensor, images_n: Sequence[torch.Tensor]) -> None:
+    def _conclude(
+        self, policy: Policy, experience: Experience, raw_Pn: torch.Tensor, images_n: Sequence[torch.Tensor]
+    ) -> None:
         """Scores over all ranks, what was lost, and how much the images differ."""
         round, device = experience.round, self.ranks.device
         num_images = round.batch.num_images
-        with round.clock.phase("reward"), torch.no_grad():
+        with round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
             raw_PN = self.ranks.gather(raw_Pn.T.contiguous(), num_images).T
             rewards_N = self.reward.combine(raw_PN, self.reward.statistics)
             experience.metrics = {

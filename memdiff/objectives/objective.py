@@ -40,7 +40,7 @@ class Objective(Protocol[E]):
         """The parts of a round that get an optimizer update each."""
         ...
 
-    def differentiate(self, policy: Policy, part: E) -> Metrics:
+    def differentiate(self, policy: Policy, part: E, /) -> Metrics:
         """Adds the gradient of the loss to the pieces' sums; returns diagnostics over all ranks. Collective."""
         ...
 

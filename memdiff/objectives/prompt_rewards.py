@@ -2,7 +2,7 @@
 
     A_i = (r_i - mean) / (std + epsilon)
 
-Mean and population std are those of the prompt's latest `memory` rewards, these ones among them; until it has that many,
+Mean and population std are those of the prompt's latest `memory` rewards, these ones among them; until it has as many,
 those of the whole round. Easy and hard prompts then do not drown each other, though a round has few images of each.
 
 Shapes: N images of a round over all ranks.

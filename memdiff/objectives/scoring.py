@@ -106,7 +106,9 @@ class Scoring:
                 d_raw_b = -slope * weight_B[start:stop]
                 if self.target is not None and len(self.reward.parts) == 1:
                     d_raw_b = d_raw_b * self._below(raw_b[None])
-                d_images_BCHW[start:stop] += pull(d_raw_b.to(raw_b.dtype))
+                found = pull(d_raw_b.to(raw_b.dtype))
+                assert found is not None
+                d_images_BCHW[start:stop] += found
                 raw.append(raw_b)
             scores.append(torch.cat(raw))
         return torch.stack(scores), d_images_BCHW
@@ -118,6 +120,7 @@ class Scoring:
 
     def _below(self, raw_PB: torch.Tensor) -> torch.Tensor:
         """1 where an image's reward is below the target, else 0: B."""
+        assert self.target is not None
         return (self.reward.combine(raw_PB, self.reward.statistics) < self.target).to(raw_PB.dtype)
 
     def _refuse(self, raw_PB: torch.Tensor, names: Sequence[str], rows: Rows, start: int = 0) -> None:

@@ -73,25 +73,28 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Line:
-    """Bytes by rows: base + slope * rows."""
+class Curve:
+    """Bytes by rows, through measured points: exact at them, proportional where there is one.
 
-    base: float
-    slope: float
+    A piece's peak is the larger of several straight lines (at few rows the gradients of the weights, at many the
+    activations). Elsewhere the line through the two largest points is followed, and never below a smaller point: that
+    is a guess from below, so a plan measures what it chooses.
+    """
+
+    points: tuple[tuple[int, int], ...]  # (rows, bytes), rows rising
 
     def at(self, rows: float) -> int:
         """Never less than nothing."""
-        return max(0, round(self.base + self.slope * rows))
+        if len(self.points) == 1:
+            return max(0, round(self.points[0][1] * rows / self.points[0][0]))
+        (n, low), (m, high) = self.points[-2:]
+        line = round(low + (high - low) * (rows - n) / (m - n))
+        known = dict(self.points).get(rows)  # pyright: ignore[reportArgumentType]
+        return known if known is not None else max(0, line, *(size for less, size in self.points if less < rows))
 
-    @classmethod
-    def through(cls, points: Sequence[tuple[int, int]]) -> "Line":
-        """One point: proportional. Two: through both."""
-        (rows, size), *rest = points
-        if not rest:
-            return cls(0.0, size / rows)
-        (more, larger), *_ = rest
-        slope = (larger - size) / (more - rows)
-        return cls(size - slope * rows, slope)
+    def and_point(self, rows: int, size: int) -> "Curve":
+        """With one more."""
+        return Curve(tuple(sorted({**dict(self.points), rows: size}.items())))
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,8 @@ class Graphs:
     """What the pieces of one way of recomputing need, from measured rounds of one or two sizes."""
 
     sizes: Sizes
-    transient: Mapping[str, Mapping[Category, Line]]  # by phase
-    kept: Line  # one step's graph between forward and pull
+    transient: Mapping[str, Mapping[Category, Curve]]  # by phase
+    kept: Curve  # one step's graph between forward and pull
     modules: Mapping[str, str]  # at work at each phase's peak
     forward: float  # FLOPs of one step of one image
     pull: float  # of its backward, nothing recomputed
@@ -115,14 +118,19 @@ class Graphs:
         baseline = {"activations": 0, "decoder": first.sizes.decoder, "reward": first.sizes.rewards}
         transient = {
             phase: {
-                category: Line.through(
-                    [(m.images, m.peaks[phase].categories[category] - baseline[category]) for m in measured]
+                category: Curve(
+                    tuple((m.images, m.peaks[phase].categories[category] - baseline[category]) for m in measured)
                 )
                 for category in TRANSIENT
             }
             for phase in ("rollout", "reward", "train")
         }
-        transient["encode"] = {"weights": Line(first.peaks["encode"].categories["weights"] - first.sizes.unet, 0.0)}
+        # Texts are encoded a fixed number at a time.
+        encoding = first.peaks["encode"].categories["weights"] - first.sizes.unet
+        transient["encode"] = {"weights": Curve(((1, encoding), (2, encoding)))}
+        transient["rollout without a graph"] = {
+            "activations": Curve(tuple((m.images, m.without_graph_bytes) for m in measured))
+        }
         images, pulled = first.images, first.differentiated
         forward = first.flops["rollout"] / images / first.rolled
         trained, again = first.flops["train"] / images, first.recomputed_flops.get("train", 0) / images
@@ -131,7 +139,7 @@ class Graphs:
         return cls(
             sizes=first.sizes,
             transient=transient,
-            kept=Line.through([(m.images, m.kept_bytes) for m in measured]),
+            kept=Curve(tuple((m.images, m.kept_bytes) for m in measured)),
             modules={phase: peak.module for phase, peak in first.peaks.items()},
             forward=forward,
             pull=(trained - again - forwards) / pulled,
@@ -190,13 +198,19 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
     _rollout(phases["rollout"], job, knobs, graphs, kept)
     _reward(phases["reward"], job, knobs, graphs, kept)
     _train(phases["train"], graphs, rows, kept, built=job.direct)
+    if knobs.unet_off_when_idle:
+        # It leaves inside the phase: what was there before is part of its peak.
+        before = always | {"activations": kept * graphs.kept.at(rows)}
+        phases["reward"] = max(phases["reward"], before, key=lambda parts: sum(parts.values()))
     phases["apply"]["engine buckets"] = states.engine_buckets
     pulled, again = job.pulled(kept)
-    padded = job.images  # rows that only fill a last micro-batch up are not counted
-    flops = padded * (
-        job.rolled * graphs.forward + pulled * (graphs.pull + graphs.again) + again * graphs.forward + graphs.scoring
+    flops = job.images * (
+        _filled(job.images, rows if job.direct else knobs.rollout_batch) * job.rolled * graphs.forward
+        + _filled(job.images * (1 if job.direct else job.density_steps), rows)
+        * (pulled * (graphs.pull + graphs.again) + again * graphs.forward)
+        + graphs.scoring
     )
-    ideal = padded * (job.rolled * graphs.forward + pulled * graphs.pull + graphs.scoring - graphs.scoring_again)
+    ideal = job.images * (job.rolled * graphs.forward + pulled * graphs.pull + graphs.scoring - graphs.scoring_again)
     return Outlook(
         phases=phases,
         flops=flops,
@@ -207,18 +221,27 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
     )
 
 
+def _filled(count: int, batch: int) -> float:
+    """Rows that are computed over rows that are meant, in batches of one shape."""
+    batches = -(-count // batch)
+    size = min(batch, count)
+    return batches * size / count if count else 1.0
+
+
 def _rollout(phase: dict[Category, int], job: Job, knobs: Knobs, graphs: Graphs, kept: int) -> None:
     rows = min(knobs.rollout_batch, job.images) if not job.direct else knobs.micro_batch
-    phase["activations"] += graphs.transient["rollout"]["activations"].at(rows)
-    if job.direct:
-        # The measured rollout keeps one graph: the phase's peak is where the last kept one is finished.
-        phase["activations"] += (kept - 1) * graphs.kept.at(rows)
+    if not kept:
+        phase["activations"] += graphs.transient["rollout without a graph"]["activations"].at(rows)
+        return
+    # The measured rollout keeps one graph: the peak is where the last kept one is finished.
+    phase["activations"] += graphs.transient["rollout"]["activations"].at(rows) + (kept - 1) * graphs.kept.at(rows)
 
 
 def _reward(phase: dict[Category, int], job: Job, knobs: Knobs, graphs: Graphs, kept: int) -> None:
     rows = knobs.micro_batch if job.direct else job.images
     transient = graphs.transient["reward"]
-    decoded = min(rows, knobs.decode_batch) if job.direct else rows
+    alone = job.direct and len(transient["decoder"].points) == 1  # proportional to what is decoded at once
+    decoded = min(rows, knobs.decode_batch) if alone else rows
     phase["decoder"] = graphs.sizes.decoder + transient["decoder"].at(decoded)
     phase["activations"] += transient["activations"].at(rows)
     if job.direct:

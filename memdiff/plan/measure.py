@@ -61,15 +61,23 @@ class Measured:
     flops: Mapping[str, int]
     recomputed_flops: Mapping[str, int]  # of them, what checkpoints ran again
     kept_bytes: int  # of one step's graph between its forward and its pull
+    without_graph_bytes: int  # activations at the rollout's peak before the first graph was made
     sizes: Sizes
 
 
 def measure(
-    recipe: Recipe, knobs: Knobs, *, precision: str, images: int, steps: int = STEPS, paths: bool = True
+    recipe: Recipe,
+    knobs: Knobs,
+    *,
+    precision: str,
+    images: int,
+    steps: int = STEPS,
+    paths: bool = True,
+    cut_method: bool = True,
 ) -> Measured:
     """Runs `collect`, `updates` and `differentiate` on `images` images and a chain of `steps`.
 
-    `paths`: also which module was at work at each peak.
+    `paths`: also which module was at work at each peak. `cut_method`: the method is fitted to a short chain.
     """
     with fake_gpu():
         policy = make_policy(recipe, knobs, precision, steps)
@@ -82,7 +90,7 @@ def measure(
             if knobs.rewards_off_when_idle:
                 reward.move(HOST)
             rest(policy, knobs)
-            method = cut(recipe.method, steps)
+            method = cut(recipe.method, steps) if cut_method else recipe.method
             samples = (method.noise_samples or 1) if isinstance(method, DraftConfig) else 1
             # One rank of several differs from one alone in what it has to do, not in how.
             objective = build_objective(method, reward, pieces, Ranks(0, 1, GPU), knobs)
@@ -103,6 +111,7 @@ def measure(
             flops=ledger.flops,
             recomputed_flops=ledger.recomputed_flops,
             kept_bytes=pieces.kept_bytes,
+            without_graph_bytes=pieces.without_graph_bytes,
             sizes=sizes,
         )
 
@@ -185,11 +194,15 @@ class _Watched(Pieces):
 
     def __init__(self, gradients: Gradients, ledger: Ledger) -> None:
         super().__init__(gradients)
-        self._ledger, self.kept_bytes = ledger, 0
+        self._ledger, self.kept_bytes, self.without_graph_bytes = ledger, 0, 0
+        self._none_yet = True
 
     def vjp(
         self, fn: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, **options: Any
     ) -> tuple[torch.Tensor, Pull]:
+        if self._none_yet and "rollout" in self._ledger.peaks:
+            self._none_yet = False
+            self.without_graph_bytes = self._ledger.peaks["rollout"].categories["activations"]
         before = self._ledger.live["activations"]
         y, pull = super().vjp(fn, x, **options)
         self.kept_bytes = max(self.kept_bytes, self._ledger.live["activations"] - before)

@@ -1,4 +1,4 @@
-"""The plan of a recipe on a card: measured pieces, the fastest setting that fits, and what would help where none does."""
+"""The plan of a recipe on a card: measured pieces, the fastest setting that fits, what would help where none does."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -59,8 +59,18 @@ def make_plan(
 ) -> Plan:
     """On `ranks` GPUs whose allocator may hold `budget_bytes` each. Raises ConfigError for what can't be planned."""
     precision = precision or planned_precision(recipe.model.precision)
-    graphs = measure_ways(recipe, job_of(recipe, ranks=ranks, precision=precision), precision)
-    return choose(recipe, graphs, budget_bytes=budget_bytes, ranks=ranks, gpu=gpu, precision=precision)
+    job = job_of(recipe, ranks=ranks, precision=precision)
+    rounds = measure_ways(recipe, job, precision)
+    while True:
+        graphs = {way: Graphs.of(measured, direct=job.direct) for way, measured in rounds.items()}
+        plan = choose(recipe, graphs, budget_bytes=budget_bytes, ranks=ranks, gpu=gpu, precision=precision)
+        knobs = plan.chosen()
+        measured = rounds[(knobs.activation_checkpointing, knobs.guidance_passes)]
+        if any(round.images == knobs.micro_batch for round in measured) or len(measured) == 1:
+            return plan
+        # What was chosen lay between measured sizes: it is measured itself, and the choice made again.
+        measured.append(_round(recipe, knobs, job, precision, knobs.micro_batch))
+        measured.sort(key=lambda round: round.images)
 
 
 def choose(
@@ -95,24 +105,24 @@ def choose(
     )  # fmt: skip
 
 
-def measure_ways(recipe: Recipe, job: Job, precision: str) -> dict[Way, Graphs]:
-    """The ways of recomputing that the recipe leaves open, each measured at one or two sizes."""
+def measure_ways(recipe: Recipe, job: Job, precision: str) -> dict[Way, list[Measured]]:
+    """The ways of recomputing that the recipe leaves open, each measured at one size or several."""
     memory = recipe.memory
     checkpointing = (False, True) if memory.activation_checkpointing == "auto" else (memory.activation_checkpointing,)
     passes = 1 if memory.guidance_passes == "auto" else memory.guidance_passes
-    found: dict[Way, Graphs] = {}
+    found: dict[Way, list[Measured]] = {}
     for again in checkpointing:
-        knobs = resident(dataclasses.replace(_base(recipe), activation_checkpointing=again, guidance_passes=passes))
-        found[(again, passes)] = Graphs.of(_rounds(recipe, knobs, job, precision), direct=job.direct)
+        knobs = dataclasses.replace(_base(recipe), activation_checkpointing=again, guidance_passes=passes)
+        found[(again, passes)] = [
+            _round(recipe, knobs, job, precision, images) for images in sizes_to_measure(recipe, job)
+        ]
     return found
 
 
-def _rounds(recipe: Recipe, knobs: Knobs, job: Job, precision: str) -> list[Measured]:
-    found = []
-    for images in sizes_to_measure(recipe, job):
-        pieces = {"micro_batch": images, "rollout_batch": images, "kept_steps": 1 if job.direct else 0}
-        found.append(measure(recipe, dataclasses.replace(knobs, **pieces), precision=precision, images=images))
-    return found
+def _round(recipe: Recipe, knobs: Knobs, job: Job, precision: str, images: int) -> Measured:
+    """With everything on the GPU."""
+    pieces = {"micro_batch": images, "rollout_batch": images, "kept_steps": 1 if job.direct else 0}
+    return measure(recipe, dataclasses.replace(resident(knobs), **pieces), precision=precision, images=images)
 
 
 def planned_precision(precision: Precision) -> str:

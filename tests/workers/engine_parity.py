@@ -50,7 +50,8 @@ def knobs(micro_batch: int, **changes: bool) -> Knobs:
         ),
         False,
     )
-    return Knobs(micro_batch=micro_batch, rollout_batch=3, **(plain | changes))
+    values: dict[str, Any] = plain | changes
+    return Knobs(micro_batch=micro_batch, rollout_batch=3, **values)
 
 
 def plain_autograd(policy, experience: Experience, ranks: Ranks, chunk: int) -> list[torch.Tensor]:
