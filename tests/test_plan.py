@@ -123,7 +123,7 @@ def composed_and_whole(recipe: Recipe, knobs: Knobs) -> tuple[dict[str, int], di
 
 @pytest.mark.parametrize(("name", "knobs"), SETTINGS)
 def test_composition_is_the_whole_round(name: str, knobs: dict[str, Any]) -> None:
-    """Measured at two steps, composed to five: the largest peak within 1 %, FLOPs within 2 %. What is left: a chain's
+    """Measured at two steps, composed to five: the largest peak within 1 %, FLOPs within 3 %. What is left: a chain's
     first step needs no gradient for its x; the short chain has it once in two steps, the whole one once in five, and
     where every step is kept its smaller graph is counted as a full one: up to 3 % too much, never too little."""
     recipe = digits(**METHODS[name])
@@ -132,7 +132,7 @@ def test_composition_is_the_whole_round(name: str, knobs: dict[str, Any]) -> Non
     assert max(composed.values()) == pytest.approx(max(whole.values()), rel=allowed), (composed, whole)
     for phase, size in whole.items():
         assert composed[phase] >= 0.99 * size, phase  # no phase is promised less than it takes
-    assert flops == pytest.approx(whole_flops, rel=0.02)
+    assert flops == pytest.approx(whole_flops, rel=0.03)
 
 
 def test_a_fake_round_is_a_real_one() -> None:
@@ -178,6 +178,11 @@ class Brightness:
         return images_BCHW.mean(dim=(1, 2, 3))
 
 
+class NoNoise(BlankNoise):
+    def _draw(self, images: Any, counter: int) -> torch.Tensor:
+        return torch.zeros(len(images), *self.shape)
+
+
 class Phases(Clock):
     def __init__(self, ledger: Ledger | None) -> None:
         super().__init__(HOST)
@@ -201,7 +206,7 @@ def draft_round(policy: DdpmPolicy, ledger: Ledger | None) -> None:
     gradients = Gradients(list(policy.trainable().values()))
     knobs = dataclasses.replace(EVERYTHING_HERE, micro_batch=8, rollout_batch=8, decode_batch=8, kept_steps=1)
     objective = Draft(DraftConfig(kind="draft", last_steps="all"), reward, Pieces(gradients), Ranks(0, 1, HOST), knobs)
-    round = Round(Batch(range(8), [""] * 8, 8, BlankNoise(policy.shape)), Phases(ledger))
+    round = Round(Batch(range(8), [""] * 8, 8, NoNoise(policy.shape)), Phases(ledger))
     objective.differentiate(policy, objective.collect(policy, round))
 
 

@@ -13,6 +13,7 @@ What DeepSpeed 0.19.8 does, and what follows:
 
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -240,7 +241,19 @@ def start_process_group(ranks: Ranks) -> None:
         return
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
+    prefer_own_tools()
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for key, value in alone.items():
         os.environ.setdefault(key, value)  # where they are missing DeepSpeed tries MPI
     deepspeed.init_distributed("nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
+
+
+def prefer_own_tools() -> None:
+    """Puts this Python's own folder first in PATH, where its ninja lies.
+
+    Two versions of ninja write different build logs: whichever comes second builds DeepSpeed's operators anew, minutes
+    each time.
+    """
+    own, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
+    if path.split(os.pathsep)[0] != own:
+        os.environ["PATH"] = os.pathsep.join((own, path))

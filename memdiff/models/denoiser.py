@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from memdiff.counted import counted_as
 from memdiff.errors import ConfigError
 from memdiff.models import adapters
 from memdiff.models.adapters import Steps
@@ -95,10 +96,11 @@ class Denoiser:
                 "the model before training is needed and was not kept; train an adapter, or set keep_base"
             )
         elif self._base_weights is None:
-            self._base_weights = {
-                name: place(weight, self.device)
-                for name, weight in (*self._twin.named_parameters(), *self._twin.named_buffers())
-            }
+            with counted_as("weights"):
+                self._base_weights = {
+                    name: place(weight, self.device)
+                    for name, weight in (*self._twin.named_parameters(), *self._twin.named_buffers())
+                }
         try:
             yield
         finally:

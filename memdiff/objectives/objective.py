@@ -11,7 +11,6 @@ import torch
 from memdiff.chain.noise import Noise
 from memdiff.models.policy import Policy
 from memdiff.objectives.experience import Metrics, Round
-from memdiff.placement import place
 
 
 class Outcome(Protocol):
@@ -63,8 +62,3 @@ class Objective(Protocol[E]):
     def restore(self, state: dict[str, list[float]]) -> None:
         """Takes up what `state` gave."""
         ...
-
-
-def start(policy: Policy, noise: Noise, images: Sequence[int]) -> torch.Tensor:
-    """x_T of these images on the device: B C H W fp32."""
-    return place(noise.initial(images), policy.device)

@@ -52,6 +52,8 @@ def _fake_gpu() -> Iterator[FakeTensorMode]:
         # torch's own make them on the plain cpu.
         _in_place_of(torch, "tensor", _tensor),
         _in_place_of(FakeTensor, "new_tensor", _new_tensor),
+        # torch's own looks for the data.
+        _in_place_of(FakeTensor, "__deepcopy__", _deep_copy),
         FakeTensorMode() as mode,
         _Answers(),
     ):
@@ -77,6 +79,14 @@ _torch_tensor = torch.tensor
 def _tensor(data: Any, *, device: torch.device | None = None, **options: Any) -> torch.Tensor:
     made = _torch_tensor(data, **options)
     return made if device is None else made.to(device)
+
+
+def _deep_copy(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+    if id(tensor) not in memo:
+        twin = tensor.detach().clone()
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        memo[id(tensor)] = torch.nn.Parameter(twin, tensor.requires_grad) if is_parameter else twin
+    return memo[id(tensor)]
 
 
 def _new_tensor(like: torch.Tensor, data: Any, *, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:

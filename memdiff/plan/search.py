@@ -54,6 +54,11 @@ def all_settings(
     """Every setting that the recipe leaves open, with the most kept steps left to `fitting`."""
     for way, graph in graphs.items():
         checkpointing, passes = way
+        if memory.activation_checkpointing not in ("auto", checkpointing) or memory.guidance_passes not in (
+            "auto",
+            passes,
+        ):
+            continue
         for batch, choice in product(batches(job, memory, base), _places(memory, graph)):
             knobs = replace(
                 base,
