@@ -110,8 +110,9 @@ def bytes_of(
 
 
 def every_tensor() -> list[torch.Tensor]:
-    """All that Python knows of."""
-    return [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    """All that Python knows of and that has one storage: a sparse tensor has none of its own."""
+    found = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    return [tensor for tensor in found if tensor.layout == torch.strided]
 
 
 def timeline_of(events: Sequence[Event], before: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, check_precision
 from memdiff.memory.config import MemoryConfig
 from memdiff.memory.knobs import Knobs, resolve_knobs
+from memdiff.memory.residence import rest
 from memdiff.models.load import load_policy
 from memdiff.models.policy import Policy
 from memdiff.models.precision import resolve_precision
@@ -20,6 +21,8 @@ from memdiff.objectives.build import build_objective
 from memdiff.objectives.objective import Objective
 from memdiff.pieces import Pieces
 from memdiff.placement import HOST
+from memdiff.plan.for_run import plan_of_run
+from memdiff.plan.plan import Plan
 from memdiff.prompts import PromptSet
 from memdiff.ranks import Ranks
 from memdiff.rewards.build import build_weighted
@@ -41,6 +44,7 @@ class Parts:
     pieces: Pieces
     objective: Objective[Any]
     knobs: Knobs
+    plan: Plan | None  # on GPUs
 
 
 def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = None) -> Parts:
@@ -50,7 +54,8 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
     torch.manual_seed(recipe.run.seed)  # the adapter's start; all other randomness is counter-based
     precision = resolve_precision(recipe.model.precision, ranks.device)
     check_precision(precision)
-    memory = recipe.memory
+    plan = plan_of_run(recipe, ranks, precision)
+    memory = decided(recipe.memory, plan)
     policy = load_policy(
         recipe.model,
         recipe.sampler,
@@ -63,7 +68,7 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
         keep_base=recipe.method.needs_base,
     )
     images = len(ranks.block(recipe.run.images_per_round))
-    knobs = knobs_for(recipe.memory, policy, images=images)
+    knobs = plan.chosen() if plan else knobs_for(memory, policy, images=images)
     trainable = policy.trainable()
     engine = DeepSpeedEngine(
         trainable,
@@ -86,8 +91,23 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
     objective = build_objective(recipe.method, reward, pieces, ranks, knobs)
     if knobs.rewards_off_when_idle:
         judged.move(HOST)
+    rest(policy, knobs)
     prompts = PromptSet.read(recipe.prompts)
-    return Parts(recipe, ranks, policy, prompts, reward, judged, held_out.names, engine, pieces, objective, knobs)
+    return Parts(recipe, ranks, policy, prompts, reward, judged, held_out.names, engine, pieces, objective, knobs, plan)
+
+
+def decided(memory: MemoryConfig, plan: Plan | None) -> MemoryConfig:
+    """The section with what a plan chose of the knobs that networks are built with."""
+    if plan is None:
+        return memory
+    knobs = plan.chosen()
+    return memory.model_copy(
+        update={
+            "activation_checkpointing": knobs.activation_checkpointing,
+            "guidance_passes": knobs.guidance_passes,
+            "vae_checkpointing": knobs.vae_checkpointing,
+        }
+    )
 
 
 def knobs_for(memory: MemoryConfig, policy: Policy, *, images: int) -> Knobs:

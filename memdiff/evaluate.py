@@ -11,6 +11,7 @@ import torch
 
 from memdiff.build import Parts
 from memdiff.chain.noise import Noise, Stream
+from memdiff.memory.residence import decoding
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import rollout
 from memdiff.placement import HOST, place
@@ -43,12 +44,13 @@ def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistic
     with torch.no_grad(), parts.engine.evaluated():
         batch = min(parts.knobs.rollout_batch, max(1, len(block)))
         x_0 = rollout(policy, noise, block, prompts, batch=batch, storage=policy.dtype, on_step=advance)
-        images_nCHW = policy.decode(x_0)
-        parts.judged.move(parts.judged.device)
-        raw_Pn = parts.judged.raw(images_nCHW, prompts)
-        differences = diversity(parts.reward, images_nCHW, ranks, num_images=count)
-        if parts.knobs.rewards_off_when_idle:
-            parts.judged.move(HOST)
+        with decoding(policy, parts.knobs):
+            images_nCHW = policy.decode(x_0)
+            parts.judged.move(parts.judged.device)
+            raw_Pn = parts.judged.raw(images_nCHW, prompts)
+            differences = diversity(parts.reward, images_nCHW, ranks, num_images=count)
+            if parts.knobs.rewards_off_when_idle:
+                parts.judged.move(HOST)
     raw_PN = ranks.gather(raw_Pn.T.contiguous(), count).T
     images_NCHW = ranks.gather(to_uint8(images_nCHW), count)
     refuse_non_finite(raw_PN, parts.judged.names)

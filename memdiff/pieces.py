@@ -71,6 +71,15 @@ class Gradients:
         """One fp32 tensor a parameter, in the parameters' order."""
         return self._sums
 
+    def copied(self) -> Sequence[torch.Tensor]:
+        """The sums as they stand, on the host."""
+        return [place(total, HOST).clone() for total in self._sums]
+
+    def restore(self, sums: Sequence[torch.Tensor]) -> None:
+        """Back to what `copied` gave."""
+        for total, saved in zip(self._sums, sums, strict=True):
+            total.copy_(place(saved, total.device))
+
     def zero(self) -> None:
         """Forgets everything, for the next update."""
         torch._foreach_zero_(self._sums)

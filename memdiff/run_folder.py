@@ -92,6 +92,10 @@ class RunFolder:
         } | more  # fmt: skip
         _write_atomically(self._status, json.dumps(status, indent=2))
 
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """plan.json."""
+        _write_atomically(self.path / "plan.json", json.dumps(plan, indent=2))
+
     def add_row(self, row: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, flushed to the disk."""
         with self.metrics.open("a") as file:

@@ -15,11 +15,14 @@ from memdiff.config import Recipe
 from memdiff.engine.checkpoint import Checkpoints
 from memdiff.engine.engine import start_process_group
 from memdiff.environment import describe
-from memdiff.errors import EXIT_STOPPED, CheckpointError
+from memdiff.errors import EXIT_STOPPED, CheckpointError, OutOfMemoryError
 from memdiff.evaluate import evaluate
+from memdiff.memory.residence import decoding
 from memdiff.metrics import reset_peak, round_row
 from memdiff.objectives.experience import Batch, Clock, Metrics, Round
 from memdiff.placement import HOST
+from memdiff.plan.advice import three_best
+from memdiff.plan.plan import Plan
 from memdiff.progress import RunProgress
 from memdiff.ranks import ranks_of_this_process
 from memdiff.report.grid import image_grid, write_evolution
@@ -44,9 +47,13 @@ def train(recipe: Recipe, out: Path, *, resume: Resume = "auto", ds_config_file:
         standing = restore(parts, checkpoints, folder, resume, progress)
         if ranks.is_first:
             folder.write_status("running", round=standing.round, environment=describe(ranks, parts.knobs))
-        rehearse(parts)
-        run = Run(parts, folder, checkpoints, progress, standing, stop)
-        return run.loop()
+            if parts.plan:
+                folder.write_plan(parts.plan.to_json())
+                progress.say(planned(parts.plan))
+        with memory_told(parts.plan):
+            rehearse(parts)
+            run = Run(parts, folder, checkpoints, progress, standing, stop)
+            return run.loop()
 
 
 class Run:
@@ -103,6 +110,8 @@ class Run:
             self.record(row)
         if self.parts.ranks.is_first:
             self.folder.write_status("running", round=number)
+            if self.parts.plan and row["peak_bytes"]:
+                self.folder.write_plan({**self.parts.plan.to_json(), "measured_peak_bytes": row["peak_bytes"]})
         self.progress.done(number, row)
 
     def evaluate(self, row: Metrics) -> None:
@@ -167,6 +176,13 @@ class Run:
         return exit_code
 
 
+def planned(plan: Plan) -> str:
+    """What the plan promises, in a line."""
+    gib = 2**30
+    fits = "" if plan.fits else "; it may not fit: " + "; ".join(plan.notes[:1])
+    return f"planned peak {plan.peak_bytes / gib:.2f} of {plan.budget_bytes / gib:.2f} GiB, in {plan.peak_phase}{fits}"
+
+
 def restore(
     parts: Parts, checkpoints: Checkpoints, folder: RunFolder, resume: Resume, progress: RunProgress
 ) -> Standing:
@@ -213,14 +229,35 @@ def rehearse(parts: Parts) -> None:
     noise = Noise(seed=parts.recipe.run.seed, stream=Stream.PROBE, round=0, shape=policy.shape)
     prompts = parts.prompts.of_evaluation(range(count))
     policy.encode(prompts)
-    parts.objective.rehearse(policy, noise, count, prompts)
-    with torch.no_grad():
+    while not _rehearsed(parts, noise, count, prompts):
+        parts.objective.halve()
+    with torch.no_grad(), decoding(policy, knobs):
         images_BCHW = policy.decode(noise.initial(range(count)).to(policy.device))
         parts.judged.move(parts.judged.device)
         parts.judged.raw(images_BCHW, prompts)
         if knobs.rewards_off_when_idle:
             parts.judged.move(HOST)
     parts.engine.gradients.zero()
+
+
+def _rehearsed(parts: Parts, noise: Noise, images: int, prompts: Sequence[str]) -> bool:
+    """False where memory ran out; the failed call's frames are gone by then."""
+    try:
+        parts.objective.rehearse(parts.policy, noise, images, prompts)
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+@contextmanager
+def memory_told(plan: Plan | None) -> Iterator[None]:
+    """Running out of memory ends the run with the plan's three best suggestions."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, OutOfMemoryError) as error:
+        what = str(error).splitlines()[0]
+        told = three_best(plan.changes) if plan else ["--set memory.activation_checkpointing=true", "an adapter"]
+        raise OutOfMemoryError(f"{what}; what would help: {'; '.join(told)}") from None
 
 
 @contextmanager

@@ -44,8 +44,8 @@ CONTEXT_BYTES = int(0.40 * GIB)
 """The CUDA context with lazily loaded kernels: "currently used ~300MB" (pytorch issue 107667, CUDA >= 11.7; 1 GB before
 that), and 0.1 GiB for the libraries' own handles."""
 NCCL_BYTES = int(0.20 * GIB)
-"""One communicator over PCIe: two channels a peer with three protocol buffers of 4 MiB, 512 KiB and 9.4 MiB, and its own
-context state. With NVLink it is more: 544 to 688 MB for four A100 (nccl issue 964), cards on which it matters less."""
+"""One communicator over PCIe. An estimate, not measured: a few channels with buffers of 4 MiB (NCCL_BUFFSIZE's default)
+and what NCCL loads. With NVLink it is more: 544 to 688 MB on four A100 (nccl issue 964), on cards with room for it."""
 WORKSPACE_BYTES = 64 * 2**20
 """cuBLAS: 4096 kB x 8 + 16 kB x 8 a handle and stream, 8.1 MiB before Hopper and 32 MiB on it (torch's CUDAContext,
 getChosenWorkspaceSize); the rest for cuDNN's convolutions, whose algorithms in fp16 ask for little (torch without
@@ -56,7 +56,7 @@ a segment has left over waits for a smaller tensor. With PYTORCH_ALLOC_CONF=expa
 assumes on CUDA, segments grow and this stays small."""
 
 MATRIX_SHARE = 0.4
-"""Of a card's peak that a denoiser reaches, for an estimate of hours: a T4 denoises SD 1.5 at about 25 of 65 TFLOP/s."""
+"""Of a card's peak that a denoiser reaches, for an estimate of hours: SD 1.5 runs on a T4 at about 25 of 65 TFLOP/s."""
 PCIE_BYTES_A_SECOND = 12e9
 """PCIe 3 x16 from pinned memory; twice that on PCIe 4."""
 

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Peak:
     """The most bytes that lived at once, what they were, and which module was at work."""
 
     bytes: int = 0
-    categories: Mapping[str, int] = field(default_factory=dict)
+    categories: Mapping[Category, int] = field(default_factory=dict)
     module: str = ""
 
 
@@ -214,7 +214,7 @@ class Ledger(TorchDispatchMode):
             self._running.pop()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _aliases(func: Any) -> bool:
     """Whether what an operator returns has the storage of one of its arguments, as its schema says."""
     return func in _VIEWS_UNSAID or any(returned.alias_info is not None for returned in func._schema.returns)

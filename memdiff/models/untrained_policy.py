@@ -152,8 +152,9 @@ def _read(model: DdpmConfig | StableDiffusionConfig | SdxlConfig) -> DdpmArchite
     if isinstance(model, DdpmConfig):
         return DdpmArchitecture(_config(UNet2DModel, source, "unet", revision), lambda: ddim)
     numbers = ("", "_2") if isinstance(model, SdxlConfig) else ("",)
+    where: dict[str, Any] = {} if revision is None else {"revision": revision}
     encoders = [
-        CLIPTextConfig.from_pretrained(source, subfolder=f"text_encoder{number}", revision=revision).to_dict()
+        CLIPTextConfig.from_pretrained(source, subfolder=f"text_encoder{number}", **where).to_dict()
         for number in numbers
     ]
     return LatentArchitecture(

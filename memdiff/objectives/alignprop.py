@@ -60,6 +60,10 @@ class AlignProp:
         """One micro-batch over the steps that are kept and one more."""
         self.direct.rehearse(policy, noise, images, prompts, self.direct.through_the_chain)
 
+    def halve(self) -> None:
+        """Smaller micro-batches from here on."""
+        self.direct.size.halve()
+
     def passes(self, policy: Policy) -> int:
         """All steps forward, on average half of the differentiated ones back."""
         steps = policy.schedule.steps

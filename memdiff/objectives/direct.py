@@ -21,10 +21,11 @@ from memdiff.memory.residence import decoding
 from memdiff.models.policy import Policy, rollout, sample_step
 from memdiff.objectives.config import DirectConfig
 from memdiff.objectives.experience import Batch, Clock, Metrics, Round
+from memdiff.objectives.halving import PieceSize, in_pieces
 from memdiff.objectives.scoring import Rows, Scored, Scoring, refuse_without_gradient
 from memdiff.objectives.sweep import Sweep
 from memdiff.objectives.tally import Tally
-from memdiff.pieces import Pieces, fixed_batches
+from memdiff.pieces import Pieces
 from memdiff.placement import HOST, place
 from memdiff.ranks import Ranks
 from memdiff.rewards.guards import diversity
@@ -70,6 +71,7 @@ class DirectGradient:
         self.config, self.reward, self.pieces, self.ranks, self.knobs = config, reward, pieces, ranks, knobs
         self.scoring = Scoring(reward, pieces, knobs, target=config.target, scale=config.scale)
         self.queries = queries  # rewards asked for, an image
+        self.size = PieceSize(knobs.micro_batch)
 
     def collect(self, policy: Policy, round: Round, starts_n: Sequence[int]) -> Experience:
         """Only the very first round of a run with normalised parts samples here: their scale has to be known."""
@@ -105,28 +107,53 @@ class DirectGradient:
         round, starts_n, tally = experience.round, experience.starts_n, self.tally(policy)
         count_n = len(starts_n)
         order = sorted(range(count_n), key=lambda image: starts_n[image])
-        group_size = even_size(count_n, max(self.knobs.rollout_batch, self.knobs.micro_batch))
-        size = even_size(group_size, self.knobs.micro_batch)
-        states = self._states(policy, size, policy.schedule.steps - min(starts_n))
+        group_size = even_size(count_n, max(self.knobs.rollout_batch, self.size.rows))
+        last = policy.schedule.steps
         raw_nP, images_n = {}, {}
         for at in range(0, count_n, group_size):
             members = order[at : at + group_size]
             begin = min(starts_n[image] for image in members) if prefix is None else prefix
             x_mCHW = self._prefix(policy, round, members, begin)
-            for padded, count in fixed_batches(range(len(members)), size):
+
+            def walk(padded: list[int], count: int, members=members, begin=begin, x_mCHW=x_mCHW) -> None:
                 chosen = [members[row] for row in padded]
                 rows = self._rows(round, chosen, count)
                 starts = [starts_n[image] for image in chosen]
+                states = self._states(policy, len(chosen), last - min(starts))
                 sweep = self.sweep(tally)
                 scored = go(Walk(policy, round, rows, x_mCHW[padded], begin, starts, states, sweep))
                 for row, image in enumerate(chosen[:count]):
                     raw_nP[image] = scored.raw_PB[:, row]
                     images_n[image] = place(scored.images_BCHW[row], HOST)
+
+            size = PieceSize(even_size(len(members), self.size.rows))
+            self._walk_all(members, size, walk, tally)
         raw_Pn = torch.stack([raw_nP[image] for image in range(count_n)], dim=1)
         self._conclude(policy, experience, raw_Pn.float(), [images_n[image] for image in range(count_n)])
         differentiated = sum(policy.schedule.steps - start for start in starts_n)
         total = self.ranks.sum(torch.tensor(float(differentiated), device=self.ranks.device))
         return {"last_steps_mean": float(total) / round.batch.num_images, **tally.metrics(self.ranks)}
+
+    def _walk_all(
+        self, members: Sequence[int], size: PieceSize, walk: Callable[[list[int], int], None], tally: Tally
+    ) -> None:
+        """All of a group, in halves where memory runs out: what a failed micro-batch had added is taken back."""
+        gradients = self.pieces.gradients
+        before: list[Sequence[torch.Tensor]] = []
+
+        def and_note(padded: list[int], count: int) -> None:
+            # On the host: one copy of what is trained, of micro-batches that could still be halved.
+            before[:] = [gradients.copied(), tally.copied()] if len(padded) > 1 else []
+            walk(padded, count)
+
+        def take_back() -> None:
+            if before:
+                gradients.restore(before[0])
+                tally.restore(before[1])
+
+        in_pieces(range(len(members)), size, and_note, take_back=take_back)
+        if size.halved:
+            self.size = PieceSize(size.rows)
 
     def through_the_chain(self, walk: Walk) -> Scored:
         """The reverse sweep from each row's start."""
@@ -155,7 +182,7 @@ class DirectGradient:
         end as are kept and one more, or the last step before that at which something is trained."""
         last, texts = policy.schedule.steps, [prompts[image % len(prompts)] for image in range(images)]
         sample_step(policy, noise, place(noise.initial(range(images)), policy.device), 0, range(images), texts[:images])
-        count = even_size(images, self.knobs.micro_batch)
+        count = even_size(images, self.size.rows)
         round = Round(Batch(range(count), texts[:count], count, noise), Clock(policy.device))
         if start is None:
             latest = max(0, last - self.knobs.kept_steps - 1)

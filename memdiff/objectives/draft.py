@@ -58,6 +58,10 @@ class Draft:
         start = policy.schedule.steps - 1 if self.config.steps_of(policy.schedule.steps) == 1 else None
         self.direct.rehearse(policy, noise, images, prompts, go, start=start)
 
+    def halve(self) -> None:
+        """Smaller micro-batches from here on."""
+        self.direct.size.halve()
+
     def passes(self, policy: Policy) -> int:
         """All steps forward, the differentiated ones back."""
         steps = policy.schedule.steps

@@ -51,6 +51,10 @@ class Objective(Protocol[E]):
         """
         ...
 
+    def halve(self) -> None:
+        """Half the rows in a piece from here on. Raises OutOfMemoryError where it is one already."""
+        ...
+
     def passes(self, policy: Policy) -> int:
         """Image-steps that a round takes for each image, for the progress bar."""
         ...

@@ -55,6 +55,10 @@ class Refl:
         """One micro-batch."""
         self.direct.rehearse(policy, noise, images, prompts, self._at_once, start=self.config.last_step)
 
+    def halve(self) -> None:
+        """Smaller micro-batches from here on."""
+        self.direct.size.halve()
+
     def passes(self, policy: Policy) -> int:
         """To the middle of the range forward, and one step back."""
         return (self.config.first_step + self.config.last_step) // 2 + 2

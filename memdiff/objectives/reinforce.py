@@ -20,7 +20,7 @@ Shapes: B pairs of one piece, n images of this rank, N images over all ranks, K 
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -35,8 +35,9 @@ from memdiff.memory.residence import decoding
 from memdiff.models.policy import Policy, rollout, sample_step
 from memdiff.objectives.config import ReinforceConfig
 from memdiff.objectives.experience import Metrics, Round
+from memdiff.objectives.halving import PieceSize, in_pieces
 from memdiff.objectives.prompt_rewards import PromptRewards
-from memdiff.pieces import Pieces, Pull, fixed_batches
+from memdiff.pieces import Pieces, Pull
 from memdiff.placement import HOST, place
 from memdiff.ranks import Ranks
 from memdiff.rewards.guards import diversity
@@ -55,7 +56,7 @@ class Experience:
     raw_PN: torch.Tensor  # every part's scores of all ranks' images
     rewards_N: torch.Tensor
     metrics: Metrics
-    old_log_probs: list[torch.Tensor] = field(default_factory=list)  # one tensor a piece, of the first pass
+    old_log_probs: torch.Tensor | None = None  # of the first pass, one a pair
 
 
 class Reinforce:
@@ -65,6 +66,7 @@ class Reinforce:
         self, config: ReinforceConfig, reward: WeightedReward, pieces: Pieces, ranks: Ranks, knobs: Knobs
     ) -> None:
         self.config, self.reward, self.pieces, self.ranks, self.knobs = config, reward, pieces, ranks, knobs
+        self.size = PieceSize(knobs.micro_batch)
         self.prompt_rewards = PromptRewards(config.prompt_memory)
 
     def collect(self, policy: Policy, round: Round) -> Experience:
@@ -134,6 +136,10 @@ class Reinforce:
         for _ in range(self.config.inner_updates):
             yield experience
 
+    def halve(self) -> None:
+        """Smaller pieces from here on."""
+        self.size.halve()
+
     def pairs(self, policy: Policy, images: int) -> list[Pair]:
         """Every (image, step) that takes part, step by step."""
         return [(image, step) for step in policy.schedule.steps_with_density for image in range(images)]
@@ -144,7 +150,7 @@ class Reinforce:
             raise ConfigError(
                 "no step of this chain has a density, so there is no policy gradient; set sampler.eta to 1"
             )
-        step, count = policy.schedule.steps_with_density[0], self.knobs.micro_batch
+        step, count = policy.schedule.steps_with_density[0], self.size.rows
         texts = [prompts[image % len(prompts)] for image in range(max(images, count))]
         x_BCHW = place(noise.initial(range(images)), policy.device)
         sample_step(policy, noise, x_BCHW, step, range(images), texts[:images])
@@ -187,33 +193,40 @@ class Reinforce:
         """Adds the gradient of the loss, -J, to the pieces' sums; returns diagnostics over all ranks."""
         weights = step_weights(policy.schedule, self.config.step_weights)
         pairs = self.pairs(policy, experience.trajectory.images)
-        first_pass = not experience.old_log_probs
+        first_pass = experience.old_log_probs is None
+        old_P = torch.zeros(len(pairs), device=policy.device) if first_pass else experience.old_log_probs
+        assert old_P is not None
         tally = _Tally(policy, self.config, experience.advantages_n.device)
+
+        def piece(padded: list[int], count: int) -> None:
+            steps = [pairs[number][1] for number in padded]
+            images = [pairs[number][0] for number in padded]
+            x_t_BCHW, x_s_BCHW = experience.trajectory.transitions([pairs[number] for number in padded])
+            prompts = [experience.round.batch.prompts[image] for image in images]
+            terms_RB, pull = self._piece(policy, x_t_BCHW, x_s_BCHW, steps, prompts)
+            log_prob_B = terms_RB[0]
+            # Scored in this grouping, not taken from the rollout's: another one is off by 1e-3 in fp16.
+            old_B = log_prob_B if first_pass else old_P[padded]
+            advantage_B = experience.advantages_n[images]
+            weight_B = advantage_B.new_tensor([weights[step] for step in steps])
+            weight_B[count:] = 0  # what only fills the batch up
+            scale = self.ranks.world_size / experience.round.batch.num_images
+            ratio_B, slope_B = clipped_slope(log_prob_B, old_B, advantage_B, self.config.ratio_clip)
+            d_loss_B = -slope_B * weight_B * scale
+            d_terms = [d_loss_B]
+            if self.config.kl_weight:
+                d_terms.append(self.config.kl_weight * weight_B * scale)
+            pull(torch.stack(d_terms))
+            if first_pass:
+                old_P[padded[:count]] = log_prob_B[:count].detach()
+            tally.add(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count)
+            if self.config.kl_weight:
+                tally.add_kl(terms_RB[1, :count])
+            experience.round.advance(count)
+
         with experience.round.clock.phase("train"):
-            for number, (padded, count) in enumerate(fixed_batches(pairs, self.knobs.micro_batch)):
-                x_t_BCHW, x_s_BCHW = experience.trajectory.transitions(padded)
-                steps = [step for _, step in padded]
-                prompts = [experience.round.batch.prompts[image] for image, _ in padded]
-                terms_RB, pull = self._piece(policy, x_t_BCHW, x_s_BCHW, steps, prompts)
-                log_prob_B = terms_RB[0]
-                if first_pass:
-                    # Scored in this grouping, not taken from the rollout's: another one is off by 1e-3 in fp16.
-                    experience.old_log_probs.append(log_prob_B)
-                advantage_B = experience.advantages_n[[image for image, _ in padded]]
-                weight_B = advantage_B.new_tensor([weights[step] for step in steps])
-                weight_B[count:] = 0  # what only fills the batch up
-                scale = self.ranks.world_size / experience.round.batch.num_images
-                ratio_B, slope_B = clipped_slope(
-                    log_prob_B, experience.old_log_probs[number], advantage_B, self.config.ratio_clip
-                )
-                d_loss_B = -slope_B * weight_B * scale
-                tally.add(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count)
-                d_terms = [d_loss_B]
-                if self.config.kl_weight:
-                    tally.add_kl(terms_RB[1, :count])
-                    d_terms.append(self.config.kl_weight * weight_B * scale)
-                pull(torch.stack(d_terms))
-                experience.round.advance(count)
+            in_pieces(range(len(pairs)), self.size, piece)
+        experience.old_log_probs = old_P
         return tally.metrics(self.ranks)
 
 

@@ -23,7 +23,7 @@ from memdiff.memory.residence import decoding
 from memdiff.models.policy import Policy
 from memdiff.pieces import Pieces
 from memdiff.placement import HOST, place
-from memdiff.rewards.reward import checked
+from memdiff.rewards.reward import score
 from memdiff.rewards.weighted import WeightedPart, WeightedReward, refuse_non_finite
 
 
@@ -131,7 +131,7 @@ class Scoring:
 def _score(part: WeightedPart, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     """One part's checked scores: B. RewardError where they carry no gradient though one is asked for."""
     with counted_as("reward"):
-        raw_B = checked(part.reward(images_BCHW, prompts), count=len(images_BCHW), name=part.name)
+        raw_B = score(part.reward, images_BCHW, prompts, chunk=len(images_BCHW), name=part.name)
     if torch.is_grad_enabled() and not raw_B.requires_grad:
         raise RewardError(
             f"reward {part.name} must return scores with a gradient to the images, got a tensor without one; "

@@ -47,6 +47,14 @@ class Tally:
         """Of predictions to those of the base."""
         self._distance += torch.stack([distance_B[taking_part].sum(), distance_B.new_tensor(len(taking_part))])
 
+    def copied(self) -> Sequence[torch.Tensor]:
+        """The sums as they stand."""
+        return [self._sums_4K.clone(), self._distance.clone()]
+
+    def restore(self, sums: Sequence[torch.Tensor]) -> None:
+        """Back to what `copied` gave."""
+        self._sums_4K, self._distance = (total.clone() for total in sums)
+
     def metrics(self, ranks: Ranks) -> Metrics:
         """`costate_norm`: entry k is the root mean square over images of |d loss_i / d x_{k+1}| (ReFL: / d x_0).
 

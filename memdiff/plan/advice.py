@@ -1,6 +1,6 @@
 """What each knob saves and costs, and plain sentences about what is not worth having."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ class Change:
 
     knob: str
     value: Any
-    recipe_key: str
+    setting: str  # as --set takes it
     peak_bytes: int
     flops: float
     moved_seconds: float
@@ -51,7 +51,7 @@ def changes(
             Change(
                 knob=knob,
                 value=value,
-                recipe_key=key,
+                setting=key,
                 peak_bytes=after.peak_bytes - setting.peak_bytes,
                 flops=after.outlook.flops - setting.outlook.flops,
                 moved_seconds=(after.outlook.moved_bytes - setting.outlook.moved_bytes) / PCIE_BYTES_A_SECOND,
@@ -62,27 +62,40 @@ def changes(
 
 def _turns(knobs: Knobs, job: Job, graphs: Mapping[Way, Graphs]) -> list[tuple[str, Any, str]]:
     sizes = next(iter(graphs.values())).sizes
-    rewards = "gpu" if knobs.rewards_off_when_idle else "idle_off"
-    turns: list[tuple[str, Any, str]] = [
-        ("activation_checkpointing", not knobs.activation_checkpointing, "memory.activation_checkpointing"),
-        ("trajectory_on_host", not knobs.trajectory_on_host, "memory.trajectory"),
-        ("accumulators_on_host", not knobs.accumulators_on_host, "memory.accumulators"),
-        ("offload_optimizer", not knobs.offload_optimizer, "memory.offload_optimizer"),
-    ]
+    turns: list[tuple[str, Any, str]] = []
+
+    def turn(knob: str, key: str, off: str, on: str) -> None:
+        before = getattr(knobs, knob)
+        turns.append((knob, not before, f"memory.{key}={off if before else on}"))
+
     if knobs.micro_batch > 1:
-        turns.insert(0, ("micro_batch", max(1, knobs.micro_batch // 2), "memory.micro_batch"))
+        half = knobs.micro_batch // 2
+        turns.append(("micro_batch", half, f"memory.micro_batch={half}"))
+    turn("activation_checkpointing", "activation_checkpointing", "false", "true")
+    turn("trajectory_on_host", "trajectory", "gpu", "host")
+    turn("accumulators_on_host", "accumulators", "gpu", "host")
+    turn("offload_optimizer", "offload_optimizer", "false", "true")
     if sizes.rewards and not knobs.rewards_on_host:
-        turns.append(("rewards_off_when_idle", not knobs.rewards_off_when_idle, f"memory.rewards: {rewards}"))
+        turn("rewards_off_when_idle", "rewards", "gpu", "idle_off")
     if sizes.decoder:
-        turns.append(("decoder_off_when_idle", not knobs.decoder_off_when_idle, "memory.idle_parts"))
+        turn("decoder_off_when_idle", "idle_parts", "stay", "leave")
     if sizes.unet > sizes.unet_trained:
-        turns.append(("unet_off_when_idle", not knobs.unet_off_when_idle, "memory.idle_parts"))
-    if job.direct:
-        if knobs.kept_steps:
-            turns.append(("kept_steps", 0, "memory.kept_steps"))
-        if knobs.kept_steps < job.most_kept():
-            turns.append(("kept_steps", job.most_kept(), "memory.kept_steps"))
+        turn("unet_off_when_idle", "idle_parts", "stay", "leave")
+    if job.direct and knobs.kept_steps:
+        turns.append(("kept_steps", 0, "memory.kept_steps=0"))
+    if job.direct and knobs.kept_steps < job.most_kept():
+        turns.append(("kept_steps", job.most_kept(), f"memory.kept_steps={job.most_kept()}"))
     return turns
+
+
+def three_best(found: Sequence[Change]) -> list[str]:
+    """The settings that save most, each with what it saves and costs, for a run that ran out of memory."""
+    saving = sorted((change for change in found if change.peak_bytes < 0), key=lambda change: change.peak_bytes)
+    told: dict[str, str] = {}
+    for change in saving:
+        cost = "recomputes more" if change.flops > 0 else f"{change.moved_seconds:.1f} s a round"
+        told.setdefault(change.setting, f"--set {change.setting} (saves {-change.peak_bytes / GIB:.2f} GiB, {cost})")
+    return list(told.values())[:3]
 
 
 def sentences(

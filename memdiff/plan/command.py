@@ -1,6 +1,7 @@
 """`memdiff plan`: a recipe and a card in, a table or JSON out. No torch before both are known to be right."""
 
 import json
+import os
 from pathlib import Path
 
 from memdiff.errors import ConfigError
@@ -34,7 +35,8 @@ def plan_recipe(
     quiet_libraries()
     if card and recipe.model.precision == "bf16" and not card.bf16:
         raise ConfigError(f"model.precision bf16: a {card.name} has none (sm_{card.sm}); use fp16")
-    plan = make_plan(recipe, budget_bytes=budget, ranks=ranks, gpu=card)
+    processes = min(2, os.cpu_count() or 1) if hasattr(os, "fork") else 1
+    plan = make_plan(recipe, budget_bytes=budget, ranks=ranks, gpu=card, processes=processes)
     if as_json:
         return json.dumps(plan.to_json(), indent=2)
     show(plan)

@@ -15,7 +15,7 @@ from memdiff.objectives.config import AlignPropConfig, DraftConfig, MethodConfig
 from memdiff.plan.measure import Measured, Sizes
 
 PHASES = ("encode", "rollout", "reward", "train", "apply")
-TRANSIENT: tuple[Category, ...] = ("activations", "decoder", "reward")
+TRANSIENT: tuple[Category, ...] = ("weights", "activations", "decoder", "reward")
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,9 @@ class Graphs:
     def of(cls, measured: Sequence[Measured], *, direct: bool) -> "Graphs":
         """`measured` differ in their images only."""
         first = measured[0]
-        baseline = {"activations": 0, "decoder": first.sizes.decoder, "reward": first.sizes.rewards}
-        transient = {
+        sizes = first.sizes
+        baseline = {"weights": sizes.unet, "activations": 0, "decoder": sizes.decoder, "reward": sizes.rewards}
+        transient: dict[str, dict[Category, Curve]] = {
             phase: {
                 category: Curve(
                     tuple((m.images, m.peaks[phase].categories[category] - baseline[category]) for m in measured)
@@ -200,7 +201,7 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
     _train(phases["train"], graphs, rows, kept, built=job.direct)
     if knobs.unet_off_when_idle:
         # It leaves inside the phase: what was there before is part of its peak.
-        before = always | {"activations": kept * graphs.kept.at(rows)}
+        before: dict[Category, int] = {**always, "activations": kept * graphs.kept.at(rows)}
         phases["reward"] = max(phases["reward"], before, key=lambda parts: sum(parts.values()))
     phases["apply"]["engine buckets"] = states.engine_buckets
     pulled, again = job.pulled(kept)

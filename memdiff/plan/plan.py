@@ -14,6 +14,7 @@ from memdiff.models.config import Precision
 from memdiff.plan.advice import Change, changes, sentences
 from memdiff.plan.compose import Graphs, Job, total
 from memdiff.plan.measure import Measured, measure, resident
+from memdiff.plan.processes import side_by_side
 from memdiff.plan.search import Setting, Way, all_settings, best
 from memdiff.plan.short import job_of, sizes_to_measure
 
@@ -49,18 +50,29 @@ class Plan:
         """As `memdiff plan --json` prints it and plan.json holds it."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Plan":
+        """What `to_json` gave."""
+        return cls(**{**found, "changes": tuple(Change(**c) for c in found["changes"]), "notes": tuple(found["notes"])})
+
     def chosen(self) -> Knobs:
         """The knobs to run with."""
         return Knobs(**self.knobs)
 
 
 def make_plan(
-    recipe: Recipe, *, budget_bytes: int, ranks: int = 1, gpu: Gpu | None = None, precision: str | None = None
+    recipe: Recipe,
+    *,
+    budget_bytes: int,
+    ranks: int = 1,
+    gpu: Gpu | None = None,
+    precision: str | None = None,
+    processes: int = 1,
 ) -> Plan:
     """On `ranks` GPUs whose allocator may hold `budget_bytes` each. Raises ConfigError for what can't be planned."""
     precision = precision or planned_precision(recipe.model.precision)
     job = job_of(recipe, ranks=ranks, precision=precision)
-    rounds = measure_ways(recipe, job, precision)
+    rounds = measure_ways(recipe, job, precision, processes=processes)
     while True:
         graphs = {way: Graphs.of(measured, direct=job.direct) for way, measured in rounds.items()}
         plan = choose(recipe, graphs, budget_bytes=budget_bytes, ranks=ranks, gpu=gpu, precision=precision)
@@ -105,17 +117,23 @@ def choose(
     )  # fmt: skip
 
 
-def measure_ways(recipe: Recipe, job: Job, precision: str) -> dict[Way, list[Measured]]:
-    """The ways of recomputing that the recipe leaves open, each measured at one size or several."""
+def measure_ways(recipe: Recipe, job: Job, precision: str, *, processes: int = 1) -> dict[Way, list[Measured]]:
+    """The ways of recomputing that the recipe leaves open, each measured at one size or several.
+
+    With more than one of `processes` they run side by side, in forks: not in a process that uses CUDA or threads.
+    """
     memory = recipe.memory
     checkpointing = (False, True) if memory.activation_checkpointing == "auto" else (memory.activation_checkpointing,)
     passes = 1 if memory.guidance_passes == "auto" else memory.guidance_passes
-    found: dict[Way, list[Measured]] = {}
-    for again in checkpointing:
-        knobs = dataclasses.replace(_base(recipe), activation_checkpointing=again, guidance_passes=passes)
-        found[(again, passes)] = [
-            _round(recipe, knobs, job, precision, images) for images in sizes_to_measure(recipe, job)
-        ]
+    found: dict[Way, list[Measured]] = {(again, passes): [] for again in checkpointing}
+    tasks = [(way, images) for images in sizes_to_measure(recipe, job) for way in found]
+
+    def run(way: Way, images: int) -> Measured:
+        knobs = dataclasses.replace(_base(recipe), activation_checkpointing=way[0], guidance_passes=way[1])
+        return _round(recipe, knobs, job, precision, images)
+
+    for (way, _), measured in zip(tasks, side_by_side(run, tasks, processes), strict=True):
+        found[way].append(measured)
     return found
 
 

@@ -114,7 +114,8 @@ def batches(job: Job, memory: MemoryConfig, base: Knobs) -> Iterator[dict[str, i
     largest = job.images if job.direct else job.images * max(1, job.density_steps)
     sizes = list(_sizes(largest)) if memory.micro_batch == "auto" else [base.micro_batch]
     for micro in sizes:
-        rollout = min(job.images, micro if job.direct else 4 * micro)
+        rollout = micro if job.direct else 4 * micro
+        rollout = -(-job.images // -(-job.images // rollout))  # the same batches, less filled up
         yield {
             "micro_batch": micro,
             "rollout_batch": rollout if memory.rollout_batch == "auto" else base.rollout_batch,

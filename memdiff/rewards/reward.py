@@ -32,16 +32,19 @@ class Reward(Protocol):
 
 
 def score(reward: Reward, images_BCHW: torch.Tensor, prompts: Sequence[str], *, chunk: int, name: str) -> torch.Tensor:
-    """B rewards in chunks of at most `chunk` images, checked: a mistake is a RewardError that names the reward."""
+    """B rewards in chunks of at most `chunk` images, checked: a mistake is a RewardError that names the reward.
+
+    fp32, whatever the reward returns; fp64 for images in fp64.
+    """
     parts = []
     for start in range(0, len(images_BCHW), chunk):
         images, texts = images_BCHW[start : start + chunk], prompts[start : start + chunk]
-        parts.append(checked(reward(images, texts), count=len(images), name=name))
+        parts.append(checked(reward(images, texts), count=len(images), name=name, dtype=widen(images[:0]).dtype))
     return torch.cat(parts) if parts else images_BCHW.new_zeros(0, dtype=torch.float32)
 
 
-def checked(result: object, *, count: int, name: str) -> torch.Tensor:
-    """`result` in fp32 (fp64 stays) if it is a tensor of `count` numbers; else RewardError: expected, got."""
+def checked(result: object, *, count: int, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """`result` in `dtype` if it is a tensor of `count` numbers; else RewardError: expected, got."""
     if not isinstance(result, torch.Tensor):
         raise RewardError(f"reward {name} must return {count} numbers for {count} images, got {type(result).__name__}")
     if result.shape != (count,):
@@ -49,4 +52,4 @@ def checked(result: object, *, count: int, name: str) -> torch.Tensor:
             f"reward {name} must return {count} numbers for {count} images, shape ({count},), got shape "
             f"{tuple(result.shape)}; nothing is broadcast"
         )
-    return widen(result)
+    return result.to(dtype)

@@ -195,7 +195,8 @@ def _detection(part: DetectionConfig, device: torch.device) -> DetectionReward:
     kinds: dict[str, Any] = {"owlvit": OwlViTConfig, "owlv2": Owlv2Config}
     written = DETECTORS.get(part.path)
     config: Any = written() if written else read_config(part.path, kinds, revision=part.revision)
-    detector: Any = (Owlv2ForObjectDetection if isinstance(config, Owlv2Config) else OwlViTForObjectDetection)(config)
+    kind: Any = Owlv2ForObjectDetection if isinstance(config, Owlv2Config) else OwlViTForObjectDetection
+    detector = kind(config)
     core = detector.owlv2 if isinstance(config, Owlv2Config) else detector.owlvit
     core.text_model, core.text_projection = torch.nn.Identity(), torch.nn.Identity()
     dtype = network_dtype(part.precision, _kind(device))
