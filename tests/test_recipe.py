@@ -272,7 +272,7 @@ def test_step_weights_fit_the_steps(file: Path):
     """One number a step of the sampler's own chain, whichever of the two keys is changed."""
     file.write_text(LEAST)
     recipe = read_recipe(file, ("sampler.steps=3", "method.step_weights=[1, 0, 2]"))
-    assert recipe.method.step_weights == (1.0, 0.0, 2.0)
+    assert recipe.method.kind == "reinforce" and recipe.method.step_weights == (1.0, 0.0, 2.0)
     assert "3 of them, got 2" in refusal(file, LEAST, ("sampler.steps=3", "method.step_weights=[1, 2]"))
     assert ">= 0" in refusal(file, LEAST, ("sampler.steps=2", "method.step_weights=[1, -2]"))
 

@@ -95,7 +95,7 @@ def random_parts(recipe: Recipe, ranks: Ranks) -> Parts:
         reward.move(HOST)
     rest(policy, knobs)
     prompts = PromptSet.read(recipe.prompts)
-    return Parts(recipe, ranks, policy, prompts, reward, reward, (), engine, pieces, objective, knobs)
+    return Parts(recipe, ranks, policy, prompts, reward, reward, (), engine, pieces, objective, knobs, plan=None)
 
 
 def largest(runs: Callable[[int], bool], most: int) -> int:
