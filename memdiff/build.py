@@ -1,6 +1,6 @@
 """From a recipe to the parts of a run. The one place where rooms meet."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,23 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
     check_precision(precision)
     plan = plan_of_run(recipe, ranks, precision)
     memory = decided(recipe.memory, plan)
-    policy = load_policy(
+    policy = make_policy(load_policy, recipe, memory, device=ranks.device, precision=precision)
+    images = len(ranks.block(recipe.run.images_per_round))
+    knobs = plan.chosen() if plan else knobs_for(memory, policy, images=images)
+    reward_device = HOST if knobs.rewards_on_host else ranks.device
+    reward = build_weighted(recipe.reward, device=reward_device)
+    held_out = build_weighted(recipe.evaluate.rewards, device=reward_device)
+    return connect(recipe, ranks, policy, reward, held_out, knobs, plan, precision, ds_config_file)
+
+
+def make_policy(
+    make: Callable[..., Policy], recipe: Recipe, memory: MemoryConfig, *, device: torch.device, precision: str
+) -> Policy:
+    """What `make`, `load_policy` or `untrained_policy`, gives for a recipe and its memory section."""
+    return make(
         recipe.model,
         recipe.sampler,
-        device=ranks.device,
+        device=device,
         precision=precision,
         adapter=recipe.adapter,
         activation_checkpointing=memory.activation_checkpointing is True,
@@ -67,8 +80,20 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
         vae_checkpointing="layers" if memory.vae_checkpointing == "auto" else memory.vae_checkpointing,
         keep_base=recipe.method.needs_base,
     )
-    images = len(ranks.block(recipe.run.images_per_round))
-    knobs = plan.chosen() if plan else knobs_for(memory, policy, images=images)
+
+
+def connect(
+    recipe: Recipe,
+    ranks: Ranks,
+    policy: Policy,
+    reward: WeightedReward,
+    held_out: WeightedReward,
+    knobs: Knobs,
+    plan: Plan | None,
+    precision: str,
+    ds_config_file: Path | None = None,
+) -> Parts:
+    """Engine, pieces and objective around a policy and its rewards; what is idle leaves the device."""
     trainable = policy.trainable()
     engine = DeepSpeedEngine(
         trainable,
@@ -83,10 +108,7 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
         ),
         gradients_on_host=knobs.accumulators_on_host,
     )
-    reward_device = HOST if knobs.rewards_on_host else ranks.device
-    reward = build_weighted(recipe.reward, device=reward_device)
-    held_out = build_weighted(recipe.evaluate.rewards, device=reward_device)
-    judged = WeightedReward([*reward.parts, *held_out.parts], device=reward_device)
+    judged = WeightedReward([*reward.parts, *held_out.parts], device=reward.device)
     pieces = Pieces(engine.gradients)
     objective = build_objective(recipe.method, reward, pieces, ranks, knobs)
     if knobs.rewards_off_when_idle:

@@ -36,4 +36,6 @@ def run_ranks(worker: str, world_size: int, arguments: dict[str, Any], folder: P
             process.kill()
     for rank, code in enumerate(codes):
         assert code == 0, f"rank {rank} ended with {code}:\n{(folder / f'{rank}.log').read_text()[-3000:]}"
+    left = [path.name for path in Path("/dev/shm").glob(f"deepspeed_*_{port}_*")]
+    assert not left, f"shared memory that outlives its ranks: {left}"
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world_size)]

@@ -6,28 +6,25 @@ The same objective, pieces and engine as training; only loading is left out. Ran
 import contextlib
 import gc
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.measures.planning import changed_recipe
 from benchmarks.measures.training import measure_parts
-from memdiff.build import Parts, knobs_for
+from memdiff.build import Parts, connect, knobs_for, make_policy
 from memdiff.config import Recipe
-from memdiff.engine.ds_config import make_ds_config
-from memdiff.engine.engine import DeepSpeedEngine, start_process_group
+from memdiff.engine.engine import start_process_group
 from memdiff.errors import ConfigError
 from memdiff.memory.gpus import GIB, find_gpu
-from memdiff.memory.residence import rest
 from memdiff.models.precision import resolve_precision
 from memdiff.models.untrained_policy import untrained_policy
-from memdiff.objectives.build import build_objective
-from memdiff.pieces import Pieces
 from memdiff.placement import HOST
 from memdiff.plan.plan import make_plan
-from memdiff.prompts import PromptSet
 from memdiff.ranks import Ranks, ranks_of_this_process
 from memdiff.rewards.untrained import untrained_weighted
+from memdiff.rewards.weighted import WeightedReward
 
 LARGEST_TRIED = 256
 SHORT_CHAIN = 3  # steps: a peak grows with them by stored latents alone
@@ -42,8 +39,8 @@ def measure_untrained(settings: Mapping[str, Any]) -> dict[str, Any]:
     start_process_group(ranks)
     recipe = changed_recipe(settings)
     if settings["largest"]:
-        runs = lambda rows: _runs(recipe, rows, ranks)  # noqa: E731
-        return {"largest_micro_batch": largest(runs, LARGEST_TRIED), "capped_bytes": capped_bytes}
+        rows = largest(partial(_runs, recipe, ranks), LARGEST_TRIED)
+        return {"largest_micro_batch": rows, "capped_bytes": capped_bytes}
     plan = make_plan(recipe, budget_bytes=capped_bytes, gpu=find_gpu("t4"), precision="fp16")
     planned = {"planned_bytes": plan.peak_bytes, "planned_phases": dict(plan.phases), "capped_bytes": capped_bytes}
     return planned | measure_parts(random_parts(recipe, ranks), settings)
@@ -63,39 +60,11 @@ def random_parts(recipe: Recipe, ranks: Ranks) -> Parts:
     torch.manual_seed(recipe.run.seed)
     memory, precision = recipe.memory, resolve_precision(recipe.model.precision, ranks.device)
     # Made on the host, as loaded weights are: SDXL in fp32 would not fit under the cap.
-    policy = untrained_policy(
-        recipe.model,
-        recipe.sampler,
-        device=ranks.device,
-        precision=precision,
-        adapter=recipe.adapter,
-        activation_checkpointing=memory.activation_checkpointing is True,
-        keep_base=recipe.method.needs_base,
-        guidance_in_two=memory.guidance_passes == 2,
-        vae_checkpointing="layers" if memory.vae_checkpointing == "auto" else memory.vae_checkpointing,
-    )
+    policy = make_policy(untrained_policy, recipe, memory, device=ranks.device, precision=precision)
     knobs = knobs_for(memory, policy, images=len(ranks.block(recipe.run.images_per_round)))
-    trainable = policy.trainable()
-    engine = DeepSpeedEngine(
-        trainable,
-        recipe.optimizer,
-        ranks,
-        ds_config=make_ds_config(
-            recipe.optimizer,
-            precision=precision,
-            offload=knobs.offload_optimizer,
-            trainable_elements=sum(parameter.numel() for parameter in trainable.values()),
-        ),
-        gradients_on_host=knobs.accumulators_on_host,
-    )
-    reward = untrained_weighted(recipe.reward, device=HOST if knobs.rewards_on_host else ranks.device)
-    pieces = Pieces(engine.gradients)
-    objective = build_objective(recipe.method, reward, pieces, ranks, knobs)
-    if knobs.rewards_off_when_idle:
-        reward.move(HOST)
-    rest(policy, knobs)
-    prompts = PromptSet.read(recipe.prompts)
-    return Parts(recipe, ranks, policy, prompts, reward, reward, (), engine, pieces, objective, knobs, plan=None)
+    device = HOST if knobs.rewards_on_host else ranks.device
+    reward, held_out = untrained_weighted(recipe.reward, device=device), WeightedReward((), device=device)
+    return connect(recipe, ranks, policy, reward, held_out, knobs, None, precision)
 
 
 def largest(runs: Callable[[int], bool], most: int) -> int:
@@ -110,7 +79,7 @@ def largest(runs: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def _runs(recipe: Recipe, rows: int, ranks: Ranks) -> bool:
+def _runs(recipe: Recipe, ranks: Ranks, rows: int) -> bool:
     """Whether an update with pieces of so many rows fits."""
     raw = recipe.model_copy(
         update={

@@ -136,6 +136,11 @@ def step_weights(schedule: Schedule, kind: Literal["uniform", "balanced"] | Sequ
     return tuple(weights.get(step, 0.0) * scale for step in range(schedule.steps))
 
 
+def weighted_steps(schedule: Schedule, kind: Literal["uniform", "balanced"] | Sequence[float]) -> tuple[int, ...]:
+    """The steps that a policy gradient is taken at: those with a density, without those that are given the weight 0."""
+    return tuple(step for step, weight in enumerate(step_weights(schedule, kind)) if weight)
+
+
 def mean_per_prediction(schedule: Schedule, step: int) -> float:
     """|d mean / d prediction| of one step without clipping, in the network's own parameterisation."""
     ab_t, ab_s, sigma = schedule.alpha_bar_t[step], schedule.alpha_bar_s[step], schedule.sigma[step]

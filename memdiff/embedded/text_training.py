@@ -11,14 +11,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from memdiff.embedded.digits import augment, real_digits
 from memdiff.embedded.text_data import random_styles, styled
 from memdiff.embedded.text_model import new_scheduler, new_text_encoder, new_unet, new_vae
 from memdiff.embedded.text_prompts import draw_prompts
-from memdiff.embedded.training import OnUpdate, Settings, batches, new_optimizer
+from memdiff.embedded.training import Learner, OnUpdate, Settings, batches, stratified_timesteps
 
 VAE = Settings(seed=31, updates=600, batch=48, learning_rate=2e-3, weight_decay=1e-2, ema=0.99, augmentation=0.6)
 TEXT = Settings(seed=37, updates=2600, batch=48, learning_rate=1e-3, weight_decay=1e-2, ema=0.998, augmentation=0.4)
@@ -62,27 +61,17 @@ def train_vae(settings: Settings, on_update: OnUpdate = lambda: None) -> Autoenc
     """
     images_N1HW, _ = real_digits("train")
     generator = torch.Generator().manual_seed(settings.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        net = new_vae().train()
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    optimizer, schedule = new_optimizer(net, settings)
+    learner = Learner(settings, new_vae, clip_norm=1.0)
     for chosen in batches(len(images_N1HW), settings, generator):
         digits_B1HW = augment(images_N1HW[chosen], generator, strength=settings.augmentation)
         images_BCHW = 2.0 * styled(digits_B1HW, random_styles(settings.batch, generator)) - 1.0
-        latents = posterior(net, images_BCHW)
-        decoded_BCHW = decode(net, latents.sample(generator))
+        latents = posterior(learner.net, images_BCHW)
+        decoded_BCHW = decode(learner.net, latents.sample(generator))
         divergence = 0.5 * (latents.mean.square() + latents.var - 1.0 - latents.logvar).mean()
         loss = F.mse_loss(decoded_BCHW, images_BCHW) + KL_WEIGHT * divergence
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(net)
+        learner.update(loss)
         on_update()
-    net.load_state_dict(average.module.state_dict())
-    net.eval().requires_grad_(False)
+    net = learner.finish()
     pictures_NCHW = 2.0 * styled(images_N1HW, random_styles(len(images_N1HW), generator)) - 1.0
     encoded = torch.cat([posterior(net, part).sample(generator) for part in pictures_NCHW.split(128)])
     net.register_to_config(scaling_factor=round(1.0 / float(encoded.std()), 5))
@@ -98,13 +87,9 @@ def train_conditioned(
     """
     images_N1HW, labels_N = real_digits("train")
     generator, random = torch.Generator().manual_seed(settings.seed), Random(settings.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        net = Conditioned(new_unet(), new_text_encoder(tokenizer)).train()
+    learner = Learner(settings, lambda: Conditioned(new_unet(), new_text_encoder(tokenizer)), clip_norm=1.0)
     scheduler = new_scheduler()
     num_timesteps = scheduler.config["num_train_timesteps"]
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    optimizer, schedule = new_optimizer(net, settings)
     for chosen in batches(len(images_N1HW), settings, generator):
         styles = random_styles(settings.batch, generator)
         digits_B1HW = augment(images_N1HW[chosen], generator, strength=settings.augmentation)
@@ -113,17 +98,9 @@ def train_conditioned(
             latents_BCHW = encoded.sample(generator) * vae.config["scaling_factor"]
         ids_BT = token_ids(tokenizer, draw_prompts(labels_N[chosen].tolist(), styles, random))
         noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator)
-        # One timestep from each of B equal strata: the loss varies less than with independent draws.
-        strata_B = (torch.arange(settings.batch) + torch.rand(settings.batch, generator=generator)) / settings.batch
-        timesteps_B = (strata_B * num_timesteps).long()
+        timesteps_B = stratified_timesteps(settings.batch, num_timesteps, generator)
         noisy_BCHW = scheduler.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
-        loss = F.mse_loss(net(noisy_BCHW, timesteps_B, ids_BT), noise_BCHW)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(net)
+        loss = F.mse_loss(learner.net(noisy_BCHW, timesteps_B, ids_BT), noise_BCHW)
+        learner.update(loss)
         on_update()
-    net.load_state_dict(average.module.state_dict())
-    return net.eval().requires_grad_(False)
+    return learner.finish()

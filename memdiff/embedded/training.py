@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
@@ -17,6 +17,7 @@ from memdiff.embedded.digits import SIZE, augment, real_digits, thinned_mix
 
 # Called after each update, to advance a progress bar.
 OnUpdate = Callable[[], object]
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,48 @@ def batches(num_images: int, settings: Settings, generator: torch.Generator) -> 
         order = order[settings.batch :]
 
 
-def new_optimizer(net: nn.Module, settings: Settings) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.OneCycleLR]:
-    """AdamW, and one cycle of its learning rate: up over the first tenth of the updates, then down as a cosine."""
-    optimizer = torch.optim.AdamW(
-        net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
-    )
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=settings.learning_rate, total_steps=settings.updates + 1, pct_start=0.1
-    )
+class Learner(Generic[Net]):
+    """A network under AdamW, and the running average of its weights that is shipped in its place.
+
+    The learning rate makes one cycle: up over the first tenth of the updates, then down as a cosine.
+    """
+
+    def __init__(self, settings: Settings, new_net: Callable[[], Net], *, clip_norm: float | None = None) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.net = new_net().train()
+        self._clip_norm = clip_norm
+        self._average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        self._optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
+        )
+        self._cycle = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer, max_lr=settings.learning_rate, total_steps=settings.updates + 1, pct_start=0.1
+        )
+
+    def update(self, loss: Tensor) -> None:
+        """One step down the loss."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self._clip_norm)
+        self._optimizer.step()
+        self._cycle.step()
+        self._average.update_parameters(self.net)
+
+    def finish(self) -> Net:
+        """The network with the averaged weights, frozen."""
+        self.net.load_state_dict(self._average.module.state_dict())
+        return self.net.eval().requires_grad_(False)
+
+
+def stratified_timesteps(count: int, num_timesteps: int, generator: torch.Generator) -> Any:
+    """One timestep from each of `count` equal strata: the loss varies less than with independent draws. B, int64.
+
+    Any: diffusers asks for an IntTensor.
+    """
+    strata_B = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    return (strata_B * num_timesteps).long()
 
 
 def spoil(images_B1HW: Tensor, targets_BK: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -83,11 +118,7 @@ def train_classifier(
     """Cross-entropy on augmented training digits, a quarter more of each batch spoilt. Returns the averaged network."""
     images_N1HW, labels_N = real_digits("train")
     generator = torch.Generator().manual_seed(settings.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        net = new_classifier(which).train()
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    optimizer, schedule = new_optimizer(net, settings)
+    learner = Learner(settings, lambda: new_classifier(which))
     for chosen in batches(len(images_N1HW), settings, generator):
         images_B1HW = augment(images_N1HW[chosen], generator, strength=settings.augmentation)
         targets_BK = F.one_hot(labels_N[chosen], NUM_DIGITS).float()
@@ -95,15 +126,10 @@ def train_classifier(
         inputs_B1HW = torch.cat([images_B1HW, spoilt_B1HW])
         # Grain as a 50-step sampler leaves it: clean scans alone would make the networks brittle on samples.
         inputs_B1HW = (inputs_B1HW + 0.04 * torch.randn(inputs_B1HW.shape, generator=generator)).clamp(0.0, 1.0)
-        loss = F.cross_entropy(net(inputs_B1HW), torch.cat([targets_BK, spoilt_BK]), label_smoothing=0.02)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(net)
+        loss = F.cross_entropy(learner.net(inputs_B1HW), torch.cat([targets_BK, spoilt_BK]), label_smoothing=0.02)
+        learner.update(loss)
         on_update()
-    net.load_state_dict(average.module.state_dict())
-    return net.eval().requires_grad_(False)
+    return learner.finish()
 
 
 def new_unet() -> UNet2DModel:
@@ -130,26 +156,13 @@ def train_ddpm(settings: Settings, on_update: OnUpdate = lambda: None) -> UNet2D
     """The simple loss of DDPM (Ho et al. 2020, equation 14) on the thinned mix. Returns the averaged network."""
     images_N1HW, _ = thinned_mix(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        net = new_unet().train()
-    scheduler = new_scheduler()
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    optimizer, schedule = new_optimizer(net, settings)
+    learner, scheduler = Learner(settings, new_unet, clip_norm=1.0), new_scheduler()
     for chosen in batches(len(images_N1HW), settings, generator):
         x0_B1HW = 2.0 * augment(images_N1HW[chosen], generator, strength=settings.augmentation) - 1.0
         noise_B1HW = torch.randn(x0_B1HW.shape, generator=generator)
-        # One timestep from each of B equal strata: the loss varies less than with independent draws.
-        strata_B = (torch.arange(settings.batch) + torch.rand(settings.batch, generator=generator)) / settings.batch
-        timesteps_B = (strata_B * scheduler.config["num_train_timesteps"]).long()
+        timesteps_B = stratified_timesteps(settings.batch, scheduler.config["num_train_timesteps"], generator)
         noisy_B1HW = scheduler.add_noise(x0_B1HW, noise_B1HW, timesteps_B)
-        loss = F.mse_loss(net(noisy_B1HW, timesteps_B).sample, noise_B1HW)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(net)
+        loss = F.mse_loss(learner.net(noisy_B1HW, timesteps_B).sample, noise_B1HW)
+        learner.update(loss)
         on_update()
-    net.load_state_dict(average.module.state_dict())
-    return net.eval().requires_grad_(False)
+    return learner.finish()

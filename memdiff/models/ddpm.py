@@ -1,27 +1,25 @@
 """Unconditional diffusers pipelines around a UNet2DModel: google/ddpm-celebahq-256, google/ddpm-cifar10-32, ..."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
 
-from memdiff.chain.ddim import predict_x0_and_eps, step_mean
 from memdiff.chain.schedule import Schedule
 from memdiff.counted import counted_as
 from memdiff.errors import ConfigError
 from memdiff.models import adapters
-from memdiff.models.adapters import Steps
 from memdiff.models.config import AdapterConfig, SamplerConfig
 from memdiff.models.denoiser import Denoiser
 from memdiff.models.scheduler import ddim_scheduler, sampling_chain
 from memdiff.models.source import no_pipeline
+from memdiff.models.unet_policy import UnetPolicy
 from memdiff.pieces import call_network, widen
 
 
-class DdpmPolicy:
+class DdpmPolicy(UnetPolicy):
     """Fulfils memdiff.models.policy.Policy. Prompts are taken and not looked at: the model has none."""
 
     def __init__(
@@ -68,34 +66,10 @@ class DdpmPolicy:
         self._denoiser.at_steps(steps)
         return call_network(lambda x: self._denoiser(x, timesteps_B), widen(x_t_BCHW), self.dtype)
 
-    def mean(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str] = ()) -> torch.Tensor:
-        """Mean of p(x_s | x_t): B C H W fp32."""
-        return step_mean(self.predict(x_t_BCHW, steps, prompts), widen(x_t_BCHW), steps, self.schedule)
-
-    def x0(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str] = ()) -> torch.Tensor:
-        """Predicted x_0, clipped where the scheduler clips: B C H W fp32."""
-        return predict_x0_and_eps(self.predict(x_t_BCHW, steps, prompts), widen(x_t_BCHW), steps, self.schedule)[0]
-
     def decode(self, x_0_BCHW: torch.Tensor) -> torch.Tensor:
         """[-1, 1] -> [0, 1], clamped: B C H W fp32."""
         with counted_as("decoder"):
             return (widen(x_0_BCHW) / 2 + 0.5).clamp(0, 1)
-
-    def trainable(self) -> Mapping[str, torch.nn.Parameter]:
-        """All of the UNet, or the LoRA."""
-        return self._denoiser.trainable()
-
-    def trains(self, step: int) -> bool:
-        """Whether a trainable parameter takes part at this step."""
-        return self._denoiser.trains(step)
-
-    def base(self) -> AbstractContextManager[None]:
-        """Inside, predictions are those of the model before training."""
-        return self._denoiser.base()
-
-    def attach(self, sources: Sequence[tuple[Path, float]], *, scale: float = 1.0, steps: Steps | None = None) -> None:
-        """Adds saved adapters, each with a weight, for sampling: see `adapters.attach`."""
-        self._denoiser.attach(sources, scale=scale, steps=steps, of=self.schedule.steps)
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """A pipeline that DDIMPipeline.from_pretrained loads; LoRA is merged, and lies beside it as `adapter/`.

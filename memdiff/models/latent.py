@@ -4,8 +4,8 @@ Shapes: B rows, C channels, H W pixels of the latent, c h w of the image.
 """
 
 import copy
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,17 +13,16 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DDIMScheduler
 
-from memdiff.chain.ddim import predict_x0_and_eps, step_mean
 from memdiff.counted import counted_as
 from memdiff.errors import ConfigError
 from memdiff.models import adapters
-from memdiff.models.adapters import Steps
 from memdiff.models.config import AdapterConfig, SamplerConfig, VaeCheckpointing
 from memdiff.models.denoiser import Denoiser
 from memdiff.models.guidance import guided, needs_guidance
 from memdiff.models.latent_decoder import LatentDecoder
 from memdiff.models.scheduler import sampling_chain
 from memdiff.models.text_encoders import Conditioning, TextEncoders
+from memdiff.models.unet_policy import UnetPolicy
 from memdiff.pieces import AllFinite, all_finite, call_network, widen
 from memdiff.placement import HOST, place
 
@@ -44,7 +43,7 @@ class LatentParts:
     vae_name: str = "the pipeline's own VAE"
 
 
-class LatentPolicy:
+class LatentPolicy(UnetPolicy):
     """Fulfils memdiff.models.policy.Policy; its two kinds differ in their conditioning.
 
     All of the UNet is trained, or the LoRA that `adapter` describes. VAE and text encoders are frozen; the encoders
@@ -117,7 +116,7 @@ class LatentPolicy:
         """Of encoded prompts, one row each."""
         return self.text.rows(prompts)
 
-    def predict(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str]) -> torch.Tensor:
+    def predict(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str] = ()) -> torch.Tensor:
         """The UNet's prediction, guided where `sampler.guidance` says: B C H W fp32."""
         timesteps_B = torch.tensor([self.schedule.timesteps[step] for step in steps]).to(self.device, non_blocking=True)
         x_t_BCHW, prompt = widen(x_t_BCHW), self.conditioning(prompts)
@@ -133,34 +132,10 @@ class LatentPolicy:
         arguments = conditioning.arguments()
         return call_network(lambda x: self._denoiser(x, timesteps_B, **arguments), x_BCHW, self.dtype)
 
-    def mean(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str]) -> torch.Tensor:
-        """Mean of p(x_s | x_t): B C H W fp32."""
-        return step_mean(self.predict(x_t_BCHW, steps, prompts), widen(x_t_BCHW), steps, self.schedule)
-
-    def x0(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str]) -> torch.Tensor:
-        """Predicted x_0, clipped where the scheduler clips: B C H W fp32."""
-        return predict_x0_and_eps(self.predict(x_t_BCHW, steps, prompts), widen(x_t_BCHW), steps, self.schedule)[0]
-
     def decode(self, x_0_BCHW: torch.Tensor) -> torch.Tensor:
         """Images in [0, 1]: B c h w fp32."""
         with counted_as("decoder"):
             return self.decoder(x_0_BCHW)
-
-    def trainable(self) -> Mapping[str, torch.nn.Parameter]:
-        """All of the UNet, or the LoRA."""
-        return self._denoiser.trainable()
-
-    def trains(self, step: int) -> bool:
-        """Whether a trainable parameter takes part at this step."""
-        return self._denoiser.trains(step)
-
-    def base(self) -> AbstractContextManager[None]:
-        """Inside, predictions are those of the model before training."""
-        return self._denoiser.base()
-
-    def attach(self, sources: Sequence[tuple[Path, float]], *, scale: float = 1.0, steps: Steps | None = None) -> None:
-        """Adds saved adapters, each with a weight, for sampling: see `adapters.attach`."""
-        self._denoiser.attach(sources, scale=scale, steps=steps, of=self.schedule.steps)
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """LoRA: the file that diffusers' `load_lora_weights` reads. Full fine-tuning: the whole pipeline, in fp32."""
@@ -178,9 +153,10 @@ class LatentPolicy:
         )
         pipeline.save_pretrained(str(folder), safe_serialization=True)
 
+    @abstractmethod
     def pipeline_options(self) -> dict[str, Any]:
         """What the pipeline's constructor takes besides its components."""
-        raise NotImplementedError
+        ...
 
 
 def fp32_copy(network: Any) -> Any:

@@ -48,6 +48,13 @@ def pipeline_kind(source: str, *, revision: str | None = None) -> str:
     return PIPELINE_KINDS[name]
 
 
+def check_kind(model: DdpmConfig | StableDiffusionConfig | SdxlConfig) -> None:
+    """Raises ConfigError where the pipeline is of another kind than the recipe says."""
+    kind = pipeline_kind(model.path, revision=model.revision)
+    if kind != model.kind:
+        raise ConfigError(f"model.path {model.path} holds a pipeline of kind {kind}; set model.kind: {kind}")
+
+
 def model_of(source: str, *, revision: str | None = None, variant: str | None = None) -> ModelConfig:
     """The recipe section that a pipeline folder or hub id would have, everything else at its default."""
     return TypeAdapter(ModelConfig).validate_python(
@@ -76,9 +83,7 @@ def load_policy(
     """
     if isinstance(model, EmbeddedConfig):
         model = embedded_source(model)
-    kind = pipeline_kind(model.path, revision=model.revision)
-    if kind != model.kind:
-        raise ConfigError(f"model.path {model.path} holds a pipeline of kind {kind}; set model.kind: {kind}")
+    check_kind(model)
     match model:
         case DdpmConfig():
             return load_ddpm(

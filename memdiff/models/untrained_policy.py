@@ -13,8 +13,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DCon
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import CLIPTextConfig
 
-from memdiff.chain.schedule import make_schedule
-from memdiff.errors import ConfigError
 from memdiff.models.architectures import (
     CELEBAHQ_256,
     CIFAR10_32,
@@ -35,10 +33,10 @@ from memdiff.models.config import (
 )
 from memdiff.models.ddpm import DdpmPolicy
 from memdiff.models.latent_files import FP16_VAE, choose_vae_dtype
-from memdiff.models.load import embedded_source, pipeline_kind
+from memdiff.models.load import check_kind, embedded_source
 from memdiff.models.policy import Policy
 from memdiff.models.precision import DTYPES
-from memdiff.models.scheduler import ddim_scheduler, noise_schedule
+from memdiff.models.scheduler import ddim_scheduler, sampling_chain
 from memdiff.models.sdxl import SdxlPolicy
 from memdiff.models.source import no_pipeline
 from memdiff.models.stable_diffusion import StableDiffusionPolicy
@@ -90,17 +88,10 @@ def untrained_policy(
             assert isinstance(architecture, DdpmArchitecture)
             with unset_fake_temporarily():
                 scheduler = architecture.scheduler()
-            schedule = make_schedule(
-                noise_schedule(scheduler),
-                steps=sampler.steps,
-                eta=sampler.eta,
-                spacing=sampler.timestep_spacing,
-                sigma_floor=sampler.sigma_floor,
-            )
             return DdpmPolicy(
                 UNet2DModel(**architecture.unet),
                 scheduler,
-                schedule,
+                sampling_chain(scheduler, sampler),
                 device=device,
                 dtype=dtype,
                 adapter=adapter,
@@ -133,9 +124,7 @@ def untrained_policy(
 
 def read_architecture(model: DdpmConfig | StableDiffusionConfig | SdxlConfig) -> DdpmArchitecture | LatentArchitecture:
     """From a pipeline folder's or hub id's own configs. Raises ConfigError."""
-    kind = pipeline_kind(model.path, revision=model.revision)
-    if kind != model.kind:
-        raise ConfigError(f"model.path {model.path} holds a pipeline of kind {kind}; set model.kind: {kind}")
+    check_kind(model)
     try:
         with unset_fake_temporarily():
             return _read(model)

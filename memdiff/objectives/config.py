@@ -1,5 +1,6 @@
 """Recipe section `method`. No torch."""
 
+from abc import abstractmethod
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -84,16 +85,38 @@ class DirectConfig(Section):
         """Whether the model before training is asked for its predictions."""
         return self.base_distance > 0
 
+    @abstractmethod
     def differentiated(self, steps: int) -> range:
         """The steps of a chain that a gradient may go through."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def misfit(self, steps: int) -> str | None:
         """What does not fit a chain of so many steps, in one line; None where all does."""
-        raise NotImplementedError
+        ...
 
 
-class DraftConfig(DirectConfig):
+class LastStepsConfig(DirectConfig):
+    """Those of them that differentiate the last steps of the chain."""
+
+    last_steps: LastSteps = Field(default="all", description="K, or the largest K. all: the whole chain.")
+
+    def steps_of(self, steps: int) -> int:
+        """K, or the largest K, of a chain of so many steps."""
+        return steps if self.last_steps == "all" else self.last_steps
+
+    def differentiated(self, steps: int) -> range:
+        """The last K."""
+        return range(steps - self.steps_of(steps), steps)
+
+    def misfit(self, steps: int) -> str | None:
+        """K is at most the chain's length."""
+        if self.last_steps == "all" or self.last_steps <= steps:
+            return None
+        return f"method.last_steps must be 1..{steps} (sampler.steps) or all, got {self.last_steps}"
+
+
+class DraftConfig(LastStepsConfig):
     """The reward's gradient through the last steps: DRaFT, DRaFT-K, DRaFT-LV (Clark et al. 2023)."""
 
     kind: Literal["draft"]
@@ -110,27 +133,14 @@ class DraftConfig(DirectConfig):
             raise ValueError(f"noise_samples differentiates one step; set last_steps to 1, got {self.last_steps}")
         return self
 
-    def steps_of(self, steps: int) -> int:
-        """K of a chain of so many steps."""
-        return steps if self.last_steps == "all" else self.last_steps
 
-    def differentiated(self, steps: int) -> range:
-        """The last K."""
-        return range(steps - self.steps_of(steps), steps)
-
-    def misfit(self, steps: int) -> str | None:
-        """K is at most the chain's length."""
-        return _too_many(self.last_steps, steps)
-
-
-class AlignPropConfig(DirectConfig):
+class AlignPropConfig(LastStepsConfig):
     """Backpropagation through a random number of last steps (Prabhudesai et al. 2023)."""
 
     kind: Literal["alignprop"]
     truncation: Literal["random", "fixed"] = Field(
         default="random", description="random: K uniform over 1..last_steps, drawn for each image. fixed: last_steps."
     )
-    last_steps: LastSteps = Field(default="all", description="K, or the largest K. all: the whole chain.")
     one_draw_per_batch: bool = Field(default=False, description="All images of a round share one K.")
 
     @model_validator(mode="after")
@@ -138,18 +148,6 @@ class AlignPropConfig(DirectConfig):
         if self.one_draw_per_batch and self.truncation == "fixed":
             raise ValueError("one_draw_per_batch goes with truncation: random")
         return self
-
-    def steps_of(self, steps: int) -> int:
-        """The largest K of a chain of so many steps."""
-        return steps if self.last_steps == "all" else self.last_steps
-
-    def differentiated(self, steps: int) -> range:
-        """The last K, where K is largest."""
-        return range(steps - self.steps_of(steps), steps)
-
-    def misfit(self, steps: int) -> str | None:
-        """K is at most the chain's length."""
-        return _too_many(self.last_steps, steps)
 
 
 class ReflConfig(DirectConfig):
@@ -176,12 +174,6 @@ class ReflConfig(DirectConfig):
         if self.last_step < steps:
             return None
         return f"method.last_step must be 0..{steps - 1} in a chain of sampler.steps {steps}, got {self.last_step}"
-
-
-def _too_many(last_steps: int | Literal["all"], steps: int) -> str | None:
-    if last_steps == "all" or last_steps <= steps:
-        return None
-    return f"method.last_steps must be 1..{steps} (sampler.steps) or all, got {last_steps}"
 
 
 MethodConfig = Annotated[ReinforceConfig | DraftConfig | AlignPropConfig | ReflConfig, Field(discriminator="kind")]

@@ -18,7 +18,6 @@ Gradients are divided by N over all ranks and multiplied by the world size, sinc
 Shapes: B pairs of one piece, n images of this rank, N images over all ranks, K steps, P reward parts.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +26,7 @@ import torch
 from memdiff.chain.advantage import advantages
 from memdiff.chain.ddim import kl_of_means, log_prob, step_sigma
 from memdiff.chain.noise import Noise
-from memdiff.chain.schedule import mean_per_prediction, step_weights
+from memdiff.chain.schedule import step_weights, weighted_steps
 from memdiff.chain.trajectory import Trajectory
 from memdiff.errors import ConfigError
 from memdiff.memory.knobs import Knobs
@@ -36,6 +35,7 @@ from memdiff.models.policy import Policy, rollout, sample_step
 from memdiff.objectives.config import ReinforceConfig
 from memdiff.objectives.experience import Metrics, Round
 from memdiff.objectives.halving import PieceSize, in_pieces
+from memdiff.objectives.pair_tally import PairTally
 from memdiff.objectives.prompt_rewards import PromptRewards
 from memdiff.pieces import Pieces, Pull
 from memdiff.placement import HOST, place
@@ -142,15 +142,19 @@ class Reinforce:
 
     def pairs(self, policy: Policy, images: int) -> list[Pair]:
         """Every (image, step) that takes part, step by step."""
-        return [(image, step) for step in policy.schedule.steps_with_density for image in range(images)]
+        return [(image, step) for step in self._steps(policy) for image in range(images)]
+
+    def _steps(self, policy: Policy) -> tuple[int, ...]:
+        return weighted_steps(policy.schedule, self.config.step_weights)
 
     def rehearse(self, policy: Policy, noise: Noise, images: int, prompts: Sequence[str]) -> None:
         """One denoising step and one piece at full batch size, on noise. Adds to the sums; the caller clears them."""
-        if not policy.schedule.steps_with_density:
+        steps = self._steps(policy)
+        if not steps:
             raise ConfigError(
                 "no step of this chain has a density, so there is no policy gradient; set sampler.eta to 1"
             )
-        step, count = policy.schedule.steps_with_density[0], self.size.rows
+        step, count = steps[0], self.size.rows
         texts = [prompts[image % len(prompts)] for image in range(max(images, count))]
         x_BCHW = place(noise.initial(range(images)), policy.device)
         sample_step(policy, noise, x_BCHW, step, range(images), texts[:images])
@@ -159,8 +163,8 @@ class Reinforce:
         pull(torch.full_like(terms_RB, 1 / count))
 
     def passes(self, policy: Policy) -> int:
-        """All steps forward, those with a density back, in every update."""
-        return policy.schedule.steps + self.config.inner_updates * len(policy.schedule.steps_with_density)
+        """All steps forward, those that take part back, in every update."""
+        return policy.schedule.steps + self.config.inner_updates * len(self._steps(policy))
 
     def _piece(
         self,
@@ -196,7 +200,7 @@ class Reinforce:
         first_pass = experience.old_log_probs is None
         old_P = torch.zeros(len(pairs), device=policy.device) if first_pass else experience.old_log_probs
         assert old_P is not None
-        tally = _Tally(policy, self.config, experience.advantages_n.device)
+        tally = PairTally(policy, self.config, experience.advantages_n.device)
 
         def piece(padded: list[int], count: int) -> None:
             steps = [pairs[number][1] for number in padded]
@@ -241,65 +245,3 @@ def clipped_slope(
     ratio_B = torch.exp(log_prob_B - old_B)
     clipped = torch.where(advantage_B > 0, ratio_B > 1 + clip, ratio_B < 1 - clip)
     return ratio_B, torch.where(clipped, 0.0, ratio_B * advantage_B)
-
-
-class _Tally:
-    """Sums of diagnostics, kept on the device until the round's row is written."""
-
-    def __init__(self, policy: Policy, config: ReinforceConfig, device: torch.device) -> None:
-        schedule = policy.schedule
-        self._dimensions = math.prod(policy.shape)
-        self._reduction, self._density = config.log_prob_reduction, schedule.steps_with_density
-        self._sums = torch.zeros(4, device=device)  # pairs, clipped pairs, approximate KL, log-prob (mean over C H W)
-        self._kl_to_base = torch.zeros((), device=device) if config.kl_weight else None
-        self._squares_K = torch.zeros(schedule.steps, device=device)
-        self._sigma_K = torch.tensor(schedule.sigma, dtype=torch.float32, device=device)
-        self._per_prediction_K = torch.tensor(
-            [mean_per_prediction(schedule, k) for k in range(schedule.steps)], device=device
-        )
-
-    def add(
-        self,
-        log_prob_B: torch.Tensor,
-        ratio_B: torch.Tensor,
-        slope_B: torch.Tensor,
-        d_loss_B: torch.Tensor,
-        advantage_B: torch.Tensor,
-        steps: Sequence[int],
-        count: int,
-    ) -> None:
-        """One piece; only its first `count` rows are meant."""
-        step_B = torch.tensor(steps, device=log_prob_B.device)
-        per_dimension_B = log_prob_B if self._reduction == "mean" else log_prob_B / self._dimensions
-        clipped = ((slope_B == 0) & (advantage_B != 0)).float()
-        kl_B = ratio_B - 1 - torch.log(ratio_B)  # Schulman's low-variance estimator
-        rows = torch.stack([torch.ones_like(clipped), clipped, kl_B, per_dimension_B])
-        self._sums += rows[:, :count].sum(dim=1)
-        # log p gives the length of z = (x_s - mean) / sigma, and d log p / d mean = z / sigma.
-        sigma_B = self._sigma_K[step_B]
-        z_square_B = -2 * self._dimensions * (per_dimension_B + sigma_B.log() + 0.5 * math.log(2 * math.pi))
-        per_mean_B = z_square_B.clamp(min=0).sqrt() / sigma_B
-        per_mean_B = per_mean_B / self._dimensions if self._reduction == "mean" else per_mean_B
-        norm_B = d_loss_B.abs() * per_mean_B * self._per_prediction_K[step_B]
-        self._squares_K.index_add_(0, step_B[:count], norm_B[:count].square())
-
-    def add_kl(self, kl_B: torch.Tensor) -> None:
-        """One piece's KL to the base."""
-        assert self._kl_to_base is not None
-        self._kl_to_base += kl_B.sum()
-
-    def metrics(self, ranks: Ranks) -> Metrics:
-        """`step_gradient_norm`: L2 norm over a step's images of d J / d prediction (x0 unclipped).
-
-        `kl_to_base`: mean over pairs, reduced over C H W as the log-probs of the loss are.
-        """
-        pairs, clipped, kl, per_dimension = ranks.sum(self._sums).tolist()
-        norms = (ranks.sum(self._squares_K).sqrt() / ranks.world_size).tolist()
-        to_base = {} if self._kl_to_base is None else {"kl_to_base": float(ranks.sum(self._kl_to_base)) / pairs}
-        return to_base | {
-            "clip_fraction": clipped / pairs,
-            "approx_kl": kl / pairs,
-            "log_prob_mean": per_dimension / pairs,
-            "log_prob_sum": per_dimension / pairs * self._dimensions,
-            "step_gradient_norm": [norm if step in self._density else None for step, norm in enumerate(norms)],
-        }

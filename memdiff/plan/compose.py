@@ -25,7 +25,7 @@ class Job:
     method: MethodConfig
     images: int  # of this rank
     steps: int  # K
-    density_steps: int  # of them, with a density
+    weighted_steps: int  # of them, that REINFORCE takes a gradient at
     state_bytes: int  # of one element of a stored state
     chunk: int  # images that rewards score at once
 
@@ -49,7 +49,7 @@ class Job:
     def pulled(self, kept_steps: int) -> tuple[float, float]:
         """(steps pulled back an image, those of them whose forward runs again), expected over the method's draws."""
         if isinstance(self.method, ReinforceConfig):
-            return float(self.density_steps), 0.0
+            return float(self.weighted_steps), 0.0
         if isinstance(self.method, ReflConfig):
             return 1.0, 0.0 if kept_steps else 1.0
         most = len(self.method.differentiated(self.steps))
@@ -207,7 +207,7 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
     pulled, again = job.pulled(kept)
     flops = job.images * (
         _filled(job.images, rows if job.direct else knobs.rollout_batch) * job.rolled * graphs.forward
-        + _filled(job.images * (1 if job.direct else job.density_steps), rows)
+        + _filled(job.images * (1 if job.direct else job.weighted_steps), rows)
         * (pulled * (graphs.pull + graphs.again) + again * graphs.forward)
         + graphs.scoring
     )
@@ -264,7 +264,7 @@ def _train(phase: dict[Category, int], graphs: Graphs, rows: int, kept: int, *, 
 def _moved(job: Job, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> float:
     """Bytes over PCIe in a round, both ways."""
     visits = -(-job.images // knobs.micro_batch) if job.direct else 1  # times that images are decoded and scored
-    pieces = -(-job.images // knobs.micro_batch) * (len_pulled(job) if job.direct else job.density_steps)
+    pieces = -(-job.images // knobs.micro_batch) * (len_pulled(job) if job.direct else job.weighted_steps)
     moved = 0.0
     moved += 2 * visits * sizes.rewards if knobs.rewards_off_when_idle else 0
     moved += visits * (sizes.unet - sizes.unet_trained) if knobs.unet_off_when_idle else 0  # frozen: one way

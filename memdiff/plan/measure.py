@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from memdiff.chain.schedule import weighted_steps
 from memdiff.config import Recipe
 from memdiff.counted import counted_as
 from memdiff.memory.knobs import Knobs
@@ -150,7 +151,7 @@ def cut(method: MethodConfig, steps: int) -> MethodConfig:
 def steps_pulled(method: MethodConfig, policy: Policy) -> Sequence[int]:
     """Steps of the chain through which a gradient goes."""
     if isinstance(method, ReinforceConfig):
-        return policy.schedule.steps_with_density
+        return weighted_steps(policy.schedule, method.step_weights)
     return [0] if isinstance(method, ReflConfig) else method.differentiated(policy.schedule.steps)
 
 

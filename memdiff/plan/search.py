@@ -111,7 +111,7 @@ def keep_more(
 
 def batches(job: Job, memory: MemoryConfig, base: Knobs) -> Iterator[dict[str, int]]:
     """Rows of a piece and of the rollout."""
-    largest = job.images if job.direct else job.images * max(1, job.density_steps)
+    largest = job.images if job.direct else job.images * max(1, job.weighted_steps)
     sizes = list(_sizes(largest)) if memory.micro_batch == "auto" else [base.micro_batch]
     for micro in sizes:
         rollout = micro if job.direct else 4 * micro

@@ -8,17 +8,25 @@ from memdiff.plan.compose import Job
 def job_of(recipe: Recipe, *, ranks: int, precision: str) -> Job:
     """Of the rank with the most images. Raises ConfigError where a rank would have none."""
     recipe.check_world_size(ranks)
-    # DDIM with eta above 0 adds noise in every step but the last, which needs a floor for it.
-    noisy = recipe.sampler.steps if recipe.sampler.sigma_floor > 0 else recipe.sampler.steps - 1
     half = precision != "fp32"
     return Job(
         method=recipe.method,
         images=-(-recipe.run.images_per_round // ranks),
         steps=recipe.sampler.steps,
-        density_steps=max(1, noisy) if recipe.sampler.eta > 0 or recipe.sampler.sigma_floor > 0 else 0,
+        weighted_steps=_weighted_steps(recipe),
         state_bytes=2 if half and isinstance(recipe.method, ReinforceConfig) else 4,
         chunk=max(part.chunk for part in recipe.reward),
     )
+
+
+def _weighted_steps(recipe: Recipe) -> int:
+    sampler = recipe.sampler
+    if sampler.eta == 0 and sampler.sigma_floor == 0:
+        return 0
+    # DDIM with eta above 0 adds noise in every step but the last, which needs a floor for it.
+    noisy = max(1, sampler.steps if sampler.sigma_floor > 0 else sampler.steps - 1)
+    given = recipe.method.step_weights if isinstance(recipe.method, ReinforceConfig) else "uniform"
+    return noisy if isinstance(given, str) else sum(weight > 0 for weight in given[:noisy])
 
 
 def sizes_to_measure(recipe: Recipe, job: Job) -> tuple[int, ...]:

@@ -1,0 +1,77 @@
+"""Diagnostics of REINFORCE, summed piece by piece.
+
+Shapes: B pairs of one piece, K steps.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from memdiff.chain.schedule import mean_per_prediction, weighted_steps
+from memdiff.models.policy import Policy
+from memdiff.objectives.config import ReinforceConfig
+from memdiff.objectives.experience import Metrics
+from memdiff.ranks import Ranks
+
+
+class PairTally:
+    """Sums of diagnostics, kept on the device until the round's row is written."""
+
+    def __init__(self, policy: Policy, config: ReinforceConfig, device: torch.device) -> None:
+        schedule = policy.schedule
+        self._dimensions = math.prod(policy.shape)
+        self._reduction, self._steps = config.log_prob_reduction, weighted_steps(schedule, config.step_weights)
+        self._sums = torch.zeros(4, device=device)  # pairs, clipped pairs, approximate KL, log-prob (mean over C H W)
+        self._kl_to_base = torch.zeros((), device=device) if config.kl_weight else None
+        self._squares_K = torch.zeros(schedule.steps, device=device)
+        self._sigma_K = torch.tensor(schedule.sigma, dtype=torch.float32, device=device)
+        self._per_prediction_K = torch.tensor(
+            [mean_per_prediction(schedule, k) for k in range(schedule.steps)], device=device
+        )
+
+    def add(
+        self,
+        log_prob_B: torch.Tensor,
+        ratio_B: torch.Tensor,
+        slope_B: torch.Tensor,
+        d_loss_B: torch.Tensor,
+        advantage_B: torch.Tensor,
+        steps: Sequence[int],
+        count: int,
+    ) -> None:
+        """One piece; only its first `count` rows are meant."""
+        step_B = torch.tensor(steps, device=log_prob_B.device)
+        per_dimension_B = log_prob_B if self._reduction == "mean" else log_prob_B / self._dimensions
+        clipped = ((slope_B == 0) & (advantage_B != 0)).float()
+        kl_B = ratio_B - 1 - torch.log(ratio_B)  # Schulman's low-variance estimator
+        rows = torch.stack([torch.ones_like(clipped), clipped, kl_B, per_dimension_B])
+        self._sums += rows[:, :count].sum(dim=1)
+        # log p gives the length of z = (x_s - mean) / sigma, and d log p / d mean = z / sigma.
+        sigma_B = self._sigma_K[step_B]
+        z_square_B = -2 * self._dimensions * (per_dimension_B + sigma_B.log() + 0.5 * math.log(2 * math.pi))
+        per_mean_B = z_square_B.clamp(min=0).sqrt() / sigma_B
+        per_mean_B = per_mean_B / self._dimensions if self._reduction == "mean" else per_mean_B
+        norm_B = d_loss_B.abs() * per_mean_B * self._per_prediction_K[step_B]
+        self._squares_K.index_add_(0, step_B[:count], norm_B[:count].square())
+
+    def add_kl(self, kl_B: torch.Tensor) -> None:
+        """One piece's KL to the base."""
+        assert self._kl_to_base is not None
+        self._kl_to_base += kl_B.sum()
+
+    def metrics(self, ranks: Ranks) -> Metrics:
+        """`step_gradient_norm`: L2 norm over a step's images of d J / d prediction (x0 unclipped).
+
+        `kl_to_base`: mean over pairs, reduced over C H W as the log-probs of the loss are.
+        """
+        pairs, clipped, kl, per_dimension = ranks.sum(self._sums).tolist()
+        norms = (ranks.sum(self._squares_K).sqrt() / ranks.world_size).tolist()
+        to_base = {} if self._kl_to_base is None else {"kl_to_base": float(ranks.sum(self._kl_to_base)) / pairs}
+        return to_base | {
+            "clip_fraction": clipped / pairs,
+            "approx_kl": kl / pairs,
+            "log_prob_mean": per_dimension / pairs,
+            "log_prob_sum": per_dimension / pairs * self._dimensions,
+            "step_gradient_norm": [norm if step in self._steps else None for step, norm in enumerate(norms)],
+        }
