@@ -22,10 +22,14 @@ def draft(**config: Any) -> DraftConfig:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize(("steps", "last"), [(7, 1), (7, 2), (7, 7), (50, 50)])
-def test_gradient_is_that_of_one_graph(steps: int, last: int, eta: float, dtype: torch.dtype) -> None:
-    """K = 1, 2, 7, 50 of a real UNet's steps, clipping on: <= 1e-10 relative in fp64, <= 1e-5 in fp32."""
-    policy = tiny_policy(steps=steps, eta=eta, dtype=dtype, clip=True)
+@pytest.mark.parametrize(
+    ("steps", "last", "clip"),
+    # 50 steps of untrained weights overflow where x0 is not clipped; the text model below takes them unclipped.
+    [(7, 1, True), (7, 2, True), (7, 7, True), (50, 50, True), (7, 1, False), (7, 2, False), (7, 7, False)],
+)
+def test_gradient_is_that_of_one_graph(steps: int, last: int, clip: bool, eta: float, dtype: torch.dtype) -> None:
+    """K = 1, 2, 7, 50 of a real UNet's steps, x0 clipped or not: <= 1e-10 relative in fp64, <= 1e-5 in fp32."""
+    policy = tiny_policy(steps=steps, eta=eta, dtype=dtype, clip=clip)
     round = round_of(policy, IMAGES)
     got, metrics = gradient_of(make(Draft, draft(last_steps=last), policy), policy, round)
     truth = truth_of(policy, round, [steps - last] * IMAGES)
@@ -36,20 +40,23 @@ def test_gradient_is_that_of_one_graph(steps: int, last: int, eta: float, dtype:
 
 @pytest.mark.parametrize("guidance", [None, 5.0])
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("steps", "last"), [(7, 1), (7, 2), (7, 7), (50, 50)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
-def test_text_models_with_and_without_guidance(guidance: float | None, checkpointing: bool, dtype: torch.dtype) -> None:
+def test_text_models_with_and_without_guidance(
+    steps: int, last: int, guidance: float | None, checkpointing: bool, dtype: torch.dtype
+) -> None:
     """A tiny Stable Diffusion with LoRA: through both branches of guidance, the VAE, checkpoints."""
     options: dict[str, Any] = {
         "adapter": AdapterConfig(rank=2),
         "vae_checkpointing": "layers" if checkpointing else "none",
     }
     policy = tiny_stable_diffusion(
-        steps=4, eta=1.0, guidance=guidance, dtype=dtype, activation_checkpointing=checkpointing, **options
+        steps=steps, eta=1.0, guidance=guidance, dtype=dtype, activation_checkpointing=checkpointing, **options
     )
     off_the_start(policy)
     round = round_of(policy, IMAGES)
-    got, _ = gradient_of(make(Draft, draft(last_steps="all"), policy, kept_steps=2), policy, round)
-    assert distance(got, truth_of(policy, round, [0] * IMAGES)) <= TOLERANCE[dtype]
+    got, _ = gradient_of(make(Draft, draft(last_steps=last), policy, kept_steps=2), policy, round)
+    assert distance(got, truth_of(policy, round, [steps - last] * IMAGES)) <= TOLERANCE[dtype]
 
 
 def off_the_start(policy: Any) -> None:

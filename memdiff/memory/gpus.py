@@ -1,9 +1,12 @@
 """The cards a plan can be made for, and what a GPU holds beside a program's tensors. No torch.
 
 `total_gib` is what CUDA reports (torch.cuda.mem_get_info), which is less than the name of the card: the driver and, on
-cards with it, error correction take their part. The numbers were read in public out-of-memory messages ("GPU 0 has a
-total capacity of ..."), the smallest where they differ by driver; `peak_tflops` (dense fp16 matrix products with fp32
-sums), `bandwidth_gb` (10^9 bytes a second) and the compute capability in NVIDIA's data sheets.
+cards with it, error correction take their part. It is read where a public out-of-memory message says it ("GPU 0 has a
+total capacity of ..."), the smallest where messages differ by driver; the message is named beside the card. "Vendor
+figure, not measured" stands where none is: the total is then the vendor's capacity less the share that is usual for
+cards of its kind. `peak_tflops` (dense fp16 matrix products with fp32 sums; where a data sheet gives them with
+sparsity, half of it), `bandwidth_gb` (10^9 bytes a second) and the compute capability are the vendor's, from the data
+sheet or white paper that is named; none of them is measured here.
 """
 
 from dataclasses import dataclass
@@ -61,31 +64,51 @@ PCIE_BYTES_A_SECOND = 12e9
 """PCIe 3 x16 from pinned memory; twice that on PCIe 4."""
 
 _CARDS = (
-    # Turing data sheet: 65 TFLOP/s, 320 GB/s. Reported: 14.75 GiB (Open-Sora issue 697), 14.56 (CatVTON issue 133).
+    # NVIDIA T4 data sheet: 65 TFLOP/s, 320 GB/s, 16 GB. Error correction takes a sixteenth of them: nvidia-smi's total
+    # is 15360 MiB (MagicQuill issue 57, driver 535) or, with drivers that leave out their own part, 15109 MiB. CUDA's
+    # is 14.75 GiB, 256 MiB below 15360 (Open-Sora issue 697), or 14.56, 451 below (CatVTON issue 133), as the driver
+    # takes more or less for itself. A plan has to hold under either driver and starts from the smaller. Where a larger
+    # card is made to stand for a T4, torch's allocator is capped at the larger, 14.75: a cap is a bound for what a
+    # measurement may take, and what it takes is compared with the plan in bytes.
     Gpu("t4", 14.56, 75, 65, 320),
-    # Pascal, no matrix units: fp16 at 18.7 TFLOP/s. Reported: 15.89 GiB.
+    # Tesla P100 PCIe data sheet: no matrix units; fp16 at 18.7 TFLOP/s, 732 GB/s. 16 GB without a part for error
+    # correction, which HBM2 has beside them; total: vendor figure less 0.1 GiB, not measured.
     Gpu("p100", 15.89, 60, 18.7, 732),
-    # Volta data sheet: 125 TFLOP/s (SXM2), 900 GB/s. Reported: 15.75 GiB (GPT2-Chinese 215), 31.74 (LLaVA issue 812).
+    # Tesla V100 SXM2 data sheet: 125 TFLOP/s, 900 GB/s. Total: GPT2-Chinese issue 215; LLaVA issue 812.
     Gpu("v100-16", 15.75, 70, 125, 900),
     Gpu("v100-32", 31.74, 70, 125, 900),
-    # GeForce Turing: fp16 with fp32 sums runs at half rate, 54 TFLOP/s. Reported: 10.76 GiB.
+    # Turing white paper, RTX 2080 Ti reference card: 53.8 TFLOP/s with fp32 sums, 616 GB/s. Total: 10.76, on an 11 GB
+    # 2080 Ti in JDAI-CV/image-captioning issue 11.
     Gpu("rtx2080ti", 10.76, 75, 54, 616),
-    # Ampere data sheets. A10: 125 TFLOP/s, 600 GB/s; reported 22.06 (A10G, 70 TFLOP/s: 21.98). RTX 3090: 71; 23.68.
+    # A10 data sheet: 125 TFLOP/s, 600 GB/s, 24 GB with error correction. A10G, the vendor's figures for the card of AWS
+    # G5: 70 TFLOP/s, 600 GB/s. Totals: vendor figure (24 GB) less error correction and the driver, not measured.
     Gpu("a10", 22.06, 86, 125, 600),
     Gpu("a10g", 21.98, 86, 70, 600),
-    Gpu("rtx3060", 11.76, 86, 25.5, 360),
+    # RTX 3060, 12 GB: 112 third-generation matrix units x 64 products x 2 x 1.777 GHz boost = 25.5 TFLOP/s with fp32
+    # sums; vendor's specification: 360 GB/s. Total: 11.75, StyleGaussian issue 12.
+    Gpu("rtx3060", 11.75, 86, 25.5, 360),
+    # GA102 white paper, RTX 3090: 71 TFLOP/s with fp32 sums, 936 GB/s. Total: 23.69, GraphAvatar issue 4 (driver 535);
+    # a hundredth less for others, not measured.
     Gpu("rtx3090", 23.68, 86, 71, 936),
+    # RTX A6000 data sheet: 309.7 TFLOP/s with sparsity, 768 GB/s. Total: vendor figure (48 GB) less the driver, error
+    # correction off as it is delivered; not measured.
     Gpu("a6000", 47.54, 86, 155, 768),
-    # Reported: 39.39 to 39.50 GiB (CoSeR issue 10), 79.14 (Control-GIC issue 6).
+    # A100 data sheet: 312 TFLOP/s, 1,555 GB/s (40 GB) and 2,039 GB/s (80 GB SXM). Totals: 39.50 in CoSeR issue 10, a
+    # tenth less under other drivers, not measured; 79.14 in Control-GIC issue 6.
     Gpu("a100-40", 39.39, 80, 312, 1555),
     Gpu("a100-80", 79.14, 80, 312, 2039),
-    # Ada data sheets. L4: 121 TFLOP/s dense; nvidia-smi says 23034 MiB, CUDA 22.03. RTX 4090: 165; 23.64 (VGen issue
-    # 104). L40S: 362; 44.40 (Qwen3-VL issue 2097).
+    # L4 data sheet: 242 TFLOP/s with sparsity, 300 GB/s, 24 GB with error correction. Total: nvidia-smi's 23034 MiB
+    # less the driver's part; vendor figure, not measured.
     Gpu("l4", 22.03, 89, 121, 300),
+    # Ada white paper, RTX 4090: 165.2 TFLOP/s with fp32 sums, 1,008 GB/s. Total: 23.64, Phidias-Diffusion issue 8 and
+    # VGen issue 104.
     Gpu("rtx4090", 23.64, 89, 165, 1008),
+    # L40S data sheet: 362 TFLOP/s, 864 GB/s. Total: 44.40 in Qwen3-VL issue 2097, of an L40, which has the same memory.
     Gpu("l40s", 44.40, 89, 362, 864),
-    # Hopper data sheets (SXM). H100: 989 TFLOP/s dense; reported 79.10. H200: the same unit with 141 GB; 139.72.
-    Gpu("h100", 79.10, 90, 989, 3350),
+    # H100 SXM data sheet: 1,979 TFLOP/s with sparsity, 3.35 TB/s. Total: 79.11, vLLM issue 27508.
+    Gpu("h100", 79.11, 90, 989, 3350),
+    # H200 SXM data sheet: the matrix units of the H100, 4.8 TB/s, 141 GB. Total: vendor figure less the driver, not
+    # measured.
     Gpu("h200", 139.72, 90, 989, 4800),
 )
 CARDS = MappingProxyType({card.name: card for card in _CARDS})

@@ -3,6 +3,11 @@
 What is there all the time is added up; what a phase needs for a while is affine in its rows; a kept step adds its
 graph; stored states are counted. Rows: `micro_batch` in a piece, `rollout_batch` in the rollout, all of this rank's
 images where REINFORCE scores them.
+
+An evaluation is a phase of its own. All of a rank's images of it are decoded at once, held-out rewards score them
+beside the trained ones, and with an average of the weights (EMA) the working copies wait beside it. Its chain makes no
+graph and stores nothing; REINFORCE's trajectory of the round is still there. Its prompts are encoded as a round's are,
+which the phase `encode` counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +15,11 @@ from dataclasses import dataclass, field
 
 from memdiff.counted import CATEGORIES, Category
 from memdiff.memory.knobs import Knobs
-from memdiff.memory.states import States
+from memdiff.memory.states import FULL, States
 from memdiff.objectives.config import AlignPropConfig, DraftConfig, MethodConfig, ReflConfig, ReinforceConfig
 from memdiff.plan.measure import Measured, Sizes
 
-PHASES = ("encode", "rollout", "reward", "train", "apply")
+PHASES = ("encode", "rollout", "reward", "train", "apply", "evaluate")
 TRANSIENT: tuple[Category, ...] = ("weights", "activations", "decoder", "reward")
 
 
@@ -28,6 +33,7 @@ class Job:
     weighted_steps: int  # of them, that REINFORCE takes a gradient at
     state_bytes: int  # of one element of a stored state
     chunk: int  # images that rewards score at once
+    evaluated: int  # images of this rank in one evaluation; 0: there is none
 
     @property
     def direct(self) -> bool:
@@ -103,6 +109,7 @@ class Graphs:
 
     sizes: Sizes
     transient: Mapping[str, Mapping[Category, Curve]]  # by phase
+    evaluation: Mapping[Category, Curve]  # over its images; empty where none was measured
     kept: Curve  # one step's graph between forward and pull
     modules: Mapping[str, str]  # at work at each phase's peak
     forward: float  # FLOPs of one step of one image
@@ -140,6 +147,7 @@ class Graphs:
         return cls(
             sizes=first.sizes,
             transient=transient,
+            evaluation=next((_evaluation(m) for m in measured if m.evaluated_images), {}),
             kept=Curve(tuple((m.images, m.kept_bytes) for m in measured)),
             modules={phase: peak.module for phase, peak in first.peaks.items()},
             forward=forward,
@@ -148,6 +156,11 @@ class Graphs:
             scoring=first.flops.get("reward", 0) / images,
             scoring_again=first.recomputed_flops.get("reward", 0) / images,
         )
+
+
+def _evaluation(measured: Measured) -> Mapping[Category, Curve]:
+    """Proportional to the images: it is measured at as many as there are, up to a limit."""
+    return {category: Curve(((measured.evaluated_images, size),)) for category, size in measured.evaluated.items()}
 
 
 @dataclass(frozen=True)
@@ -184,11 +197,11 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
         "weights": sizes.unet,
         "gradients": 0 if knobs.accumulators_on_host else states.accumulators,
         "optimizer": states.optimizer_on_gpu,
-        "engine buckets": 0,
+        "engine buckets": states.engine_resident,
         "trajectory": 0 if knobs.trajectory_on_host else trajectory,
         "activations": 0,
         "decoder": 0 if knobs.decoder_off_when_idle else sizes.decoder,
-        "reward": 0 if knobs.rewards_on_host or knobs.rewards_off_when_idle else sizes.rewards,
+        "reward": 0 if knobs.rewards_on_host or knobs.rewards_off_when_idle else sizes.rewards + sizes.held_out,
     }
     phases = {phase: dict(always) for phase in PHASES}
     if not sizes.encoders:
@@ -203,7 +216,13 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
         # It leaves inside the phase: what was there before is part of its peak.
         before: dict[Category, int] = {**always, "activations": kept * graphs.kept.at(rows)}
         phases["reward"] = max(phases["reward"], before, key=lambda parts: sum(parts.values()))
-    phases["apply"]["engine buckets"] = states.engine_buckets
+    phases["apply"]["engine buckets"] += states.engine_buckets
+    if knobs.accumulators_on_host:  # they come one by one
+        phases["apply"]["gradients"] += sizes.largest_elements * FULL
+    if job.evaluated and graphs.evaluation:
+        phases["evaluate"] = _evaluate(always, job, knobs, graphs, states)
+    else:
+        del phases["evaluate"]
     pulled, again = job.pulled(kept)
     flops = job.images * (
         _filled(job.images, rows if job.direct else knobs.rollout_batch) * job.rolled * graphs.forward
@@ -248,9 +267,34 @@ def _reward(phase: dict[Category, int], job: Job, knobs: Knobs, graphs: Graphs, 
     if job.direct:
         phase["activations"] += (kept - 1) * graphs.kept.at(rows)
     if not knobs.rewards_on_host:
-        phase["reward"] = graphs.sizes.rewards + transient["reward"].at(min(rows, job.chunk))
+        held_out = 0 if knobs.rewards_off_when_idle else graphs.sizes.held_out  # not asked here, nor taken away
+        phase["reward"] = graphs.sizes.rewards + held_out + transient["reward"].at(min(rows, job.chunk))
     if knobs.unet_off_when_idle and not kept:
         phase["weights"] = graphs.sizes.unet_trained
+
+
+def _evaluate(
+    always: Mapping[Category, int], job: Job, knobs: Knobs, graphs: Graphs, states: States
+) -> dict[Category, int]:
+    """The fullest of its three moments: the average takes its place, the chain runs, the images are scored."""
+    sizes, images = graphs.sizes, job.evaluated
+    # REINFORCE's trajectory is there until the next round; the direct methods' went with their micro-batch.
+    here: dict[Category, int] = {**always, "trajectory": 0 if job.direct else always["trajectory"]}
+    here["weights"] += states.set_aside
+    exchange: dict[Category, int] = {**here, "weights": here["weights"] + states.exchanging}
+    chain, score = dict(here), dict(here)
+    without_graph = graphs.transient["rollout without a graph"]["activations"]
+    chain["activations"] += without_graph.at(min(knobs.rollout_batch, images)) + images * sizes.state_elements * FULL
+    for category, curve in graphs.evaluation.items():
+        score[category] += curve.at(images)
+    score["decoder"] += sizes.decoder - always["decoder"]
+    if knobs.rewards_on_host:
+        score["reward"] = 0
+    else:
+        score["reward"] += sizes.rewards + sizes.held_out - always["reward"]
+    if knobs.unet_off_when_idle:
+        score["weights"] -= sizes.unet - sizes.unet_trained
+    return max(exchange, chain, score, key=lambda parts: sum(parts.values()))
 
 
 def _train(phase: dict[Category, int], graphs: Graphs, rows: int, kept: int, *, built: bool) -> None:
@@ -284,7 +328,8 @@ def _on_host(knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> int
     found += states.optimizer if states.offloaded else 0
     found += states.accumulators if knobs.accumulators_on_host else 0
     found += trajectory if knobs.trajectory_on_host else 0
-    found += sizes.rewards if knobs.rewards_on_host or knobs.rewards_off_when_idle else 0
+    found += sizes.rewards + sizes.held_out if knobs.rewards_on_host or knobs.rewards_off_when_idle else 0
+    found += sizes.elements * FULL if states.set_aside else 0  # the average, gathered for an evaluation
     found += sizes.unet - sizes.unet_trained if knobs.unet_off_when_idle else 0
     return found + (sizes.decoder if knobs.decoder_off_when_idle else 0)
 

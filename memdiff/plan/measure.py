@@ -15,10 +15,11 @@ import torch
 
 from memdiff.chain.schedule import weighted_steps
 from memdiff.config import Recipe
-from memdiff.counted import counted_as
+from memdiff.counted import Category, counted_as
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.ledger import Ledger, Peak
-from memdiff.memory.residence import rest
+from memdiff.memory.residence import decoding, rest
+from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import Policy
 from memdiff.models.untrained_policy import untrained_policy
 from memdiff.objectives.build import build_objective
@@ -28,6 +29,7 @@ from memdiff.pieces import Gradients, Pieces, Pull
 from memdiff.placement import HOST
 from memdiff.plan.fake import GPU, BlankNoise, fake_gpu
 from memdiff.ranks import Ranks
+from memdiff.rewards.guards import diversity
 from memdiff.rewards.untrained import untrained_weighted
 from memdiff.rewards.weighted import WeightedReward
 
@@ -43,6 +45,7 @@ class Sizes:
     unet_trained: int  # of it
     decoder: int
     rewards: int
+    held_out: int  # of rewards that score evaluations alone
     encoders: int
     elements: int  # trained
     largest_elements: int  # of one trained parameter
@@ -64,6 +67,8 @@ class Measured:
     kept_bytes: int  # of one step's graph between its forward and its pull
     without_graph_bytes: int  # activations at the rollout's peak before the first graph was made
     sizes: Sizes
+    evaluated_images: int  # of an evaluation, decoded and scored at once; 0: not measured
+    evaluated: Mapping[Category, int]  # what that takes besides networks and what was there before
 
 
 def measure(
@@ -73,23 +78,28 @@ def measure(
     precision: str,
     images: int,
     steps: int = STEPS,
+    evaluated: int = 0,
     paths: bool = True,
     cut_method: bool = True,
 ) -> Measured:
     """Runs `collect`, `updates` and `differentiate` on `images` images and a chain of `steps`.
 
-    `paths`: also which module was at work at each peak. `cut_method`: the method is fitted to a short chain.
+    `evaluated`: images of an evaluation that is scored afterwards, with everything on the GPU. `paths`: also which
+    module was at work at each peak. `cut_method`: the method is fitted to a short chain.
     """
     with fake_gpu():
         policy = make_policy(recipe, knobs, precision, steps)
-        reward = untrained_weighted(recipe.reward, device=HOST if knobs.rewards_on_host else GPU)
+        scoring = HOST if knobs.rewards_on_host else GPU
+        reward = untrained_weighted(recipe.reward, device=scoring)
+        held_out = untrained_weighted(recipe.evaluate.rewards, device=scoring)
         ledger = Ledger(device=GPU, networks=_named(policy, reward) if paths else None)
-        sizes = enter(ledger, policy, reward)
+        sizes = enter(ledger, policy, reward, held_out)
         with ledger:
             gradients = Gradients(list(policy.trainable().values()), on_host=knobs.accumulators_on_host)
             pieces = _Watched(gradients, ledger)
+            judged = WeightedReward([*reward.parts, *held_out.parts], device=reward.device)
             if knobs.rewards_off_when_idle:
-                reward.move(HOST)
+                judged.move(HOST)
             rest(policy, knobs)
             method = cut(recipe.method, steps) if cut_method else recipe.method
             samples = (method.noise_samples or 1) if isinstance(method, DraftConfig) else 1
@@ -102,6 +112,7 @@ def measure(
             experience = objective.collect(policy, round)
             for part in objective.updates(experience):
                 objective.differentiate(policy, part)
+            taken = _evaluation(ledger, policy, reward, judged, knobs, evaluated) if evaluated else {}
         return Measured(
             images=images,
             steps=steps,
@@ -114,7 +125,34 @@ def measure(
             kept_bytes=pieces.kept_bytes,
             without_graph_bytes=pieces.without_graph_bytes,
             sizes=sizes,
+            evaluated_images=evaluated,
+            evaluated=taken,
         )
+
+
+def _evaluation(
+    ledger: Ledger, policy: Policy, reward: WeightedReward, judged: WeightedReward, knobs: Knobs, images: int
+) -> Mapping[Category, int]:
+    """Bytes at its peak beside the networks, which `knobs` leave where they are, and what was there before."""
+    before = dict(ledger.live)
+    with ledger.phase("evaluate"):
+        score_evaluation(policy, reward, judged, knobs, images)
+    peak = ledger.peaks["evaluate"].categories
+    return {category: peak[category] - before[category] for category in ("activations", "decoder", "reward")}
+
+
+def score_evaluation(policy: Policy, reward: WeightedReward, judged: WeightedReward, knobs: Knobs, images: int) -> None:
+    """The steps of memdiff.evaluate after its rollout, on one rank; a test holds their bytes to its own."""
+    prompts = [PROMPT] * images
+    x_0 = torch.empty(images, *policy.shape, dtype=policy.dtype).to(policy.device)
+    with torch.no_grad(), decoding(policy, knobs):
+        images_nCHW = policy.decode(x_0)
+        judged.move(judged.device)
+        judged.raw(images_nCHW, prompts)
+        diversity(reward, images_nCHW, Ranks(0, 1, policy.device), num_images=images)
+        if knobs.rewards_off_when_idle:
+            judged.move(HOST)
+    to_uint8(images_nCHW)
 
 
 def make_policy(recipe: Recipe, knobs: Knobs, precision: str, steps: int) -> Policy:
@@ -155,14 +193,14 @@ def steps_pulled(method: MethodConfig, policy: Policy) -> Sequence[int]:
     return [0] if isinstance(method, ReflConfig) else method.differentiated(policy.schedule.steps)
 
 
-def enter(ledger: Ledger, policy: Policy, reward: WeightedReward) -> Sizes:
+def enter(ledger: Ledger, policy: Policy, reward: WeightedReward, held_out: WeightedReward) -> Sizes:
     """Counts what was built before the ledger began."""
     unet, decoder = policy.networks["unet"], policy.networks.get("vae")
     encoders = [network for name, network in policy.networks.items() if name.startswith("text_encoder")]
-    scoring = [network for part in reward.parts for network in part.reward.networks]
+    scoring = _networks(reward)
     ledger.enter(_tensors(unet), "weights")
     ledger.enter(_tensors(decoder) if decoder is not None else (), "decoder")
-    ledger.enter((tensor for network in scoring for tensor in _tensors(network)), "reward")
+    ledger.enter((tensor for network in (*scoring, *_networks(held_out)) for tensor in _tensors(network)), "reward")
     trained = list(policy.trainable().values())
     channels, height, width = policy.shape
     return Sizes(
@@ -170,6 +208,7 @@ def enter(ledger: Ledger, policy: Policy, reward: WeightedReward) -> Sizes:
         unet_trained=sum(parameter.numel() * parameter.element_size() for parameter in trained),
         decoder=_bytes(decoder) if decoder is not None else 0,
         rewards=sum(_bytes(network) for network in scoring),
+        held_out=sum(_bytes(network) for network in _networks(held_out)),
         encoders=sum(_bytes(encoder) for encoder in encoders),
         elements=sum(parameter.numel() for parameter in trained),
         largest_elements=max(parameter.numel() for parameter in trained),
@@ -213,6 +252,10 @@ class _Watched(Pieces):
 def _named(policy: Policy, reward: WeightedReward) -> Mapping[str, torch.nn.Module]:
     scoring = {f"reward.{part.name}": network for part in reward.parts for network in part.reward.networks}
     return {**policy.networks, **scoring}
+
+
+def _networks(reward: WeightedReward) -> list[torch.nn.Module]:
+    return [network for part in reward.parts for network in part.reward.networks]
 
 
 def _tensors(network: torch.nn.Module) -> Iterator[torch.Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from memdiff.config import Recipe
-from memdiff.engine.ds_config import LARGEST_BUCKET
+from memdiff.engine.ds_config import make_ds_config
 from memdiff.memory.gpus import CARDS, FRAGMENTATION, WORKSPACE_BYTES, Gpu
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.states import States, training_states
@@ -19,6 +19,7 @@ from memdiff.plan.search import Setting, Way, all_settings, best
 from memdiff.plan.short import job_of, sizes_to_measure
 
 REFERENCE_TFLOPS = 65.0  # a T4, where only a budget is given
+MOST_EVALUATED = 64  # images of an evaluation that are scored on fake tensors; for more its bytes are multiplied
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ def choose(
     job = job_of(recipe, ranks=ranks, precision=precision)
     sizes = next(iter(graphs.values())).sizes
 
+    # The size that the engine will be given: DeepSpeed allocates it in full, however little is in it.
+    bucket = make_ds_config(recipe.optimizer, precision=precision, offload=False, trainable_elements=sizes.elements)[
+        "zero_optimization"
+    ]["reduce_bucket_size"]
+
     def states_of(offload: bool, *, bits: Literal[8, 32] | None = None, over: int = ranks) -> States:
         return training_states(
             sizes.elements,
@@ -100,7 +106,7 @@ def choose(
             bits=bits or recipe.optimizer.bits,
             ema=recipe.optimizer.ema is not None,
             offload=offload,
-            bucket_elements=min(LARGEST_BUCKET, sizes.elements),
+            bucket_elements=bucket,
             largest_elements=sizes.largest_elements,
         )
 
@@ -126,21 +132,24 @@ def measure_ways(recipe: Recipe, job: Job, precision: str, *, processes: int = 1
     checkpointing = (False, True) if memory.activation_checkpointing == "auto" else (memory.activation_checkpointing,)
     passes = 1 if memory.guidance_passes == "auto" else memory.guidance_passes
     found: dict[Way, list[Measured]] = {(again, passes): [] for again in checkpointing}
-    tasks = [(way, images) for images in sizes_to_measure(recipe, job) for way in found]
+    sizes = sizes_to_measure(recipe, job)
+    tasks = [(way, images) for images in sizes for way in found]
 
     def run(way: Way, images: int) -> Measured:
         knobs = dataclasses.replace(_base(recipe), activation_checkpointing=way[0], guidance_passes=way[1])
-        return _round(recipe, knobs, job, precision, images)
+        evaluated = min(job.evaluated, MOST_EVALUATED) if images == sizes[0] else 0
+        return _round(recipe, knobs, job, precision, images, evaluated=evaluated)
 
     for (way, _), measured in zip(tasks, side_by_side(run, tasks, processes), strict=True):
         found[way].append(measured)
     return found
 
 
-def _round(recipe: Recipe, knobs: Knobs, job: Job, precision: str, images: int) -> Measured:
+def _round(recipe: Recipe, knobs: Knobs, job: Job, precision: str, images: int, *, evaluated: int = 0) -> Measured:
     """With everything on the GPU."""
     pieces = {"micro_batch": images, "rollout_batch": images, "kept_steps": 1 if job.direct else 0}
-    return measure(recipe, dataclasses.replace(resident(knobs), **pieces), precision=precision, images=images)
+    knobs = dataclasses.replace(resident(knobs), **pieces)
+    return measure(recipe, knobs, precision=precision, images=images, evaluated=evaluated)
 
 
 def planned_precision(precision: Precision) -> str:

@@ -16,6 +16,7 @@ def job_of(recipe: Recipe, *, ranks: int, precision: str) -> Job:
         weighted_steps=_weighted_steps(recipe),
         state_bytes=2 if half and isinstance(recipe.method, ReinforceConfig) else 4,
         chunk=max(part.chunk for part in recipe.reward),
+        evaluated=-(-recipe.evaluate.images // ranks) if recipe.evaluate.every else 0,
     )
 
 
