@@ -77,7 +77,7 @@ class Curve:
         return next((q for q, r in zip(self.queries, self.rewards, strict=True) if r >= reward), None)
 
 
-def run(name: str, rate: float, seed: int, rounds: int, folder: Path) -> Curve:
+def run(name: str, rate: float, seed: int, *, rounds: int, folder: Path) -> Curve:
     """Trains unless the folder holds the finished run already, and reads its rows."""
     method, out = METHODS[name], folder / f"{name}_{rate:g}_{seed}"
     sets = (
@@ -186,7 +186,7 @@ def main() -> None:
 
     def all_of(wanted: Sequence[tuple[str, float, int]]) -> list[Curve]:
         with ThreadPoolExecutor(options.jobs) as pool:
-            return list(pool.map(lambda one: run(*one, rounds[one[0]], options.runs), wanted))
+            return list(pool.map(lambda one: run(*one, rounds=rounds[one[0]], folder=options.runs), wanted))
 
     grid = all_of([(name, rate, first) for name in METHODS for rate in options.rates])
     tried = {name: [curve for curve in grid if curve.method == name] for name in METHODS}

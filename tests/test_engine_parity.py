@@ -62,6 +62,8 @@ def test_world_size_changes_nothing_but_rounding(world_size: int) -> None:
     assert [value for rank in several for value in rank["noise"]] == one["noise"]
     advantages = torch.tensor([value for rank in several for value in rank["advantages"]])
     assert (advantages - torch.tensor(one["advantages"])).abs().max() <= 1e-6
+    by_step = torch.tensor([values for rank in several for values in rank["step_advantages"]])
+    assert (by_step - torch.tensor(one["step_advantages"])).abs().max() <= 1e-4  # V from other batch shapes
     truth = torch.tensor(one["gradient"], dtype=torch.float64)
     for rank in several:
         assert (torch.tensor(rank["gradient"], dtype=torch.float64) - truth).norm() <= 1e-5 * truth.norm()

@@ -25,6 +25,11 @@ class ReinforceConfig(Section):
     )
     advantage_epsilon: Float = Field(default=1e-6, gt=0, description="Added to the std: equal rewards give zero.")
     advantage_clip: Float | None = Field(default=None, gt=0, description="Advantages are clamped to +- this. DDPO: 5.")
+    baseline: Literal["none", "predicted_image"] = Field(
+        default="none",
+        description="Taken off the advantages step by step. predicted_image: the reward of the image predicted there; "
+        "less noise for one more pass over the chain and as many reward queries as steps.",
+    )
     log_prob_reduction: Literal["mean", "sum"] = Field(
         default="mean", description="Over the C*H*W dimensions. sum is the density; public code takes the mean."
     )
@@ -49,6 +54,12 @@ class ReinforceConfig(Section):
     def _memory_has_no_others(self) -> Self:
         if self.per_prompt and self.prompt_memory and self.advantage == "leave_one_out":
             raise ValueError("advantage: leave_one_out with per_prompt goes with prompt_memory: 0")
+        return self
+
+    @model_validator(mode="after")
+    def _baseline_over_all_images(self) -> Self:
+        if self.baseline != "none" and self.per_prompt:
+            raise ValueError("baseline: predicted_image compares all images of a round; it goes with per_prompt: false")
         return self
 
     @field_validator("step_weights")

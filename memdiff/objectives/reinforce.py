@@ -36,6 +36,7 @@ from memdiff.objectives.config import ReinforceConfig
 from memdiff.objectives.experience import Metrics, Round
 from memdiff.objectives.halving import PieceSize, in_pieces
 from memdiff.objectives.pair_tally import PairTally
+from memdiff.objectives.predicted_baseline import predicted_rewards, step_advantages
 from memdiff.objectives.prompt_rewards import PromptRewards
 from memdiff.pieces import Pieces, Pull
 from memdiff.placement import HOST, place
@@ -56,7 +57,14 @@ class Experience:
     raw_PN: torch.Tensor  # every part's scores of all ranks' images
     rewards_N: torch.Tensor
     metrics: Metrics
+    step_advantages_Kn: torch.Tensor | None = None  # where a baseline tells the steps of an image apart
     old_log_probs: torch.Tensor | None = None  # of the first pass, one a pair
+
+    def advantages_of(self, images: Sequence[int], steps: Sequence[int]) -> torch.Tensor:
+        """Of pairs: B."""
+        if self.step_advantages_Kn is None:
+            return self.advantages_n[images]
+        return self.step_advantages_Kn[steps, images]
 
 
 class Reinforce:
@@ -103,13 +111,35 @@ class Reinforce:
             self.reward.observe(raw_PN)
             rewards_N = self.reward.combine(raw_PN, self.reward.statistics)
         advantages_N = self._advantages(rewards_N, batch.all_prompts)
-        return Experience(
-            round,
-            trajectory,
-            advantages_N[batch.images.start : batch.images.stop],
-            raw_PN,
-            rewards_N,
-            {"advantage_std": advantages_N.std(correction=0), "reward_queries": batch.num_images, **differences},
+        mine = slice(batch.images.start, batch.images.stop)
+        metrics: Metrics = {"advantage_std": advantages_N.std(correction=0), "reward_queries": batch.num_images}
+        experience = Experience(round, trajectory, advantages_N[mine], raw_PN, rewards_N, metrics | differences)
+        if self.config.baseline == "predicted_image":
+            with round.clock.phase("reward"), torch.no_grad():
+                by_step_KN = self._step_advantages(policy, experience, advantages_N)
+            experience.step_advantages_Kn = by_step_KN[:, mine]
+            variance = advantages_N.var(correction=0).clamp(min=self.config.advantage_epsilon**2)
+            experience.metrics["reward_queries"] *= 1 + len(self._steps(policy))
+            experience.metrics["step_variance_left"] = by_step_KN.var(dim=1, correction=0) / variance
+        return experience
+
+    def _step_advantages(self, policy: Policy, experience: Experience, advantages_N: torch.Tensor) -> torch.Tensor:
+        """K N, those of steps that don't take part as without a baseline."""
+        config, rewards_N, steps = self.config, experience.rewards_N, self._steps(policy)
+        slopes = self.reward.slopes(experience.raw_PN.mean(dim=1).tolist())
+        self.reward.move(self.reward.device)
+        values = predicted_rewards(
+            policy, experience.trajectory, experience.round, steps, self.reward, slopes, self.ranks, self.knobs
+        )
+        if self.knobs.rewards_off_when_idle:
+            self.reward.move(HOST)
+        spread = float(rewards_N.std(correction=0)) + config.advantage_epsilon if config.advantage == "whiten" else 1.0
+        by_step_KN = advantages_N.repeat(policy.schedule.steps, 1)
+        by_step_KN[list(steps)] = step_advantages(advantages_N, rewards_N, values, spread=spread)
+        return (
+            by_step_KN
+            if config.advantage_clip is None
+            else by_step_KN.clamp(-config.advantage_clip, config.advantage_clip)
         )
 
     def _advantages(self, rewards_N: torch.Tensor, prompts_N: Sequence[str]) -> torch.Tensor:
@@ -163,8 +193,9 @@ class Reinforce:
         pull(torch.full_like(terms_RB, 1 / count))
 
     def passes(self, policy: Policy) -> int:
-        """All steps forward, those that take part back, in every update."""
-        return policy.schedule.steps + self.config.inner_updates * len(self._steps(policy))
+        """All steps forward, those that take part back, in every update; once more forward for a baseline."""
+        again = self.config.inner_updates + (self.config.baseline != "none")
+        return policy.schedule.steps + again * len(self._steps(policy))
 
     def _piece(
         self,
@@ -211,7 +242,7 @@ class Reinforce:
             log_prob_B = terms_RB[0]
             # Scored in this grouping, not taken from the rollout's: another one is off by 1e-3 in fp16.
             old_B = log_prob_B if first_pass else old_P[padded]
-            advantage_B = experience.advantages_n[images]
+            advantage_B = experience.advantages_of(images, steps)
             weight_B = advantage_B.new_tensor([weights[step] for step in steps])
             weight_B[count:] = 0  # what only fills the batch up
             scale = self.ranks.world_size / experience.round.batch.num_images

@@ -47,15 +47,21 @@ class Job:
 
     @property
     def rolled(self) -> float:
-        """Steps taken forward an image before it is scored, expected over the method's draws."""
+        """Steps taken forward an image without a graph of its own, expected over the method's draws."""
         if isinstance(self.method, ReflConfig):
             return (self.method.first_step + self.method.last_step) / 2 + 1
-        return self.steps + (self.samples if self.samples > 1 else 0)
+        return self.steps + self.baseline_steps + (self.samples if self.samples > 1 else 0)
+
+    @property
+    def baseline_steps(self) -> int:
+        """Steps whose predicted image is scored for a baseline."""
+        asked = isinstance(self.method, ReinforceConfig) and self.method.baseline != "none"
+        return self.weighted_steps if asked else 0
 
     def pulled(self, kept_steps: int) -> tuple[float, float]:
         """(steps pulled back an image, those of them whose forward runs again), expected over the method's draws."""
         if isinstance(self.method, ReinforceConfig):
-            return float(self.weighted_steps), 0.0
+            return float(self.method.inner_updates * self.weighted_steps), 0.0
         if isinstance(self.method, ReflConfig):
             return 1.0, 0.0 if kept_steps else 1.0
         most = len(self.method.differentiated(self.steps))
@@ -228,9 +234,10 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
         _filled(job.images, rows if job.direct else knobs.rollout_batch) * job.rolled * graphs.forward
         + _filled(job.images * (1 if job.direct else job.weighted_steps), rows)
         * (pulled * (graphs.pull + graphs.again) + again * graphs.forward)
-        + graphs.scoring
+        + graphs.scoring * (1 + job.baseline_steps)
     )
-    ideal = job.images * (job.rolled * graphs.forward + pulled * graphs.pull + graphs.scoring - graphs.scoring_again)
+    scoring = (graphs.scoring - graphs.scoring_again) * (1 + job.baseline_steps)
+    ideal = job.images * (job.rolled * graphs.forward + pulled * graphs.pull + scoring)
     return Outlook(
         phases=phases,
         flops=flops,
@@ -266,6 +273,9 @@ def _reward(phase: dict[Category, int], job: Job, knobs: Knobs, graphs: Graphs, 
     phase["activations"] += transient["activations"].at(rows)
     if job.direct:
         phase["activations"] += (kept - 1) * graphs.kept.at(rows)
+    if job.baseline_steps:  # the UNet is asked between the scorings
+        asked = graphs.transient["rollout without a graph"]["activations"].at(min(knobs.rollout_batch, job.images))
+        phase["activations"] = max(phase["activations"], asked)
     if not knobs.rewards_on_host:
         held_out = 0 if knobs.rewards_off_when_idle else graphs.sizes.held_out  # not asked here, nor taken away
         phase["reward"] = graphs.sizes.rewards + held_out + transient["reward"].at(min(rows, job.chunk))

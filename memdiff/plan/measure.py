@@ -176,7 +176,8 @@ def cut(method: MethodConfig, steps: int) -> MethodConfig:
     match method:
         case ReinforceConfig():
             given = not isinstance(method.step_weights, str)
-            return method.model_copy(update={"inner_updates": 1, **({"step_weights": "uniform"} if given else {})})
+            weights = {"step_weights": "uniform"} if given else {}
+            return method.model_copy(update={"inner_updates": 1, "baseline": "none", **weights})
         case DraftConfig():
             return method.model_copy(update={"last_steps": 1 if method.last_steps == 1 else "all"})
         case AlignPropConfig():

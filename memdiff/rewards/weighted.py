@@ -83,16 +83,20 @@ class WeightedReward:
             total_N = total_N + part.weight * shaped_N
         return total_N
 
-    def slopes(self) -> Sequence[float]:
+    def slopes(self, shares: Sequence[float] | None = None) -> Sequence[float]:
         """d total / d raw score of each part, by the statistics of the scores seen so far: P numbers.
 
-        Share parts have none: their scores are yes or no. A normalised part without scores counts as one with std 1.
+        A share part has one at the shares of yes of a round, one entry a part: its scores are yes or no, so that no
+        gradient leads to them. A normalised part without scores counts as one with std 1.
         """
         found = []
-        for part in self.parts:
-            assert part.target_share is None, "share parts have no gradient"
+        for number, part in enumerate(self.parts):
             seen = self.statistics.get(part.name, Running())
-            found.append(part.weight / (seen.std + EPSILON) if seen.count else part.weight)
+            slope = part.weight / (seen.std + EPSILON) if seen.count else part.weight
+            if part.target_share is not None:
+                assert shares is not None, "share parts have no gradient"
+                slope = part.weight * 2 * (part.target_share - shares[number])
+            found.append(slope)
         return found
 
     def value(self, raw_PN: torch.Tensor, statistics: Statistics) -> float:

@@ -92,6 +92,9 @@ def probe(
     block = ranks.block(IMAGES)
     round = Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device))
     experience = objective.collect(policy, round)
+    by_step = ReinforceConfig(kind="reinforce", baseline="predicted_image")
+    with_baseline = Reinforce(by_step, reward, Pieces(engine.gradients), ranks, knobs(16)).collect(policy, round)
+    assert with_baseline.step_advantages_Kn is not None
     truth = plain_autograd(policy, experience, ranks, chunk=16)
     whole_chain = plain_autograd(policy, experience, ranks, chunk=10**6)
     objective.differentiate(policy, experience)
@@ -114,6 +117,7 @@ def probe(
         "updates": engine.updates,
         "noise": [float(noise.initial([image]).sum()) for image in block],
         "advantages": experience.advantages_n.tolist(),
+        "step_advantages": with_baseline.step_advantages_Kn.T.tolist(),
         "gradient": torch.cat([gradient.flatten() for gradient in got])[::50].tolist(),
         "working_copy_error": max(
             float((weights[name] - p.detach().float()).abs().max()) for name, p in policy.trainable().items()
