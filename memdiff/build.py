@@ -69,7 +69,7 @@ def make_policy(
     make: Callable[..., Policy], recipe: Recipe, memory: MemoryConfig, *, device: torch.device, precision: str
 ) -> Policy:
     """What `make`, `load_policy` or `untrained_policy`, gives for a recipe and its memory section."""
-    return make(
+    policy = make(
         recipe.model,
         recipe.sampler,
         device=device,
@@ -80,6 +80,9 @@ def make_policy(
         vae_checkpointing="layers" if memory.vae_checkpointing == "auto" else memory.vae_checkpointing,
         keep_base=recipe.method.needs_base,
     )
+    if recipe.trained_modules is not None:
+        policy.train_only(recipe.trained_modules)
+    return policy
 
 
 def connect(

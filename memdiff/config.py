@@ -39,6 +39,12 @@ class Recipe(Section):
 
     model: ModelConfig
     adapter: AdapterConfig | None = Field(default=None, description="None: all of the denoiser is trained.")
+    trained_modules: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Parts of the UNet that are trained, such as mid_block or up_blocks.0, the rest frozen. None: all "
+        "of it. Without an adapter, whose targets say so.",
+    )
     sampler: SamplerConfig = SamplerConfig()
     prompts: PromptsConfig | None = Field(default=None, description="Text models only: what images are made from.")
     method: MethodConfig
@@ -62,6 +68,8 @@ class Recipe(Section):
             self._check_policy_gradient(self.method)
         else:
             self._check_reward_gradient(self.method)
+        if self.adapter is not None and self.trained_modules is not None:
+            raise ValueError("trained_modules is for training without an adapter; adapter.targets chooses its layers")
         window = self.adapter.steps if self.adapter else None
         if window is not None and window[1] > self.sampler.steps:
             raise ValueError(

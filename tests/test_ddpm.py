@@ -77,6 +77,44 @@ def test_lora_starts_at_the_base_and_trains_nothing_else() -> None:
     assert names and all("lora_A" in name or "lora_B" in name for name in names)
 
 
+MIDDLE = ("down_blocks.2", "mid_block", "up_blocks.0")
+
+
+def test_some_modules_are_trained_and_the_rest_stays() -> None:
+    """The embedded model: the gradient of the chosen modules is that of training everything, the rest has none.
+
+    Without `time_embedding` their first norms get inputs that need no gradient, which crashed torch's CPU kernel.
+    """
+
+    def gradients(*modules: str) -> dict[str, torch.Tensor]:
+        policy = load_ddpm(str(DIGITS_DDPM), SamplerConfig(steps=5), device=CPU, dtype=torch.float32)
+        if modules:
+            policy.train_only(modules)
+        x = torch.randn(4, *policy.shape, generator=torch.Generator().manual_seed(2))
+        parameters = policy.trainable()
+        found = torch.autograd.grad(policy.mean(x, [0, 1, 2, 3]).sin().sum(), list(parameters.values()))
+        return dict(zip(parameters, found, strict=True))
+
+    every, chosen = gradients(), gradients(*MIDDLE)
+    assert set(chosen) == {name for name in every if name.startswith(MIDDLE)} and len(chosen) < len(every) / 2
+    flat = [torch.cat([found[name].flatten() for name in chosen]) for found in (chosen, every)]
+    assert (flat[0] - flat[1]).norm() <= 1e-5 * flat[1].norm()
+
+
+def test_modules_that_are_not_there_are_told(tmp_path: Path) -> None:
+    """By name, with those that are; what was trained in part is saved as a whole pipeline."""
+    policy = tiny_policy()
+    with pytest.raises(ConfigError, match=r"the UNet has no middle; it has conv_in, .*down_blocks.0, .*mid_block"):
+        policy.train_only(["mid_block", "middle"])
+    policy = tiny_policy()
+    policy.train_only(["mid_block"])
+    weights = random_weights(policy)
+    policy.save(tmp_path, weights)
+    saved, untrained = DDIMPipeline.from_pretrained(tmp_path).unet.state_dict(), tiny_unet().state_dict()
+    for name, value in saved.items():
+        assert torch.equal(value, weights[name] if name in weights else untrained[name]), name
+
+
 def test_adapter_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no layer is named to_z; there are .*to_q"):
         tiny_policy(adapter=AdapterConfig(targets=("to_z",)))

@@ -57,6 +57,23 @@ class Denoiser:
             # diffusers recomputes block by block; eval mode is enough.
             unet.enable_gradient_checkpointing(self._checkpoint)
 
+    def train_only(self, modules: Sequence[str]) -> None:
+        """Freezes what lies outside these modules, named by their paths. Raises ConfigError where one is not there."""
+        assert self.adapter is None, "an adapter's layers are chosen by its targets"
+        for path in modules:
+            if not any(is_inside(name, [path]) for name in self._trainable):
+                raise ConfigError(
+                    f"trained_modules: the UNet has no {path}; it has {', '.join(top_modules(self.unet))}"
+                )
+        for name, parameter in self._trainable.items():
+            parameter.requires_grad_(is_inside(name, modules))
+        self._trainable = {name: parameter for name, parameter in self._trainable.items() if parameter.requires_grad}
+        for module in self.unet.modules():
+            if isinstance(module, torch.nn.GroupNorm) and any(p.requires_grad for p in module.parameters()):
+                # torch 2.13's CPU kernel crashes where its weight needs a gradient, its input none, and that lies
+                # channels last, as attention leaves it.
+                module.register_forward_pre_hook(lambda _, inputs: tuple(entry.contiguous() for entry in inputs))
+
     def __call__(self, x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, **conditioning: Any) -> torch.Tensor:
         """The network's prediction, in the network's dtype; `at_steps` or `base` has set the adapter."""
         if self._base_weights is not None:
@@ -147,3 +164,19 @@ class Denoiser:
             for name, weight in weights.items():
                 parameters[name].copy_(weight)
         return twin
+
+
+def is_inside(name: str, modules: Sequence[str]) -> bool:
+    """Whether a parameter belongs to one of these modules."""
+    return any(name.startswith(f"{path}.") for path in modules)
+
+
+def top_modules(unet: torch.nn.Module) -> list[str]:
+    """What a UNet is made of: conv_in, time_embedding, down_blocks.0, ..., mid_block, up_blocks.0, ..."""
+    found = []
+    for name, child in unet.named_children():
+        if isinstance(child, torch.nn.ModuleList):
+            found += [f"{name}.{number}" for number in range(len(child))]
+        elif any(True for _ in child.parameters()):
+            found.append(name)
+    return found

@@ -54,6 +54,10 @@ class Policy(Protocol):
         """Images in [0, 1], B c h w fp32. Differentiable in x."""
         ...
 
+    def train_only(self, modules: Sequence[str]) -> None:
+        """Freezes the denoiser outside these modules. Raises ConfigError where one of them does not exist."""
+        ...
+
     def trainable(self) -> Mapping[str, torch.nn.Parameter]:
         """What is trained, by name, in a fixed order."""
         ...

@@ -40,6 +40,10 @@ class UnetPolicy(ABC):
         """All of the UNet, or the LoRA."""
         return self._denoiser.trainable()
 
+    def train_only(self, modules: Sequence[str]) -> None:
+        """Freezes the UNet outside these modules."""
+        self._denoiser.train_only(modules)
+
     def trains(self, step: int) -> bool:
         """Whether a trainable parameter takes part at this step."""
         return self._denoiser.trains(step)

@@ -87,6 +87,7 @@ def measure(
     `evaluated`: images of an evaluation that is scored afterwards, with everything on the GPU. `paths`: also which
     module was at work at each peak. `cut_method`: the method is fitted to a short chain.
     """
+    prompts = [PROMPT] * images
     with fake_gpu():
         policy = make_policy(recipe, knobs, precision, steps)
         scoring = HOST if knobs.rewards_on_host else GPU
@@ -106,9 +107,9 @@ def measure(
             # One rank of several differs from one alone in what it has to do, not in how.
             objective = build_objective(method, reward, pieces, Ranks(0, 1, GPU), knobs)
             with ledger.phase("encode"), counted_as("weights"):
-                policy.encode([PROMPT] * images)
+                policy.encode(prompts)
             noise = BlankNoise(policy.shape)
-            round = Round(Batch(range(images), [PROMPT] * images, images, noise), _Phases(ledger))
+            round = Round(Batch(range(images), prompts, images, noise, prompts), _Phases(ledger))
             experience = objective.collect(policy, round)
             for part in objective.updates(experience):
                 objective.differentiate(policy, part)
@@ -158,7 +159,7 @@ def score_evaluation(policy: Policy, reward: WeightedReward, judged: WeightedRew
 def make_policy(recipe: Recipe, knobs: Knobs, precision: str, steps: int) -> Policy:
     """On the fake GPU, with a chain of `steps`; an adapter is active in all of them."""
     adapter = recipe.adapter.model_copy(update={"steps": None}) if recipe.adapter else None
-    return untrained_policy(
+    policy = untrained_policy(
         recipe.model,
         recipe.sampler.model_copy(update={"steps": steps}),
         device=GPU,
@@ -169,6 +170,9 @@ def make_policy(recipe: Recipe, knobs: Knobs, precision: str, steps: int) -> Pol
         guidance_in_two=knobs.guidance_passes == 2,
         vae_checkpointing=knobs.vae_checkpointing,
     )
+    if recipe.trained_modules is not None:
+        policy.train_only(recipe.trained_modules)
+    return policy
 
 
 def cut(method: MethodConfig, steps: int) -> MethodConfig:
