@@ -46,6 +46,7 @@ format: $(READY)
 bench: $(READY)
 	for suite in cpu chain world plan; do $(BIN)/python -m benchmarks run $$suite || exit 1; done
 	$(BIN)/python -m benchmarks.digits
+	$(BIN)/python -m benchmarks.queries
 
 bench-peers: $(READY)
 	PYTHON=$(PYTHON) sh benchmarks/peers/make_env.sh

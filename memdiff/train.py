@@ -89,7 +89,9 @@ class Run:
             self.standing.round, self.standing.images = number, self.standing.images + round.batch.num_images
             self.standing.statistics = to_json(parts.reward.statistics)
             self.standing.objective = parts.objective.state()
-            self.finish(round_row(parts, self.standing, experience, update, diagnostics, clock))
+            row = round_row(parts, self.standing, experience, update, diagnostics, clock)
+            del experience, part  # or this round's trajectory would live on beside the next one's
+            self.finish(row)
             stopped, alarmed = self.someone_asked_to_stop(), self.standing.alarm is not None
             if stopped or alarmed or number % parts.recipe.run.save_every == 0 or number == rounds:
                 self.checkpoints.save(parts.engine, vars(self.standing))

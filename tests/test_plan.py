@@ -5,6 +5,7 @@ The digits models are small enough to run whole; the public architectures are in
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -19,10 +20,11 @@ from rich.console import Console
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.profiler import ProfilerActivity, profile
 
-from memdiff.build import decided
+from memdiff.build import Parts, decided, make_policy
 from memdiff.chain.schedule import make_schedule
 from memdiff.config import Recipe
 from memdiff.errors import ConfigError, OutOfMemoryError
+from memdiff.evaluate import evaluate
 from memdiff.memory.config import MemoryConfig
 from memdiff.memory.gpus import GIB, find_gpu
 from memdiff.memory.knobs import Knobs
@@ -30,6 +32,7 @@ from memdiff.memory.ledger import Ledger
 from memdiff.memory.states import training_states
 from memdiff.models.config import DdpmConfig
 from memdiff.models.ddpm import DdpmPolicy
+from memdiff.models.load import load_policy
 from memdiff.models.quiet import quiet_libraries
 from memdiff.models.scheduler import ddim_scheduler, noise_schedule
 from memdiff.objectives.config import DraftConfig
@@ -39,16 +42,18 @@ from memdiff.pieces import Gradients, Pieces
 from memdiff.placement import HOST, place
 from memdiff.plan.advice import three_best
 from memdiff.plan.command import plan_recipe
-from memdiff.plan.compose import Graphs, look_ahead
+from memdiff.plan.compose import TRANSIENT, Curve, Graphs, look_ahead
 from memdiff.plan.fake import GPU, BlankNoise, fake_gpu
 from memdiff.plan.for_run import plan_of_run, shared_plan
-from memdiff.plan.measure import measure, resident
+from memdiff.plan.measure import Sizes, measure, resident
 from memdiff.plan.plan import Plan, choose, make_plan, measure_ways
 from memdiff.plan.search import Way, held
 from memdiff.plan.short import job_of, sizes_to_measure
 from memdiff.plan.table import show
+from memdiff.prompts import PromptSet
 from memdiff.ranks import Ranks
 from memdiff.recipe_file import check_recipe, read_recipe
+from memdiff.rewards.build import build_weighted
 from memdiff.rewards.weighted import WeightedPart, WeightedReward
 from memdiff.train import memory_told
 from tests.tiny import tiny_unet
@@ -174,6 +179,89 @@ def test_the_cpu_allocates_what_the_ledger_counts() -> None:
         live += event.nbytes()
         peak = max(peak, live)
     assert 0.975 <= ledger.peak_bytes / peak <= 1.0
+
+
+class Unaveraged:
+    """An engine as an evaluation sees it."""
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        yield
+
+
+def test_an_evaluation_takes_what_the_plan_measures() -> None:
+    """memdiff.evaluate on real tensors, counted by the same ledger: 40 images, decoded at once, scored by the reward in
+    chunks of 32 and by a held-out one. Within 1 % of what the fake round measures; the chain, one image at a time, is
+    below it."""
+    recipe = digits(evaluate={"images": 40, "rewards": [{"kind": "digits", "name": "held_out", "classifier": "judge"}]})
+    knobs = dataclasses.replace(EVERYTHING_HERE, micro_batch=1, rollout_batch=1)
+    found = measure(recipe, knobs, precision="fp32", images=1, evaluated=40, paths=False)
+    policy = make_policy(load_policy, recipe, MemoryConfig(), device=HOST, precision="fp32")
+    reward, held_out = (build_weighted(parts, device=HOST) for parts in (recipe.reward, recipe.evaluate.rewards))
+    judged = WeightedReward([*reward.parts, *held_out.parts], device=HOST)
+    unused: Any = None
+    engine: Any = Unaveraged()
+    parts = Parts(
+        recipe, Ranks(0, 1, HOST), policy, PromptSet.read(None), reward, judged, held_out.names, engine, unused, unused,
+        knobs, None,
+    )  # fmt: skip
+    with Ledger() as ledger:
+        evaluate(parts, lambda count: None)
+    assert found.evaluated_images == 40 and found.sizes.held_out == sum(
+        tensor.nbytes
+        for part in held_out.parts
+        for network in part.reward.networks
+        for tensor in (*network.parameters(), *network.buffers())
+    )
+    assert sum(found.evaluated.values()) == pytest.approx(ledger.peak_bytes, rel=0.01)
+
+
+def test_the_evaluation_by_hand() -> None:
+    """10 images of 100 numbers. Always there: UNet 1,000 bytes, sums 400, masters and moments 1,200, decoder 300,
+    rewards 500 and 70 held out: 3,470. EMA in fp16: 400 for the average, 200 for the working copies that it stands in
+    for: 4,070.
+
+    The chain, 4 images at a time at 250 each, and 10 states in fp32: 4,070 + 1,000 + 4,000 = 9,070. Scored: images
+    1,000, decoder 2,000 and rewards 3,000 above the networks: 10,070. With idle parts away decoder and rewards are
+    there to score all the same, and the UNet's frozen 900 are not: 9,170.
+    """
+    sizes = Sizes(
+        unet=1000, unet_trained=100, decoder=300, rewards=500, held_out=70, encoders=0, elements=100,
+        largest_elements=10, state_elements=100,
+    )  # fmt: skip
+    nothing: dict[Any, Curve] = {category: Curve(((1, 0),)) for category in TRANSIENT}
+    graphs = Graphs(
+        sizes=sizes,
+        transient={
+            **dict.fromkeys(("rollout", "reward", "train"), nothing),
+            "rollout without a graph": {"activations": Curve(((1, 250),))},
+        },
+        evaluation={
+            "activations": Curve(((5, 500),)),
+            "decoder": Curve(((5, 1000),)),
+            "reward": Curve(((5, 1500),)),
+        },
+        kept=Curve(((1, 0),)),
+        modules={},
+        forward=1.0, pull=1.0, again=0.0, scoring=0.0, scoring_again=0.0,
+    )  # fmt: skip
+    job = dataclasses.replace(
+        job_of(digits(**METHODS["draft"]), ranks=1, precision="fp16"), evaluated=10, images=4, steps=2
+    )
+    knobs = dataclasses.replace(EVERYTHING_HERE, micro_batch=4, rollout_batch=4)
+    states = training_states(
+        100, ranks=1, half=True, bits=32, ema=True, offload=False, bucket_elements=1, largest_elements=10
+    )
+    assert states.optimizer == 1200 + 400 and states.set_aside == 200
+    outlook = look_ahead(job, knobs, graphs, states)
+    assert outlook.live("evaluate") == 10_070
+    assert outlook.phases["evaluate"]["trajectory"] == 0 < outlook.phases["train"]["trajectory"]
+    away = dataclasses.replace(knobs, unet_off_when_idle=True, decoder_off_when_idle=True, rewards_off_when_idle=True)
+    assert look_ahead(job, away, graphs, states).live("evaluate") == 9170
+    never = look_ahead(dataclasses.replace(job, evaluated=0), knobs, graphs, states)
+    assert "evaluate" not in never.phases
+    with_few = dataclasses.replace(graphs, evaluation={"activations": Curve(((5, 5),))})
+    assert look_ahead(job, knobs, with_few, states).live("evaluate") == 9070
 
 
 class Brightness:
@@ -369,6 +457,13 @@ def test_json_from_a_shipped_recipe() -> None:
     assert plan["knobs"]["micro_batch"] >= 32 and plan["peak_bytes"] <= plan["budget_bytes"]
 
 
+def test_a_plan_where_every_prompt_has_its_own_mean() -> None:
+    """Advantages by prompt ask for the prompts of all ranks' images, in a short round too."""
+    recipe = read_recipe(RECIPES / "digits_text_ddpo.yaml", [])
+    plan = make_plan(recipe, budget_bytes=find_gpu("t4").budget_bytes(2), ranks=2, gpu=find_gpu("t4"))
+    assert plan.fits and plan.flops == pytest.approx(plan.flops_ideal, rel=0.03)
+
+
 SHIPPED = sorted(path.name for path in RECIPES.glob("*.yaml"))
 
 
@@ -419,3 +514,22 @@ def test_figures_of_sdxl() -> None:
         peaks.append(plan.peak_bytes)
     latents = 48 * 4 * 128 * 128 * 4
     assert peaks[1] - peaks[0] <= 1.04 * latents
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_sdxl_fits_a_t4_with_a_reward_of_clip_h_size() -> None:
+    """HPSv2's tower, 632,076,800 parameters in fp16 (PickScore's has the same), in the place of the recipe's CLIP-L: on
+    one T4 and on four it fits, and so does everything resident at one image a piece."""
+    t4 = find_gpu("t4")
+    recipe = read_recipe(RECIPES / "sdxl_draft_t4.yaml", ["reward=[{kind: hpsv2}]"])
+    job = job_of(recipe, ranks=1, precision="fp16")
+    graphs = {way: Graphs.of(found, direct=True) for way, found in measure_ways(recipe, job, "fp16").items()}
+    here = recipe.model_copy(
+        update={"memory": MemoryConfig(idle_parts="stay", rewards="gpu", micro_batch=1, kept_steps=0)}
+    )
+    assert all(graph.sizes.rewards == pytest.approx(2 * 632_076_800, rel=1e-3) for graph in graphs.values())
+    for variant, ranks in itertools.product((recipe, here), (1, 4)):
+        budget = t4.budget_bytes(ranks)
+        plan = choose(variant, graphs, budget_bytes=budget, ranks=ranks, gpu=t4, precision="fp16")
+        assert plan.fits and plan.peak_bytes <= budget, plan

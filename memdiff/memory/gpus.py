@@ -59,9 +59,11 @@ a segment has left over waits for a smaller tensor. With PYTORCH_ALLOC_CONF=expa
 assumes on CUDA, segments grow and this stays small."""
 
 MATRIX_SHARE = 0.4
-"""Of a card's peak that a denoiser reaches, for an estimate of hours: SD 1.5 runs on a T4 at about 25 of 65 TFLOP/s."""
+"""Of a card's peak that a denoiser reaches, for an estimate of hours: SD 1.5 on a T4 at about 25 of 65 TFLOP/s.
+Assumed, not measured."""
 PCIE_BYTES_A_SECOND = 12e9
-"""PCIe 3 x16 from pinned memory; twice that on PCIe 4."""
+"""PCIe 3 x16 carries 15.75 GB/s; from pinned memory about three quarters of it arrive. Assumed, not measured; twice
+that on PCIe 4."""
 
 _CARDS = (
     # NVIDIA T4 data sheet: 65 TFLOP/s, 320 GB/s, 16 GB. Error correction takes a sixteenth of them: nvidia-smi's total

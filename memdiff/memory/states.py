@@ -71,14 +71,14 @@ def training_states(
 
 
 def _backward(elements: int, *, ranks: int, copy: int, bucket: int, largest: int, kept: int) -> int:
-    """The bucket, and beside it in turn: one parameter's gradient in fp32 and cast; the bucket's gradients once more,
-    gathered by the rank they go to, where there are several; and the rank's own, which are copied out of the bucket.
-    Where the bucket is filled more than once, the rank's own are there already while it is filled again."""
+    """The bucket; one parameter's gradient in fp32 and cast, which goes into it; where there are several ranks, what is
+    in it once more, ordered by the rank it goes to, for as long as the process group holds on to it (which is not sure
+    to end with the reduction); and the rank's own gradients, which are copied out of it. Where the bucket is filled
+    more than once, the last two may be there while it is filled again."""
     one = largest * (FULL + copy)
     gathered = min(bucket, elements) * copy if ranks > 1 else 0
-    if elements <= bucket:
-        return bucket * copy + max(one, gathered, kept)
-    return bucket * copy + kept + max(one, gathered)
+    again = one + kept if elements > bucket else max(one, kept)
+    return bucket * copy + gathered + again
 
 
 def _step(part: int, *, copy: int, bits: int, largest: int, kept: int) -> int:
