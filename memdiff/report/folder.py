@@ -98,6 +98,14 @@ def keys_with(rows: list[Row], prefix: str) -> list[str]:
     return [key for key in keys if known(column(rows, key))]
 
 
+def names_of(run: RunFolder, prefix: str) -> list[str]:
+    """Parts with a column `prefix` + name, those first that only evaluations have: no reward, so the best witnesses."""
+    trained = [key.removeprefix(prefix) for key in keys_with(run.training, prefix)]
+    evaluated = [key.removeprefix(f"evaluate/{prefix}") for key in keys_with(run.evaluations, f"evaluate/{prefix}")]
+    held_out = [name for name in evaluated if f"{prefix}{name}" not in {key for row in run.training for key in row}]
+    return list(dict.fromkeys([*held_out, *trained, *evaluated]))
+
+
 def best_round(evaluations: list[Row]) -> int | None:
     """The round marked best last; without marks the one of the highest evaluation reward; None without evaluations."""
     marked = [row["round"] for row in evaluations if row.get("evaluate/best") is True]

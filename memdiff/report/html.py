@@ -20,7 +20,7 @@ from markupsafe import Markup
 import memdiff
 from memdiff.errors import ConfigError
 from memdiff.report import diagnostics, sections
-from memdiff.report.folder import Row, RunFolder, best_round, column, keys_with, known, number, read_folder
+from memdiff.report.folder import Row, RunFolder, best_round, column, known, names_of, number, read_folder
 from memdiff.report.pictures import embed_evolution, embed_png
 
 HERE = Path(__file__).parent
@@ -195,14 +195,11 @@ def summary(run: RunFolder, described: list[tuple[str, str]]) -> str:
 
 def shares(run: RunFolder) -> list[tuple[str, list[float]]]:
     """Name and numbers of each share over the rounds, on fixed noise where that was measured at least twice."""
-    found = {}
-    for rows, prefix in ((run.training, "share/"), (run.evaluations, "evaluate/share/")):
-        for key in keys_with(rows, prefix):
-            values = known(column(rows, key))
-            name = key.removeprefix(prefix)
-            if len(values) >= 2 or name not in found:
-                found[name] = values
-    return list(found.items())
+    found = []
+    for name in names_of(run, "share/"):
+        fixed = known(column(run.evaluations, f"evaluate/share/{name}"))
+        found.append((name, fixed if len(fixed) >= 2 else known(column(run.training, f"share/{name}")) or fixed))
+    return found
 
 
 def total_seconds(rows: list[Row]) -> float:

@@ -3,7 +3,7 @@
 import math
 
 from memdiff.report import plots
-from memdiff.report.folder import Row, RunFolder, best_round, column, keys_with, known
+from memdiff.report.folder import Row, RunFolder, best_round, column, keys_with, known, names_of
 from memdiff.report.panel import Panel, make_panel
 from memdiff.report.plots import Series
 
@@ -50,7 +50,7 @@ def evaluation_panels(run: RunFolder) -> list[Panel]:
     """Rewards on the same fixed noise every time; a star marks the best round."""
     best = best_round(run.evaluations)
     panels = []
-    for key in ["evaluate/reward_mean", *keys_with(run.evaluations, "evaluate/reward/")]:
+    for key in ["evaluate/reward_mean", *(f"evaluate/reward/{name}" for name in names_of(run, "reward/"))]:
         values = column(run.evaluations, key)
         rounds = column(run.evaluations, "round")
         if not known(values):
@@ -76,12 +76,8 @@ def evaluation_panels(run: RunFolder) -> list[Panel]:
 
 def share_panels(run: RunFolder) -> list[Panel]:
     """For each part that decides yes or no: the share of yes, with its 95 % Wilson interval."""
-    names = dict.fromkeys(
-        [key.removeprefix("share/") for key in keys_with(run.training, "share/")]
-        + [key.removeprefix("evaluate/share/") for key in keys_with(run.evaluations, "evaluate/share/")]
-    )
     panels = []
-    for name in names:
+    for name in names_of(run, "share/"):
         training = _share_series(run.training, f"share/{name}", "images_in_round", colour=0, points=False)
         fixed = _share_series(run.evaluations, f"evaluate/share/{name}", "evaluate/images", colour=1, points=True)
         shown = [(0, "images of the round", training), (1, "fixed noise", fixed)]
