@@ -17,8 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks.provenance import of_tree
 from memdiff.embedded.judge import wilson_interval
-from memdiff.environment import commit
 from memdiff.report.grid import image_grid
 from memdiff.report.rows import read_rows
 
@@ -125,7 +125,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     summary = {
         "command": f"python -m benchmarks.digits --seeds {' '.join(map(str, options.seeds))} --gpus {options.gpus}",
-        "commit": commit(),
+        **of_tree(),
         "median_share_before": median(results, "before", "minority_share"),
         "median_share_after": median(results, "after", "minority_share"),
         "median_recognised_before": median(results, "before", "recognised_share"),
