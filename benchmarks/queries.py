@@ -1,6 +1,6 @@
 """Reward queries of REINFORCE and DRaFT, and seconds of DRaFT and DRaFT-LV: `python -m benchmarks.queries`.
 
-The embedded text-to-image model, LoRA r=4, the reward of launch/recipes/digits_text_draft.yaml, chains of 10 steps with
+The embedded text-to-image model, LoRA r=4; the reward is how much ink is on the picture, in 0..1. Chains of 10 steps with
 eta 1, no guidance, trailing timesteps (so that the last step, the one that DRaFT-1 differentiates, has noise to take
 away). REINFORCE has a budget of 5,000 images in rounds of 64; DRaFT-1 and DRaFT-LV run 50 rounds of 4. Every method's
 learning rate is the best of one grid on the first seed, by the last reward (queries) or the reward at equal seconds
@@ -32,7 +32,9 @@ from memdiff.report.rows import read_rows
 RESULTS = Path(__file__).parent / "results"
 RATES = (1e-3, 3e-3, 1e-2)
 BUDGET = 5000  # images of REINFORCE
+INK = ROOT / "launch/recipes/rewards/ink.py"
 COMMON = (
+    f"reward=[{{kind: python, name: ink, file: {INK}, differentiable: true}}]",
     "sampler.steps=10", "sampler.eta=1", "sampler.guidance=1", "sampler.timestep_spacing=trailing",
     "evaluate.images=64", "evaluate.rewards=[]",
 )  # fmt: skip
@@ -54,9 +56,16 @@ METHODS = {
     "reinforce": Method(
         "REINFORCE", "launch/recipes/digits_text_ddpo.yaml", 64, 13, ("method.inner_updates=1", "run.save_every=1000")
     ),
-    "draft": Method("DRaFT-1", "launch/recipes/digits_text_draft.yaml", 4, 2, ("run.save_every=1000",)),
+    "draft": Method(
+        "DRaFT-1", "launch/recipes/digits_text_draft.yaml", 4, 2, ("method.target=null", "run.save_every=1000")
+    ),
     "draft_lv": Method(
-        "DRaFT-LV, n = 2", "launch/recipes/digits_text_draft_lv.yaml", 4, 2, ("run.save_every=1000",), queries=2
+        "DRaFT-LV, n = 2",
+        "launch/recipes/digits_text_draft_lv.yaml",
+        4,
+        2,
+        ("method.target=null", "run.save_every=1000"),
+        queries=2,
     ),
 }
 
