@@ -1,11 +1,11 @@
 """Reward queries of REINFORCE and DRaFT, and seconds of DRaFT and DRaFT-LV: `python -m benchmarks.queries`.
 
 The embedded text-to-image model, LoRA r=4; the reward is how much more ink is on the left half of the picture than on
-the right, in -1..1 (ink alone has a ceiling that both methods reach). Chains of 10 steps with eta 1, no guidance, trailing timesteps (so that the last step, the one that DRaFT-1 differentiates, has noise to
-take away). REINFORCE has a budget of 5,000 images in rounds of 64; DRaFT-1 and DRaFT-LV run 50 rounds of 4. Every
-method's learning rate is the best of one grid on the first seed, by the last reward (queries) or the reward at equal
-seconds (LV); then all seeds run. The reward is that of 64 images from noise that never changes; these are not counted
-as queries.
+the right, in -1..1 (ink alone has a ceiling that both methods reach). Chains of 10 steps with eta 1, no guidance,
+trailing timesteps (so that the last step, the one that DRaFT-1 differentiates, has noise to take away). REINFORCE has a
+budget of 5,000 images in rounds of 64; DRaFT-1 and DRaFT-LV run 50 rounds of 4. Every method's learning rate is the
+best of one grid on the first seed, by the last reward (queries) or the reward at equal seconds (LV); then all seeds
+run. The reward is that of 64 images from noise that never changes; these are not counted as queries.
 
 Each run is `memdiff train` in a process of its own, one rank, one thread; `--jobs` of them at a time, so that seconds
 are compared under equal conditions. Writes results/queries.json, queries.md and queries.png; the last line is JSON.
