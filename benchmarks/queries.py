@@ -4,8 +4,8 @@ The embedded text-to-image model, LoRA r=4; the reward is how much more ink is o
 the right, in -1..1 (ink alone has a ceiling that both methods reach). Chains of 10 steps with eta 1, no guidance,
 trailing timesteps (so that the last step, the one that DRaFT-1 differentiates, has noise to take away). REINFORCE has a
 budget of 5,000 images in rounds of 64; DRaFT-1 and DRaFT-LV run 50 rounds of 4. Every method's learning rate is the
-best of one grid on the first seed, by the last reward (queries) or the reward at equal seconds (LV); then all seeds
-run. The reward is that of 64 images from noise that never changes; these are not counted as queries.
+best of one grid on the first seed, by the highest reward of the run (queries) or within equal seconds (LV); then all
+seeds run. The reward is that of 64 images from noise that never changes; these are not counted as queries.
 
 Each run is `memdiff train` in a process of its own, one rank, one thread; `--jobs` of them at a time, so that seconds
 are compared under equal conditions. Writes results/queries.json, queries.md and queries.png; the last line is JSON.
@@ -81,9 +81,14 @@ class Curve:
     seconds: tuple[float, ...]
     rewards: tuple[float, ...]
 
-    def at_seconds(self, seconds: float) -> float:
-        """The reward then, interpolated."""
-        return float(np.interp(seconds, self.seconds, self.rewards))
+    @property
+    def best(self) -> float:
+        """The highest reward, whose weights the trainer keeps."""
+        return max(self.rewards)
+
+    def best_at(self, seconds: float) -> float:
+        """The highest reward until then, interpolated."""
+        return float(np.interp(seconds, self.seconds, np.maximum.accumulate(self.rewards)))
 
     def queries_until(self, reward: float) -> int | None:
         """How many it took to reach a reward; None where it never did."""
@@ -116,8 +121,8 @@ def run(name: str, rate: float, seed: int, *, rounds: int, folder: Path) -> Curv
 
 
 def best_rate(curves: Sequence[Curve], seconds: float | None = None) -> float:
-    """By the last reward, or the one at `seconds`."""
-    return max(curves, key=lambda c: c.rewards[-1] if seconds is None else c.at_seconds(seconds)).rate
+    """By the highest reward of the run, or until `seconds`."""
+    return max(curves, key=lambda curve: curve.best if seconds is None else curve.best_at(seconds)).rate
 
 
 def of_seeds(curves: Sequence[Curve], name: str, rate: float) -> list[Curve]:
@@ -126,13 +131,12 @@ def of_seeds(curves: Sequence[Curve], name: str, rate: float) -> list[Curve]:
 
 
 def ratios(reinforce: Sequence[Curve], draft: Sequence[Curve], *, part: float = 1.0) -> list[dict[str, Any]]:
-    """A row a seed: a part of REINFORCE's gain, the whole at its last reward, and the queries both took to it."""
+    """A row a seed: a part of REINFORCE's gain, from its first to its highest reward, and the queries both took to it."""
     rows = []
     for slow, fast in zip(reinforce, draft, strict=True):
-        before, last = slow.rewards[0], slow.rewards[-1]
-        reward = last if part == 1 else before + part * (last - before)
-        spent = slow.queries[-1] if part == 1 else slow.queries_until(reward)
-        needed = fast.queries_until(reward)
+        before = slow.rewards[0]
+        reward = before + part * (slow.best - before)
+        spent, needed = slow.queries_until(reward), fast.queries_until(reward)
         rows.append({
             "seed": slow.seed, "part": part, "reward_before": before, "reward": reward, "reinforce": spent,
             "draft": needed, "ratio": spent / needed if needed and spent else None,
@@ -143,7 +147,7 @@ def ratios(reinforce: Sequence[Curve], draft: Sequence[Curve], *, part: float = 
 def at_equal_seconds(draft: Sequence[Curve], lv: Sequence[Curve], seconds: float) -> list[dict[str, Any]]:
     """A row a seed: both rewards after the same training time."""
     return [
-        {"seed": one.seed, "seconds": seconds, "draft": one.at_seconds(seconds), "draft_lv": other.at_seconds(seconds)}
+        {"seed": one.seed, "seconds": seconds, "draft": one.best_at(seconds), "draft_lv": other.best_at(seconds)}
         for one, other in zip(draft, lv, strict=True)
     ]
 
@@ -162,7 +166,7 @@ def picture(curves: Mapping[str, Sequence[Curve]], seconds: float, file: Path) -
                 left.plot([max(1, q) for q in curve.queries], curve.rewards, **style)
             else:
                 right.plot(curve.seconds, curve.rewards, **style)
-    final = statistics.median(curve.rewards[-1] for curve in curves["reinforce"])
+    final = statistics.median(curve.best for curve in curves["reinforce"])
     left.axhline(final, linestyle=":", color="grey")
     left.set(xscale="log", xlabel="reward queries", ylabel="mean reward of 64 images, three seeds")
     right.axvline(seconds, linestyle=":", color="grey")
