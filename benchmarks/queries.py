@@ -131,7 +131,7 @@ def of_seeds(curves: Sequence[Curve], name: str, rate: float) -> list[Curve]:
 
 
 def ratios(reinforce: Sequence[Curve], draft: Sequence[Curve], *, part: float = 1.0) -> list[dict[str, Any]]:
-    """A row a seed: a part of REINFORCE's gain, from its first to its highest reward, and the queries both took to it."""
+    """A row a seed: a part of REINFORCE's gain, from first to highest reward, and the queries both took to it."""
     rows = []
     for slow, fast in zip(reinforce, draft, strict=True):
         before = slow.rewards[0]
