@@ -135,7 +135,7 @@ def ratios(reinforce: Sequence[Curve], draft: Sequence[Curve], *, part: float = 
     rows = []
     for slow, fast in zip(reinforce, draft, strict=True):
         before = slow.rewards[0]
-        reward = before + part * (slow.best - before)
+        reward = slow.best - (1 - part) * (slow.best - before)
         spent, needed = slow.queries_until(reward), fast.queries_until(reward)
         rows.append({
             "seed": slow.seed, "part": part, "reward_before": before, "reward": reward, "reinforce": spent,
