@@ -42,13 +42,14 @@ from memdiff.pieces import Gradients, Pieces
 from memdiff.placement import HOST, place
 from memdiff.plan.advice import three_best
 from memdiff.plan.command import plan_recipe
-from memdiff.plan.compose import TRANSIENT, Curve, Graphs, look_ahead
+from memdiff.plan.compose import look_ahead
 from memdiff.plan.fake import GPU, BlankNoise, fake_gpu
 from memdiff.plan.for_run import plan_of_run, shared_plan
+from memdiff.plan.graphs import TRANSIENT, Curve, Graphs
+from memdiff.plan.job import job_of, sizes_to_measure
 from memdiff.plan.measure import Sizes, measure, resident
 from memdiff.plan.plan import Plan, choose, make_plan, measure_ways
 from memdiff.plan.search import Way, held
-from memdiff.plan.short import job_of, sizes_to_measure
 from memdiff.plan.table import show
 from memdiff.prompts import PromptSet
 from memdiff.ranks import Ranks

@@ -136,11 +136,9 @@ class Reinforce:
         spread = float(rewards_N.std(correction=0)) + config.advantage_epsilon if config.advantage == "whiten" else 1.0
         by_step_KN = advantages_N.repeat(policy.schedule.steps, 1)
         by_step_KN[list(steps)] = step_advantages(advantages_N, rewards_N, values, spread=spread)
-        return (
-            by_step_KN
-            if config.advantage_clip is None
-            else by_step_KN.clamp(-config.advantage_clip, config.advantage_clip)
-        )
+        if config.advantage_clip is None:
+            return by_step_KN
+        return by_step_KN.clamp(-config.advantage_clip, config.advantage_clip)
 
     def _advantages(self, rewards_N: torch.Tensor, prompts_N: Sequence[str]) -> torch.Tensor:
         """Over all images, or over those of a prompt."""

@@ -9,7 +9,9 @@ from memdiff.memory.config import MemoryConfig
 from memdiff.memory.gpus import GIB, PCIE_BYTES_A_SECOND
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.states import States
-from memdiff.plan.compose import Graphs, Job, look_ahead
+from memdiff.plan.compose import look_ahead
+from memdiff.plan.graphs import Graphs
+from memdiff.plan.job import Job
 from memdiff.plan.measure import Sizes
 from memdiff.plan.search import Setting, Way
 

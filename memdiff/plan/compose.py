@@ -10,163 +10,17 @@ graph and stores nothing; REINFORCE's trajectory of the round is still there. It
 which the phase `encode` counts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memdiff.counted import CATEGORIES, Category
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.states import FULL, States
-from memdiff.objectives.config import AlignPropConfig, DraftConfig, MethodConfig, ReflConfig, ReinforceConfig
-from memdiff.plan.measure import Measured, Sizes
+from memdiff.plan.graphs import TRANSIENT, Graphs
+from memdiff.plan.job import Job
+from memdiff.plan.measure import Sizes
 
 PHASES = ("encode", "rollout", "reward", "train", "apply", "evaluate")
-TRANSIENT: tuple[Category, ...] = ("weights", "activations", "decoder", "reward")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a round of one rank comes to."""
-
-    method: MethodConfig
-    images: int  # of this rank
-    steps: int  # K
-    weighted_steps: int  # of them, that REINFORCE takes a gradient at
-    state_bytes: int  # of one element of a stored state
-    chunk: int  # images that rewards score at once
-    evaluated: int  # images of this rank in one evaluation; 0: there is none
-
-    @property
-    def direct(self) -> bool:
-        """Whether the reward itself is differentiated."""
-        return not isinstance(self.method, ReinforceConfig)
-
-    @property
-    def samples(self) -> int:
-        """Times that the last step is taken for its gradient: DRaFT-LV's noisings, else 1."""
-        return (self.method.noise_samples or 1) if isinstance(self.method, DraftConfig) else 1
-
-    @property
-    def rolled(self) -> float:
-        """Steps taken forward an image without a graph of its own, expected over the method's draws."""
-        if isinstance(self.method, ReflConfig):
-            return (self.method.first_step + self.method.last_step) / 2 + 1
-        return self.steps + self.baseline_steps + (self.samples if self.samples > 1 else 0)
-
-    @property
-    def baseline_steps(self) -> int:
-        """Steps whose predicted image is scored for a baseline."""
-        asked = isinstance(self.method, ReinforceConfig) and self.method.baseline != "none"
-        return self.weighted_steps if asked else 0
-
-    def pulled(self, kept_steps: int) -> tuple[float, float]:
-        """(steps pulled back an image, those of them whose forward runs again), expected over the method's draws."""
-        if isinstance(self.method, ReinforceConfig):
-            return float(self.method.inner_updates * self.weighted_steps), 0.0
-        if isinstance(self.method, ReflConfig):
-            return 1.0, 0.0 if kept_steps else 1.0
-        most = len(self.method.differentiated(self.steps))
-        drawn = isinstance(self.method, AlignPropConfig) and self.method.truncation == "random"
-        depths = range(1, most + 1) if drawn else [most]
-        mean = sum(depths) / len(depths)
-        again = sum(max(0, depth - kept_steps) for depth in depths) / len(depths)
-        return self.samples * mean, self.samples * again
-
-    def most_kept(self) -> int:
-        """The most steps whose graph it can use to keep."""
-        if isinstance(self.method, ReinforceConfig):
-            return 0
-        return 1 if isinstance(self.method, ReflConfig) else len(self.method.differentiated(self.steps))
-
-    def stored_states(self, rows: int) -> int:
-        """x_t kept for the way back, over rows."""
-        if isinstance(self.method, ReinforceConfig):
-            return (self.steps + 1) * self.images
-        return max(1, len(self.method.differentiated(self.steps))) * rows
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Bytes by rows, through measured points: exact at them, proportional where there is one.
-
-    A piece's peak is the larger of several straight lines (at few rows the gradients of the weights, at many the
-    activations). Elsewhere the line through the two largest points is followed, and never below a smaller point: that
-    is a guess from below, so a plan measures what it chooses.
-    """
-
-    points: tuple[tuple[int, int], ...]  # (rows, bytes), rows rising
-
-    def at(self, rows: float) -> int:
-        """Never less than nothing."""
-        if len(self.points) == 1:
-            return max(0, round(self.points[0][1] * rows / self.points[0][0]))
-        (n, low), (m, high) = self.points[-2:]
-        line = round(low + (high - low) * (rows - n) / (m - n))
-        known = dict(self.points).get(rows)  # pyright: ignore[reportArgumentType]
-        return known if known is not None else max(0, line, *(size for less, size in self.points if less < rows))
-
-    def and_point(self, rows: int, size: int) -> "Curve":
-        """With one more."""
-        return Curve(tuple(sorted({**dict(self.points), rows: size}.items())))
-
-
-@dataclass(frozen=True)
-class Graphs:
-    """What the pieces of one way of recomputing need, from measured rounds of one or two sizes."""
-
-    sizes: Sizes
-    transient: Mapping[str, Mapping[Category, Curve]]  # by phase
-    evaluation: Mapping[Category, Curve]  # over its images; empty where none was measured
-    kept: Curve  # one step's graph between forward and pull
-    modules: Mapping[str, str]  # at work at each phase's peak
-    forward: float  # FLOPs of one step of one image
-    pull: float  # of its backward, nothing recomputed
-    again: float  # of what checkpoints run again in it
-    scoring: float  # of decoding and scoring one image, and back where the method does
-    scoring_again: float
-
-    @classmethod
-    def of(cls, measured: Sequence[Measured], *, direct: bool) -> "Graphs":
-        """`measured` differ in their images only."""
-        first = measured[0]
-        sizes = first.sizes
-        baseline = {"weights": sizes.unet, "activations": 0, "decoder": sizes.decoder, "reward": sizes.rewards}
-        transient: dict[str, dict[Category, Curve]] = {
-            phase: {
-                category: Curve(
-                    tuple((m.images, m.peaks[phase].categories[category] - baseline[category]) for m in measured)
-                )
-                for category in TRANSIENT
-            }
-            for phase in ("rollout", "reward", "train")
-        }
-        # Texts are encoded a fixed number at a time.
-        encoding = first.peaks["encode"].categories["weights"] - first.sizes.unet
-        transient["encode"] = {"weights": Curve(((1, encoding), (2, encoding)))}
-        transient["rollout without a graph"] = {
-            "activations": Curve(tuple((m.images, m.without_graph_bytes) for m in measured))
-        }
-        images, pulled = first.images, first.differentiated
-        forward = first.flops["rollout"] / images / first.rolled
-        trained, again = first.flops["train"] / images, first.recomputed_flops.get("train", 0) / images
-        # One step of a direct method was kept, the others ran forward again; REINFORCE's forward there is its only one.
-        forwards = max(0, pulled - first.kept_steps) * forward if direct else 0.0
-        return cls(
-            sizes=first.sizes,
-            transient=transient,
-            evaluation=next((_evaluation(m) for m in measured if m.evaluated_images), {}),
-            kept=Curve(tuple((m.images, m.kept_bytes) for m in measured)),
-            modules={phase: peak.module for phase, peak in first.peaks.items()},
-            forward=forward,
-            pull=(trained - again - forwards) / pulled,
-            again=again / pulled,
-            scoring=first.flops.get("reward", 0) / images,
-            scoring_again=first.recomputed_flops.get("reward", 0) / images,
-        )
-
-
-def _evaluation(measured: Measured) -> Mapping[Category, Curve]:
-    """Proportional to the images: it is measured at as many as there are, up to a limit."""
-    return {category: Curve(((measured.evaluated_images, size),)) for category, size in measured.evaluated.items()}
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from memdiff.memory.knobs import Knobs
 from memdiff.memory.states import States, training_states
 from memdiff.models.config import Precision
 from memdiff.plan.advice import Change, changes, sentences
-from memdiff.plan.compose import Graphs, Job, total
+from memdiff.plan.compose import total
+from memdiff.plan.graphs import Graphs
+from memdiff.plan.job import Job, job_of, sizes_to_measure
 from memdiff.plan.measure import Measured, measure, resident
 from memdiff.plan.processes import side_by_side
 from memdiff.plan.search import Setting, Way, all_settings, best
-from memdiff.plan.short import job_of, sizes_to_measure
 
 REFERENCE_TFLOPS = 65.0  # a T4, where only a budget is given
 MOST_EVALUATED = 64  # images of an evaluation that are scored on fake tensors; for more its bytes are multiplied

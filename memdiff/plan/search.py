@@ -13,7 +13,9 @@ from memdiff.memory.config import MemoryConfig
 from memdiff.memory.gpus import FRAGMENTATION, MATRIX_SHARE, PCIE_BYTES_A_SECOND, WORKSPACE_BYTES
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.states import States
-from memdiff.plan.compose import Graphs, Job, Outlook, look_ahead
+from memdiff.plan.compose import Outlook, look_ahead
+from memdiff.plan.graphs import Graphs
+from memdiff.plan.job import Job
 
 FIXED_SHARE = 0.1  # of a one-image piece: launches, sums of gradients; a piece of B images has it once
 Way = tuple[bool, int]  # (activation checkpointing, passes of guidance)
