@@ -87,9 +87,13 @@ class Recipe(Section):
             raise ValueError(
                 f"method.step_weights needs one number a step, {self.sampler.steps} of them, got {len(weights)}"
             )
+        if self.memory.one_pass is True and not method.one_number_an_image:
+            raise ValueError("memory.one_pass goes with method.baseline: none and method.kl_weight: 0")
 
     def _check_reward_gradient(self, method: DirectConfig) -> None:
         """Raises ValueError where no gradient gets from the reward to what is trained."""
+        if self.memory.one_pass is True:
+            raise ValueError(f"memory.one_pass is for method.kind: reinforce, got {method.kind}")
         for part in self.reward:
             change = way_to_a_gradient(part)
             if change is not None:

@@ -164,6 +164,10 @@ class Pieces:
         self._all_finite = all_finite
         self.redone = 0  # pieces that overflowed and were made again, since the start
 
+    def into(self, gradients: Gradients) -> "Pieces":
+        """The same, but for where the pulls add."""
+        return Pieces(gradients, all_finite=self._all_finite)
+
     def are_finite(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether no element is infinite or NaN, as far as that can be asked."""
         return self._all_finite(tensors)

@@ -32,11 +32,12 @@ def results(world_size: int) -> list[list[dict]]:
 @pytest.mark.parametrize("mode", range(len(MODES)), ids=NAMES)
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_gradient_equals_plain_autograd(world_size: int, mode: int) -> None:
-    """At equal batch shapes <= 1e-6 relative in fp32, <= 2e-3 in fp16; one graph: <= 1e-5 in fp32."""
+    """At equal batch shapes <= 1e-6 relative in fp32, <= 2e-3 in fp16; one graph: <= 1e-5 in fp32; one pass: 1e-4."""
     for rank in results(world_size):
         half = MODES[mode]["precision"] == "fp16"
         assert rank[mode]["error"] <= (2e-3 if half else 1e-6)
         assert rank[mode]["error_one_graph"] <= (5e-3 if half else 1e-5)
+        assert rank[mode]["error_one_pass"] <= (5e-3 if half else 1e-4)
 
 
 @pytest.mark.parametrize("mode", range(len(MODES)), ids=NAMES)

@@ -90,6 +90,8 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("reinforce", {"micro_batch": 5, "rollout_batch": 6}),
     ("reinforce", {"micro_batch": 4, "rollout_batch": 3, "trajectory_on_host": True, "rewards_off_when_idle": True}),
     ("reinforce with LoRA", {"micro_batch": 6, "rollout_batch": 2, "activation_checkpointing": True}),
+    ("reinforce with LoRA", {"micro_batch": 1, "rollout_batch": 6, "one_pass": True}),
+    ("reinforce with LoRA", {"micro_batch": 1, "rollout_batch": 6, "one_pass": True, "accumulators_on_host": True}),
     ("draft", {"micro_batch": 6, "rollout_batch": 6, "decode_batch": 6}),
     ("draft", {"micro_batch": 3, "rollout_batch": 3, "decode_batch": 3, "kept_steps": 3}),
     ("draft", {"micro_batch": 2, "rollout_batch": 2, "kept_steps": 5, "accumulators_on_host": True}),

@@ -41,6 +41,9 @@ class GaussianPolicy:
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return {"theta": self.theta}
 
+    def trains(self, step: int) -> bool:
+        return True
+
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         raise AssertionError("a toy is not saved")
 

@@ -29,6 +29,12 @@ class MemoryConfig(Section):
         default="auto",
         description="Last steps of the chain whose graph is kept from the rollout, not made again. auto: 0.",
     )
+    one_pass: bool | Auto = Field(
+        default="auto",
+        description="REINFORCE: take each image's gradient while it is sampled, and weigh it once rewards are known: a "
+        "forward less a step. Needs an fp32 copy of what is trained for each image, and pieces of one image. auto: "
+        "where the plan finds it faster; on a CPU no.",
+    )
     decode_batch: Count | Auto = Field(
         default="auto",
         description="Images decoded at once where the decoder is differentiated. auto: 1 from 512x512 on.",

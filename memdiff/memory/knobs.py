@@ -40,6 +40,12 @@ class Knobs:
     vae_checkpointing: VaeCheckpointing = "layers"  # what the backward through the decoder recomputes at a time
     unet_off_when_idle: bool = False  # its frozen weights are on the host while images are decoded and scored
     decoder_off_when_idle: bool = False  # and the decoder's while the chain runs
+    one_pass: bool = False  # REINFORCE takes the images' gradients while it samples them, one at a time
+
+    @property
+    def rows(self) -> int:
+        """Of a piece."""
+        return 1 if self.one_pass else self.micro_batch
 
 
 def resolve_knobs(
@@ -75,6 +81,7 @@ def resolve_knobs(
         kept_steps=_decide(config.kept_steps, 0),
         guidance_passes=1 if config.guidance_passes == "auto" else config.guidance_passes,
         vae_checkpointing="layers" if config.vae_checkpointing == "auto" else config.vae_checkpointing,
+        one_pass=_decide(config.one_pass, False),
         unet_off_when_idle=config.idle_parts == "leave",
         decoder_off_when_idle=config.idle_parts == "leave",
         decode_batch=_decide(config.decode_batch, max(1, min(LARGEST_ON_CPU, LATENT_PIXELS_DECODED // pixels))),

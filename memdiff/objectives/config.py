@@ -50,6 +50,11 @@ class ReinforceConfig(Section):
         """Whether the model before training is asked for its predictions."""
         return self.kl_weight > 0
 
+    @property
+    def one_number_an_image(self) -> bool:
+        """Whether its gradient is the images' own gradients, each times one number: `memory.one_pass` needs that."""
+        return self.baseline == "none" and self.kl_weight == 0
+
     @model_validator(mode="after")
     def _memory_has_no_others(self) -> Self:
         if self.per_prompt and self.prompt_memory and self.advantage == "leave_one_out":

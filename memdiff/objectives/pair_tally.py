@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from memdiff.chain.schedule import mean_per_prediction, weighted_steps
+from memdiff.chain.schedule import mean_per_prediction
 from memdiff.models.policy import Policy
 from memdiff.objectives.config import ReinforceConfig
 from memdiff.objectives.experience import Metrics
@@ -16,12 +16,12 @@ from memdiff.ranks import Ranks
 
 
 class PairTally:
-    """Sums of diagnostics, kept on the device until the round's row is written."""
+    """Sums of diagnostics over pairs of `steps`, kept on the device until the round's row is written."""
 
-    def __init__(self, policy: Policy, config: ReinforceConfig, device: torch.device) -> None:
+    def __init__(self, policy: Policy, config: ReinforceConfig, steps: Sequence[int], device: torch.device) -> None:
         schedule = policy.schedule
         self._dimensions = math.prod(policy.shape)
-        self._reduction, self._steps = config.log_prob_reduction, weighted_steps(schedule, config.step_weights)
+        self._reduction, self._steps = config.log_prob_reduction, steps
         self._sums = torch.zeros(4, device=device)  # pairs, clipped pairs, approximate KL, log-prob (mean over C H W)
         self._kl_to_base = torch.zeros((), device=device) if config.kl_weight else None
         self._squares_K = torch.zeros(schedule.steps, device=device)

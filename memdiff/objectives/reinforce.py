@@ -4,7 +4,9 @@
 
 What is removed from the textbook: no value function, no discount (the reward comes once, at the end), no minibatches of
 images. A piece is a micro-batch of (image, step) pairs; pairs of different steps share one. Steps without a density
-(sigma = 0: the last one of most pipelines) are left out of the sum.
+(sigma = 0: the last one of most pipelines) are left out of the sum, and those outside an adapter's window.
+
+With the knob `one_pass` the first update's gradient is taken while the images are sampled (`eligibility`).
 
 With `kl_weight` b the loss is -J plus DPOK's distance to the untrained model (Fan et al. 2023, equation 11 and
 algorithm 1, on the means of the steps), over the same pairs with the same weights:
@@ -19,11 +21,10 @@ Shapes: B pairs of one piece, n images of this rank, N images over all ranks, K 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from memdiff.chain.advantage import advantages
 from memdiff.chain.ddim import kl_of_means, log_prob, step_sigma
 from memdiff.chain.noise import Noise
 from memdiff.chain.schedule import step_weights, weighted_steps
@@ -32,12 +33,13 @@ from memdiff.errors import ConfigError
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.residence import decoding
 from memdiff.models.policy import Policy, rollout, sample_step
+from memdiff.objectives.advantages import Advantages
 from memdiff.objectives.config import ReinforceConfig
+from memdiff.objectives.eligibility import Eligibility, sample_with_eligibilities
 from memdiff.objectives.experience import Metrics, Round
 from memdiff.objectives.halving import PieceSize, in_pieces
 from memdiff.objectives.pair_tally import PairTally
-from memdiff.objectives.predicted_baseline import predicted_rewards, step_advantages
-from memdiff.objectives.prompt_rewards import PromptRewards
+from memdiff.objectives.predicted_baseline import predicted_rewards
 from memdiff.pieces import Pieces, Pull
 from memdiff.placement import HOST, place
 from memdiff.ranks import Ranks
@@ -52,13 +54,14 @@ class Experience:
     """A round's images, how they came about and what they are worth."""
 
     round: Round
-    trajectory: Trajectory
+    trajectory: Trajectory  # of no images where nothing is replayed
     advantages_n: torch.Tensor
     raw_PN: torch.Tensor  # every part's scores of all ranks' images
     rewards_N: torch.Tensor
     metrics: Metrics
     step_advantages_Kn: torch.Tensor | None = None  # where a baseline tells the steps of an image apart
     old_log_probs: torch.Tensor | None = None  # of the first pass, one a pair
+    eligibilities: list[Eligibility] = field(default_factory=list)  # until the first update has taken them
 
     def advantages_of(self, images: Sequence[int], steps: Sequence[int]) -> torch.Tensor:
         """Of pairs: B."""
@@ -74,31 +77,26 @@ class Reinforce:
         self, config: ReinforceConfig, reward: WeightedReward, pieces: Pieces, ranks: Ranks, knobs: Knobs
     ) -> None:
         self.config, self.reward, self.pieces, self.ranks, self.knobs = config, reward, pieces, ranks, knobs
-        self.size = PieceSize(knobs.micro_batch)
-        self.prompt_rewards = PromptRewards(config.prompt_memory)
+        self.size = PieceSize(knobs.rows)
+        self.advantages = Advantages(config)
 
     def collect(self, policy: Policy, round: Round) -> Experience:
-        """Samples this rank's images, scores them, and computes advantages over all ranks. No graph is made."""
+        """Samples this rank's images, scores them, and computes advantages over all ranks.
+
+        No graph is made, but for `one_pass`, which takes the images' eligibilities.
+        """
         batch = round.batch
+        replayed = not self.knobs.one_pass or self.config.inner_updates > 1
         trajectory = Trajectory(
             steps=policy.schedule.steps,
-            images=len(batch.images),
+            images=len(batch.images) if replayed else 0,
             shape=policy.shape,
             dtype=policy.dtype,
             device=policy.device,
             on_host=self.knobs.trajectory_on_host,
         )
         with round.clock.phase("rollout"):
-            x_0 = rollout(
-                policy,
-                batch.noise,
-                batch.images,
-                batch.prompts,
-                batch=self.knobs.rollout_batch,
-                storage=trajectory.dtype,
-                store=trajectory.write,
-                on_step=round.advance,
-            )
+            x_0, eligibilities = self._sample(policy, round, trajectory)
         with round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
             self.reward.move(self.reward.device)
             images_nCHW = policy.decode(x_0)
@@ -110,10 +108,12 @@ class Reinforce:
             refuse_non_finite(raw_PN, self.reward.names)
             self.reward.observe(raw_PN)
             rewards_N = self.reward.combine(raw_PN, self.reward.statistics)
-        advantages_N = self._advantages(rewards_N, batch.all_prompts)
+        advantages_N = self.advantages.of_images(rewards_N, batch.all_prompts)
         mine = slice(batch.images.start, batch.images.stop)
         metrics: Metrics = {"advantage_std": advantages_N.std(correction=0), "reward_queries": batch.num_images}
-        experience = Experience(round, trajectory, advantages_N[mine], raw_PN, rewards_N, metrics | differences)
+        experience = Experience(
+            round, trajectory, advantages_N[mine], raw_PN, rewards_N, metrics | differences, eligibilities=eligibilities
+        )
         if self.config.baseline == "predicted_image":
             with round.clock.phase("reward"), torch.no_grad():
                 by_step_KN = self._step_advantages(policy, experience, advantages_N)
@@ -123,41 +123,52 @@ class Reinforce:
             experience.metrics["step_variance_left"] = by_step_KN.var(dim=1, correction=0) / variance
         return experience
 
+    def _sample(self, policy: Policy, round: Round, trajectory: Trajectory) -> tuple[torch.Tensor, list[Eligibility]]:
+        """x_0 of this rank's images, n C H W, and with `one_pass` their eligibilities."""
+        store = trajectory.write if trajectory.images else _forget
+        if self.knobs.one_pass:
+            return sample_with_eligibilities(
+                policy,
+                round,
+                self._weights(policy),
+                self.pieces,
+                reduction=self.config.log_prob_reduction,
+                storage=trajectory.dtype,
+                store=store,
+                on_host=self.knobs.accumulators_on_host,
+            )
+        batch = round.batch
+        x_0 = rollout(
+            policy,
+            batch.noise,
+            batch.images,
+            batch.prompts,
+            batch=self.knobs.rollout_batch,
+            storage=trajectory.dtype,
+            store=store,
+            on_step=round.advance,
+        )
+        return x_0, []
+
     def _step_advantages(self, policy: Policy, experience: Experience, advantages_N: torch.Tensor) -> torch.Tensor:
         """K N, those of steps that don't take part as without a baseline."""
-        config, rewards_N, steps = self.config, experience.rewards_N, self._steps(policy)
+        steps = self._steps(policy)
         slopes = self.reward.slopes(experience.raw_PN.mean(dim=1).tolist())
         self.reward.move(self.reward.device)
-        values = predicted_rewards(
+        values_SN = predicted_rewards(
             policy, experience.trajectory, experience.round, steps, self.reward, slopes, self.ranks, self.knobs
         )
         if self.knobs.rewards_off_when_idle:
             self.reward.move(HOST)
-        spread = float(rewards_N.std(correction=0)) + config.advantage_epsilon if config.advantage == "whiten" else 1.0
-        by_step_KN = advantages_N.repeat(policy.schedule.steps, 1)
-        by_step_KN[list(steps)] = step_advantages(advantages_N, rewards_N, values, spread=spread)
-        if config.advantage_clip is None:
-            return by_step_KN
-        return by_step_KN.clamp(-config.advantage_clip, config.advantage_clip)
-
-    def _advantages(self, rewards_N: torch.Tensor, prompts_N: Sequence[str]) -> torch.Tensor:
-        """Over all images, or over those of a prompt."""
-        config = self.config
-        kind, epsilon, clip = config.advantage, config.advantage_epsilon, config.advantage_clip
-        if config.per_prompt and config.prompt_memory:
-            found_N = self.prompt_rewards.advantages(rewards_N, prompts_N, whiten=kind == "whiten", epsilon=epsilon)
-            return found_N if clip is None else found_N.clamp(-clip, clip)
-        numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts_N))}
-        groups = [numbers[prompt] for prompt in prompts_N] if config.per_prompt else None
-        return advantages(rewards_N, kind=kind, epsilon=epsilon, clip=clip, groups=groups)
+        return self.advantages.of_steps(advantages_N, experience.rewards_N, values_SN, steps, policy.schedule.steps)
 
     def state(self) -> dict[str, list[float]]:
         """The latest rewards of each prompt."""
-        return self.prompt_rewards.latest
+        return self.advantages.state()
 
     def restore(self, state: dict[str, list[float]]) -> None:
         """Takes them up again."""
-        self.prompt_rewards.restore(state)
+        self.advantages.restore(state)
 
     def updates(self, experience: Experience) -> Iterator[Experience]:
         """The parts of one round that get an optimizer update each: all of it, `inner_updates` times."""
@@ -173,14 +184,22 @@ class Reinforce:
         return [(image, step) for step in self._steps(policy) for image in range(images)]
 
     def _steps(self, policy: Policy) -> tuple[int, ...]:
-        return weighted_steps(policy.schedule, self.config.step_weights)
+        """Those that take part."""
+        weighted = weighted_steps(policy.schedule, self.config.step_weights)
+        return tuple(step for step in weighted if policy.trains(step))
+
+    def _weights(self, policy: Policy) -> list[float]:
+        """Of every step; 0 where it takes no part."""
+        weights, taking_part = step_weights(policy.schedule, self.config.step_weights), self._steps(policy)
+        return [weight if step in taking_part else 0.0 for step, weight in enumerate(weights)]
 
     def rehearse(self, policy: Policy, noise: Noise, images: int, prompts: Sequence[str]) -> None:
         """One denoising step and one piece at full batch size, on noise. Adds to the sums; the caller clears them."""
         steps = self._steps(policy)
         if not steps:
             raise ConfigError(
-                "no step of this chain has a density, so there is no policy gradient; set sampler.eta to 1"
+                "no step of this chain has a density, a weight and something to train, so there is no policy gradient; "
+                "set sampler.eta to 1, or widen adapter.steps"
             )
         step, count = steps[0], self.size.rows
         texts = [prompts[image % len(prompts)] for image in range(max(images, count))]
@@ -191,8 +210,8 @@ class Reinforce:
         pull(torch.full_like(terms_RB, 1 / count))
 
     def passes(self, policy: Policy) -> int:
-        """All steps forward, those that take part back, in every update; once more forward for a baseline."""
-        again = self.config.inner_updates + (self.config.baseline != "none")
+        """All steps forward, those that take part back, in every update that replays them; forward for a baseline."""
+        again = self.config.inner_updates + (self.config.baseline != "none") - self.knobs.one_pass
         return policy.schedule.steps + again * len(self._steps(policy))
 
     def _piece(
@@ -224,12 +243,43 @@ class Reinforce:
 
     def differentiate(self, policy: Policy, experience: Experience) -> Metrics:
         """Adds the gradient of the loss, -J, to the pieces' sums; returns diagnostics over all ranks."""
-        weights = step_weights(policy.schedule, self.config.step_weights)
+        tally = PairTally(policy, self.config, self._steps(policy), experience.advantages_n.device)
+        with experience.round.clock.phase("train"):
+            if experience.eligibilities:
+                self._weigh(policy, experience, tally)
+            else:
+                self._replay(policy, experience, tally)
+        return tally.metrics(self.ranks)
+
+    def _weigh(self, policy: Policy, experience: Experience, tally: PairTally) -> None:
+        """The first pass where the images' eligibilities are known: -1/N sum_i A_i e_i."""
+        scale = self.ranks.world_size / experience.round.batch.num_images
+        steps, weights = self._steps(policy), self._weights(policy)
+        weight_K = experience.advantages_n.new_tensor([weights[step] for step in steps])
+        log_probs = []
+        for advantage in experience.advantages_n:
+            own = experience.eligibilities.pop(0)
+            self.pieces.gradients.add(own.sums.sums, place(-scale * advantage, own.sums.sums[0].device))
+            log_prob_K, advantage_K = torch.cat(own.log_probs).float(), advantage.expand(len(steps))
+            tally.add(
+                log_prob_K,
+                torch.ones_like(log_prob_K),
+                advantage_K,
+                -scale * advantage * weight_K,
+                advantage_K,
+                steps,
+                len(steps),
+            )
+            log_probs.append(log_prob_K)
+        experience.old_log_probs = torch.stack(log_probs, dim=1).flatten()  # step by step, as `pairs` has them
+
+    def _replay(self, policy: Policy, experience: Experience, tally: PairTally) -> None:
+        """A pass over the trajectory, in pieces of pairs."""
+        weights = self._weights(policy)
         pairs = self.pairs(policy, experience.trajectory.images)
         first_pass = experience.old_log_probs is None
         old_P = torch.zeros(len(pairs), device=policy.device) if first_pass else experience.old_log_probs
         assert old_P is not None
-        tally = PairTally(policy, self.config, experience.advantages_n.device)
 
         def piece(padded: list[int], count: int) -> None:
             steps = [pairs[number][1] for number in padded]
@@ -257,10 +307,12 @@ class Reinforce:
                 tally.add_kl(terms_RB[1, :count])
             experience.round.advance(count)
 
-        with experience.round.clock.phase("train"):
-            in_pieces(range(len(pairs)), self.size, piece)
+        in_pieces(range(len(pairs)), self.size, piece)
         experience.old_log_probs = old_P
-        return tally.metrics(self.ranks)
+
+
+def _forget(state: int, images: range, x_BCHW: torch.Tensor) -> None:
+    """In the place of a trajectory that nothing reads."""
 
 
 def clipped_slope(

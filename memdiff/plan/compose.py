@@ -2,7 +2,8 @@
 
 What is there all the time is added up; what a phase needs for a while is affine in its rows; a kept step adds its
 graph; stored states are counted. Rows: `micro_batch` in a piece, `rollout_batch` in the rollout, all of this rank's
-images where REINFORCE scores them.
+images where REINFORCE scores them. In one pass REINFORCE's pieces are part of its rollout, and each image's gradient is
+there from its sampling to the update.
 
 An evaluation is a phase of its own. All of a rank's images of it are decoded at once, held-out rewards score them
 beside the trained ones, and with an average of the weights (EMA) the working copies wait beside it. Its chain makes no
@@ -51,8 +52,9 @@ class Outlook:
 
 def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outlook:
     """A whole round at this setting."""
-    sizes, rows, kept = graphs.sizes, knobs.micro_batch, min(knobs.kept_steps, job.most_kept())
-    trajectory = job.stored_states(rows) * sizes.state_elements * job.state_bytes
+    sizes, rows, kept = graphs.sizes, knobs.rows, min(knobs.kept_steps, job.most_kept())
+    stored = 0 if knobs.one_pass and job.replays(one_pass=True) == 0 else job.stored_states(rows)
+    trajectory = stored * sizes.state_elements * job.state_bytes
     always: dict[Category, int] = {
         "weights": sizes.unet,
         "gradients": 0 if knobs.accumulators_on_host else states.accumulators,
@@ -71,11 +73,17 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
         phases["encode"]["trajectory"] = 0
     _rollout(phases["rollout"], job, knobs, graphs, kept)
     _reward(phases["reward"], job, knobs, graphs, kept)
-    _train(phases["train"], graphs, rows, kept, built=job.direct)
+    if not knobs.one_pass or job.replays(one_pass=True):
+        _train(phases["train"], graphs, rows, kept, built=job.direct)
     if knobs.unet_off_when_idle:
         # It leaves inside the phase: what was there before is part of its peak.
         before: dict[Category, int] = {**always, "activations": kept * graphs.kept.at(rows)}
         phases["reward"] = max(phases["reward"], before, key=lambda parts: sum(parts.values()))
+    if knobs.one_pass:
+        if not knobs.accumulators_on_host:
+            for phase in ("rollout", "reward", "train"):
+                phases[phase]["gradients"] += job.images * states.accumulators
+        phases["train"]["gradients"] += sizes.largest_elements * FULL  # an image's, multiplied, one by one
     phases["apply"]["engine buckets"] += states.engine_buckets
     if knobs.accumulators_on_host:  # they come one by one
         phases["apply"]["gradients"] += sizes.largest_elements * FULL
@@ -84,8 +92,11 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
     else:
         del phases["evaluate"]
     pulled, again = job.pulled(kept)
+    # In one pass the steps that are pulled are not rolled besides, in the first of the updates.
+    batch = rows if job.direct or knobs.one_pass else knobs.rollout_batch
+    rolled = job.rolled - (job.weighted_steps if knobs.one_pass else 0)
     flops = job.images * (
-        _filled(job.images, rows if job.direct else knobs.rollout_batch) * job.rolled * graphs.forward
+        _filled(job.images, batch) * rolled * graphs.forward
         + _filled(job.images * (1 if job.direct else job.weighted_steps), rows)
         * (pulled * (graphs.pull + graphs.again) + again * graphs.forward)
         + graphs.scoring * (1 + job.baseline_steps)
@@ -97,7 +108,7 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
         flops=flops,
         flops_ideal=ideal,
         moved_bytes=_moved(job, knobs, sizes, states, trajectory),
-        host_bytes=_on_host(knobs, sizes, states, trajectory),
+        host_bytes=_on_host(job, knobs, sizes, states, trajectory),
         modules=graphs.modules,
     )
 
@@ -110,6 +121,10 @@ def _filled(count: int, batch: int) -> float:
 
 
 def _rollout(phase: dict[Category, int], job: Job, knobs: Knobs, graphs: Graphs, kept: int) -> None:
+    if knobs.one_pass:
+        for category in TRANSIENT:
+            phase[category] += graphs.transient["train"][category].at(1)
+        return
     rows = min(knobs.rollout_batch, job.images) if not job.direct else knobs.micro_batch
     if not kept:
         phase["activations"] += graphs.transient["rollout without a graph"]["activations"].at(rows)
@@ -172,7 +187,7 @@ def _train(phase: dict[Category, int], graphs: Graphs, rows: int, kept: int, *, 
 def _moved(job: Job, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> float:
     """Bytes over PCIe in a round, both ways."""
     visits = -(-job.images // knobs.micro_batch) if job.direct else 1  # times that images are decoded and scored
-    pieces = -(-job.images // knobs.micro_batch) * (len_pulled(job) if job.direct else job.weighted_steps)
+    pieces = -(-job.images // knobs.rows) * (len_pulled(job) if job.direct else job.weighted_steps)
     moved = 0.0
     moved += 2 * visits * sizes.rewards if knobs.rewards_off_when_idle else 0
     moved += visits * (sizes.unet - sizes.unet_trained) if knobs.unet_off_when_idle else 0  # frozen: one way
@@ -187,10 +202,11 @@ def len_pulled(job: Job) -> int:
     return max(1, round(job.pulled(0)[0]))
 
 
-def _on_host(knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> int:
+def _on_host(job: Job, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> int:
     found = sizes.encoders
     found += states.optimizer if states.offloaded else 0
-    found += states.accumulators if knobs.accumulators_on_host else 0
+    sums = 1 + (job.images if knobs.one_pass else 0)
+    found += sums * states.accumulators if knobs.accumulators_on_host else 0
     found += trajectory if knobs.trajectory_on_host else 0
     found += sizes.rewards + sizes.held_out if knobs.rewards_on_host or knobs.rewards_off_when_idle else 0
     found += sizes.elements * FULL if states.set_aside else 0  # the average, gathered for an evaluation

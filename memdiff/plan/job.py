@@ -36,6 +36,11 @@ class Job:
         return self.steps + self.baseline_steps + (self.samples if self.samples > 1 else 0)
 
     @property
+    def may_take_one_pass(self) -> bool:
+        """Whether the images' gradients can be taken while they are sampled."""
+        return isinstance(self.method, ReinforceConfig) and self.method.one_number_an_image
+
+    @property
     def baseline_steps(self) -> int:
         """Steps whose predicted image is scored for a baseline."""
         asked = isinstance(self.method, ReinforceConfig) and self.method.baseline != "none"
@@ -53,6 +58,10 @@ class Job:
         mean = sum(depths) / len(depths)
         again = sum(max(0, depth - kept_steps) for depth in depths) / len(depths)
         return self.samples * mean, self.samples * again
+
+    def replays(self, *, one_pass: bool) -> int:
+        """Updates that go over REINFORCE's trajectory."""
+        return self.method.inner_updates - one_pass if isinstance(self.method, ReinforceConfig) else 0
 
     def most_kept(self) -> int:
         """The most steps whose graph it can use to keep."""
@@ -89,7 +98,8 @@ def _weighted_steps(recipe: Recipe) -> int:
     # DDIM with eta above 0 adds noise in every step but the last, which needs a floor for it.
     noisy = max(1, sampler.steps if sampler.sigma_floor > 0 else sampler.steps - 1)
     given = recipe.method.step_weights if isinstance(recipe.method, ReinforceConfig) else "uniform"
-    return noisy if isinstance(given, str) else sum(weight > 0 for weight in given[:noisy])
+    first, end = (recipe.adapter and recipe.adapter.steps) or (0, sampler.steps)
+    return sum(isinstance(given, str) or given[step] > 0 for step in range(noisy) if first <= step < end)
 
 
 def sizes_to_measure(recipe: Recipe, job: Job) -> tuple[int, ...]:

@@ -281,6 +281,7 @@ def resident(knobs: Knobs) -> Knobs:
         rewards_on_host=False,
         rewards_off_when_idle=False,
         offload_optimizer=False,
+        one_pass=False,
         unet_off_when_idle=False,
         decoder_off_when_idle=False,
     )

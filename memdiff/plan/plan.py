@@ -177,6 +177,7 @@ def _base(recipe: Recipe) -> Knobs:
         kept_steps=given(memory.kept_steps, 0),
         decode_batch=given(memory.decode_batch, 1),
         guidance_passes=given(memory.guidance_passes, 1),
+        one_pass=given(memory.one_pass, False),
         vae_checkpointing=given(memory.vae_checkpointing, "layers"),
         unet_off_when_idle=memory.idle_parts == "leave",
         decoder_off_when_idle=memory.idle_parts == "leave",

@@ -19,6 +19,7 @@ from memdiff.objectives.config import ReinforceConfig
 from memdiff.objectives.experience import Batch, Clock, Round
 from memdiff.objectives.reinforce import Experience, Reinforce
 from memdiff.pieces import Pieces
+from memdiff.placement import place
 from memdiff.ranks import Ranks, ranks_of_this_process
 from memdiff.rewards.weighted import WeightedPart, WeightedReward
 from tests.half_on_cpu import allow_half
@@ -95,6 +96,17 @@ def probe(
     by_step = ReinforceConfig(kind="reinforce", baseline="predicted_image")
     with_baseline = Reinforce(by_step, reward, Pieces(engine.gradients), ranks, knobs(16)).collect(policy, round)
     assert with_baseline.step_advantages_Kn is not None
+    in_one_pass = Reinforce(
+        ReinforceConfig(kind="reinforce", inner_updates=2), reward, Pieces(engine.gradients), ranks,
+        knobs(16, one_pass=True, accumulators_on_host=offload),
+    )  # fmt: skip
+    own = in_one_pass.collect(policy, round)
+    own_truth = plain_autograd(policy, own, ranks, chunk=16)
+    in_one_pass.differentiate(policy, own)
+    one_pass_error = relative(
+        [ranks.sum(place(total, ranks.device)) / ranks.world_size for total in engine.gradients.sums], own_truth
+    )
+    engine.gradients.zero()
     truth = plain_autograd(policy, experience, ranks, chunk=16)
     whole_chain = plain_autograd(policy, experience, ranks, chunk=10**6)
     objective.differentiate(policy, experience)
@@ -113,6 +125,7 @@ def probe(
     return {
         "error": relative(got, truth),
         "error_one_graph": relative(got, whole_chain),
+        "error_one_pass": one_pass_error,
         "skipped": skipped,
         "updates": engine.updates,
         "noise": [float(noise.initial([image]).sum()) for image in block],
