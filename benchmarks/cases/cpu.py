@@ -26,6 +26,7 @@ REINFORCE_KNOBS: Mapping[str, Mapping[str, Any]] = {
     "offload_optimizer": {"memory": {"offload_optimizer": True}},
     "bits_8": {"optimizer": {"bits": 8}},
     "lora": {"adapter": {"rank": 4}},
+    "lora_one_pass": {"adapter": {"rank": 4}, "memory": {"one_pass": True}},
 }
 
 # Of DRaFT through the whole chain on `digits_text`, LoRA.

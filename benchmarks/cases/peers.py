@@ -25,10 +25,11 @@ ALIGNPROP_KNOBS: Mapping[str, Mapping[str, Any]] = {
     "kept, micro-batch 1": {"micro_batch": 1, "kept_steps": "all", "decode_batch": 1},
 }
 REINFORCE_KNOBS: Mapping[str, Mapping[str, Any]] = {
-    "micro-batch 2": {"micro_batch": 2, "rollout_batch": 4},
-    "micro-batch 4": {"micro_batch": 4, "rollout_batch": 4},
-    "micro-batch 8": {"micro_batch": 8, "rollout_batch": 4},
-    "micro-batch 1": {"micro_batch": 1, "rollout_batch": 4},
+    "one pass": {"one_pass": True},
+    "replayed, micro-batch 2": {"micro_batch": 2, "rollout_batch": 4},
+    "replayed, micro-batch 4": {"micro_batch": 4, "rollout_batch": 4},
+    "replayed, micro-batch 8": {"micro_batch": 8, "rollout_batch": 4},
+    "replayed, micro-batch 1": {"micro_batch": 1, "rollout_batch": 4},
 }
 
 
@@ -57,7 +58,9 @@ def _ddpo(steps: int) -> list[Case]:
     found += [_memdiff("ddpo", name, method, knobs, steps) for name, knobs in REINFORCE_KNOBS.items()]
     found += [_bare("ddpo", "bare loop", steps, {"loop": "ddpo"})]
     calls = {"loop": "floor", "forwards": steps, "to_x": False}
-    return found + [_bare("ddpo", f"floor, {env}", steps, calls, env) for env in _BOTH]
+    once = {"loop": "floor", "forwards": 0, "to_x": False}
+    found += [_bare("ddpo", f"floor, {env}", steps, calls, env) for env in _BOTH]
+    return [*found, _bare("ddpo", "floor, one pass, memdiff", steps, once, "memdiff")]
 
 
 _BOTH: tuple[Environment, Environment] = ("peers", "memdiff")

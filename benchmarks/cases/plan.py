@@ -1,7 +1,8 @@
 """Suite `plan`: simulated, on fake tensors. What the shipped recipes of real architectures would need on a T4.
 
-`chosen` is what the planner picks for the card; `budget_*` for so many GiB. `knob_*` starts from everything resident,
-one image a piece, and turns one knob alone; `all` turns every knob that saves.
+`chosen` is what the planner picks for the card; `budget_*` for so many GiB; other names what it picks for that variant
+of the recipe. `knob_*` starts from everything resident, one image a piece, and turns one knob alone; `all` turns every
+knob that saves.
 """
 
 from collections.abc import Mapping
@@ -30,43 +31,56 @@ COSTING: Mapping[str, Mapping[str, Any]] = {
     "kept_steps_all": {"kept_steps": 50},
 }
 LATENT_ONLY = ("vae_checkpointing_blocks", "vae_checkpointing_layers", "guidance_passes_2")
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "bits_8": {"optimizer": {"bits": 8}},
+    "lora": {"adapter": {"rank": 8, "convolutions": True}},
+    "lora_replayed": {"adapter": {"rank": 8, "convolutions": True}, "memory": {"one_pass": False}},
+}
 DIRECT_ONLY = ("kept_steps_5", "kept_steps_all")
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "sd15_alignprop_t4": {"ranks": 1, "budgets": (2.6, 14.0), "latent": True, "direct": True},
     "sdxl_draft_t4": {"ranks": 1, "budgets": (7.0, 11.5), "latent": True, "direct": True},
-    "celebahq_reinforce": {"ranks": 4, "budgets": (), "latent": False, "direct": False},
+    "celebahq_reinforce": {"ranks": 4, "budgets": (), "latent": False, "direct": False, "variants": VARIANTS},
 }
+DDPO = {"ranks": 4}
 
 
 def cases() -> list[Case]:
     """By recipe."""
-    return [case for recipe, about in RECIPES.items() for case in _of(recipe, about)]
+    found = [case for recipe, about in RECIPES.items() for case in _of(recipe, about)]
+    return [
+        *found,
+        _case("sd15_ddpo_t4", "chosen", DDPO, {}, gpu="t4"),
+        _case("sd15_ddpo_t4", "replayed", DDPO, {"memory": {"one_pass": False}}, gpu="t4"),
+    ]
 
 
 def _of(recipe: str, about: Mapping[str, Any]) -> list[Case]:
     found = [_case(recipe, "chosen", about, {}, gpu="t4")]
     found += [_case(recipe, f"budget_{gib}", about, {}, budget_gib=gib) for gib in about["budgets"]]
-    found += [_case(recipe, "knob_none", about, dict(RESIDENT_ONE), gpu="t4")]
+    found += [_case(recipe, name, about, changes, gpu="t4") for name, changes in about.get("variants", {}).items()]
+    found += [_case(recipe, "knob_none", about, {"memory": dict(RESIDENT_ONE)}, gpu="t4")]
     turned = {
         name: knobs
         for name, knobs in {**SAVING, **COSTING}.items()
         if (about["latent"] or name not in LATENT_ONLY) and (about["direct"] or name not in DIRECT_ONLY)
     }
     found += [
-        _case(recipe, f"knob_{name}", about, {**RESIDENT_ONE, **knobs}, gpu="t4") for name, knobs in turned.items()
+        _case(recipe, f"knob_{name}", about, {"memory": {**RESIDENT_ONE, **knobs}}, gpu="t4")
+        for name, knobs in turned.items()
     ]
     every: dict[str, Any] = dict(RESIDENT_ONE)
     for name, knobs in turned.items():
         every |= knobs if name in SAVING else {}
-    return [*found, _case(recipe, "all", about, every, gpu="t4")]
+    return [*found, _case(recipe, "all", about, {"memory": every}, gpu="t4")]
 
 
 def _case(
-    recipe: str, name: str, about: Mapping[str, Any], memory: Mapping[str, Any], *, gpu: str | None = None,
+    recipe: str, name: str, about: Mapping[str, Any], changes: Mapping[str, Any], *, gpu: str | None = None,
     budget_gib: float | None = None,
 ) -> Case:  # fmt: skip
     settings = {
-        "recipe_file": f"launch/recipes/{recipe}.yaml", "changes": {"memory": dict(memory)} if memory else {},
+        "recipe_file": f"launch/recipes/{recipe}.yaml", "changes": dict(changes),
         "ranks": about["ranks"], "gpu": gpu, "budget_gib": budget_gib, "precision": "fp16",
     }  # fmt: skip
     return Case("plan", f"{recipe}/{name}", "plan", settings, about={"recipe": recipe, "setting": name}, threads=1)
