@@ -36,7 +36,7 @@ class Plan:
     phases: Mapping[str, int]  # live bytes of each
     knobs: Mapping[str, Any]
     flops: float  # of a round on one GPU
-    flops_ideal: float  # nothing recomputed
+    flops_ideal: float  # nothing recomputed; of REINFORCE a rollout and its replays, which `one_pass` is below
     smallest_budget_bytes: int  # at which some setting fits
     host_bytes: int  # a rank's, beside its process
     moved_seconds: float  # a round, over PCIe
