@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.provenance import of_machine, of_process, of_tree
+from benchmarks.provenance import ROOT, of_machine, of_process, of_tree
 from memdiff.chain.noise import Noise, Stream
 from memdiff.models.load import load_policy
 from memdiff.models.pixels import to_uint8
@@ -133,7 +133,8 @@ def main() -> None:
         **of_process(),
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "lora_scale.json").write_text(json.dumps({"summary": summary, "rows": rows}, indent=2) + "\n")
+    found = json.dumps({"summary": summary, "rows": rows}, indent=2).replace(f"{ROOT}/", "")
+    (options.out / "lora_scale.json").write_text(found + "\n")
     picture(rows, pictures, options.out / "lora_scale.png")
     print(json.dumps({"monotone_from_0_to_1": summary["monotone_from_0_to_1"], "rows": rows}))
 
