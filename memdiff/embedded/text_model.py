@@ -155,9 +155,11 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
         network.half()
     pipeline.save_pretrained(fresh)
     # transformers loads in the dtype that the file names, diffusers in float32: their parts must agree.
-    config_file = fresh / "text_encoder" / "config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8")) | {"dtype": "float32"}
-    config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for part, changes in {"text_encoder": {"dtype": "float32"}, "unet": {}, "vae": {}}.items():
+        config_file = fresh / part / "config.json"
+        config = json.loads(config_file.read_text(encoding="utf-8")) | changes
+        config.pop("_name_or_path", None)  # the folder in which it happened to lie
+        config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for path in fresh.rglob("*"):
         # safetensors makes files that only their owner can read.
         path.chmod(0o755 if path.is_dir() else 0o644)
