@@ -49,7 +49,7 @@ def widen(x: torch.Tensor) -> torch.Tensor:
 class Gradients:
     """fp32 sums (fp64 of fp64 parameters) of parameter gradients, on the parameters' device or in host memory."""
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], *, on_host: bool = False) -> None:
+    def __init__(self, parameters: Sequence[torch.Tensor], *, on_host: bool = False) -> None:
         self.parameters = tuple(parameters)
         with counted_as("gradients"):
             self._sums = [

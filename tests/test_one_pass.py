@@ -23,13 +23,11 @@ from tests.workers.engine_parity import IMAGES, Brightness, knobs, plain_autogra
 WEIGHTS = (*[1.0, 0.0, 2.0] * 5, 9.0)  # of 16 steps; the last has no density
 
 
-def objective_of(policy: Any, *, one_pass: bool = True, accumulators_on_host: bool = False, **config: Any) -> Reinforce:
+def objective_of(policy: Any, *, one_pass: bool = True, micro_batch: int = 4, **config: Any) -> Reinforce:
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=CPU)
     pieces = Pieces(Gradients(list(policy.trainable().values())))
     settings = ReinforceConfig.model_validate({"kind": "reinforce", **config})
-    # Replays in the same shapes, so that both see the same bits.
-    options = knobs(1, one_pass=one_pass, accumulators_on_host=accumulators_on_host)
-    return Reinforce(settings, reward, pieces, Ranks(0, 1, CPU), options)
+    return Reinforce(settings, reward, pieces, Ranks(0, 1, CPU), knobs(micro_batch, one_pass=one_pass))
 
 
 def collected(policy: Any, images: int = 6, **options: Any) -> tuple[Reinforce, Experience]:
@@ -38,15 +36,21 @@ def collected(policy: Any, images: int = 6, **options: Any) -> tuple[Reinforce, 
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=2)], ids=["whole", "LoRA"])
+@pytest.mark.parametrize(
+    "adapter", [None, AdapterConfig(rank=2), AdapterConfig(rank=2, convolutions=True)], ids=["whole", "LoRA", "conv"]
+)
 @pytest.mark.parametrize("weights", ["uniform", WEIGHTS])
 def test_gradient_is_that_of_one_graph(reduction: str, adapter: AdapterConfig | None, weights: Any) -> None:
-    """fp64: <= 1e-10 relative. Two updates, so that the trajectory is there to be put into one graph."""
+    """fp64: <= 1e-10 relative, four images a piece with an adapter, the last piece filled up.
+
+    Two updates, so that the trajectory is there to be put into one graph.
+    """
     policy = tiny_policy(steps=16, adapter=adapter, dtype=torch.float64)
     images = 8  # 1/8 is exact in fp32, which advantages are in
     objective, experience = collected(
-        policy, images, log_prob_reduction=reduction, step_weights=weights, inner_updates=2, advantage_clip=1.0
-    )
+        policy, images, micro_batch=3, log_prob_reduction=reduction, step_weights=weights, inner_updates=2,
+        advantage_clip=1.0,
+    )  # fmt: skip
     numbers = [1.0] * 15 + [0.0] if weights == "uniform" else [*WEIGHTS[:15], 0.0]
     truth = autograd_truth(policy, experience, objective.config, numbers)
     assert truth.norm() > 0
@@ -62,12 +66,14 @@ def test_single_precision() -> None:
 
 
 def test_checkpointing_guidance_and_prompts_of_a_text_model() -> None:
-    """A guided Stable Diffusion, advantages by prompt, blocks recomputed or not: as replaying, <= 1e-4."""
+    """A guided Stable Diffusion, advantages by prompt, blocks recomputed or not, guidance in one call or two: as
+    replaying, <= 1e-4. LoRA on attention and convolutions."""
     found = []
-    for one_pass, checkpointing in ((False, False), (True, False), (True, True)):
+    for one_pass, checkpointing, in_two in ((False, False, False), (True, False, False), (True, True, True)):
         policy = tiny_stable_diffusion(
-            steps=5, guidance=5.0, adapter=AdapterConfig(rank=2), activation_checkpointing=checkpointing
-        )
+            steps=5, guidance=5.0, adapter=AdapterConfig(rank=2, convolutions=True),
+            activation_checkpointing=checkpointing, guidance_in_two=in_two,
+        )  # fmt: skip
         policy.encode(["a", "b"])
         round = round_of(policy, 6)
         batch = round.batch
@@ -79,9 +85,11 @@ def test_checkpointing_guidance_and_prompts_of_a_text_model() -> None:
     assert relative([found[1]], [found[0]]) < 1e-4 and relative([found[2]], [found[0]]) < 1e-4
 
 
-def test_the_second_update_replays() -> None:
+@pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=2, convolutions=True)], ids=["whole", "LoRA"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_second_update_replays(adapter: AdapterConfig | None, dtype: torch.dtype) -> None:
     """With weights as they were: every ratio is exactly 1, and the gradient and its diagnostics are the first's."""
-    policy = tiny_policy(steps=8)
+    policy = tiny_policy(steps=8, adapter=adapter, dtype=dtype)
     objective, experience = collected(policy, inner_updates=2)
     objective.pieces.gradients.zero()
     told: list[Metrics] = []
@@ -91,15 +99,15 @@ def test_the_second_update_replays() -> None:
         sums.append(torch.cat([total.flatten() for total in objective.pieces.gradients.sums]))
         objective.pieces.gradients.zero()
     assert told[1]["clip_fraction"] == told[1]["approx_kl"] == 0.0
-    assert relative([sums[1]], [sums[0]]) < 1e-4
+    assert relative([sums[1]], [sums[0]]) < (1e-4 if dtype == torch.float32 else 5e-3)
     for name in ("log_prob_mean", "log_prob_sum"):
         assert told[0][name] == pytest.approx(told[1][name], rel=1e-6)
     assert told[0]["step_gradient_norm"][:7] == pytest.approx(told[1]["step_gradient_norm"][:7], rel=1e-5)
 
 
 def test_same_images_rewards_and_diagnostics_as_replaying() -> None:
-    """With the replay in pieces of one row, the images and rewards are the same bits."""
-    policy = tiny_policy(steps=8)
+    """As replaying gives, to rounding, without a trajectory."""
+    policy = tiny_policy(steps=8, adapter=AdapterConfig(rank=2))
     both = {one_pass: collected(policy, one_pass=one_pass) for one_pass in (False, True)}
     (replaying, replayed), (taking, taken) = both[False], both[True]
     assert torch.allclose(taken.rewards_N, replayed.rewards_N, atol=1e-6)
@@ -134,14 +142,15 @@ def test_what_it_keeps() -> None:
     trained = sum(parameter.numel() for parameter in policy.trainable().values())
     with Ledger(device=CPU) as ledger:
         experience = objective.collect(policy, round_of(policy, 6))
-        assert ledger.live["trajectory"] == 0 and ledger.live["gradients"] == 6 * trained * 4
+        # Batches of four: the last one, of two, is filled up.
+        assert ledger.live["trajectory"] == 0 and ledger.live["gradients"] == 8 * trained * 4
         objective.differentiate(policy, experience)
         assert ledger.live["gradients"] == 0
 
 
 def test_half_precision() -> None:
     """fp16 against the same trajectory, a pair at a time, at a fixed scale: <= 5e-3."""
-    policy = tiny_policy(steps=16, dtype=torch.float16)
+    policy = tiny_policy(steps=16, dtype=torch.float16, adapter=AdapterConfig(rank=2))
     objective, experience = collected(policy, IMAGES, inner_updates=2)
     truth = plain_autograd(policy, experience, Ranks(0, 1, CPU), chunk=1)
     gradient(objective, policy, experience)

@@ -91,7 +91,9 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("reinforce", {"micro_batch": 4, "rollout_batch": 3, "trajectory_on_host": True, "rewards_off_when_idle": True}),
     ("reinforce with LoRA", {"micro_batch": 6, "rollout_batch": 2, "activation_checkpointing": True}),
     ("reinforce with LoRA", {"micro_batch": 1, "rollout_batch": 6, "one_pass": True}),
-    ("reinforce with LoRA", {"micro_batch": 1, "rollout_batch": 6, "one_pass": True, "accumulators_on_host": True}),
+    ("reinforce with LoRA", {"micro_batch": 4, "rollout_batch": 6, "one_pass": True}),
+    ("reinforce with LoRA", {"micro_batch": 3, "rollout_batch": 6, "one_pass": True, "accumulators_on_host": True}),
+    ("reinforce", {"micro_batch": 1, "rollout_batch": 6, "one_pass": True}),
     ("draft", {"micro_batch": 6, "rollout_batch": 6, "decode_batch": 6}),
     ("draft", {"micro_batch": 3, "rollout_batch": 3, "decode_batch": 3, "kept_steps": 3}),
     ("draft", {"micro_batch": 2, "rollout_batch": 2, "kept_steps": 5, "accumulators_on_host": True}),
@@ -138,10 +140,11 @@ def composed_and_whole(recipe: Recipe, knobs: Knobs) -> tuple[dict[str, int], di
 def test_composition_is_the_whole_round(name: str, knobs: dict[str, Any]) -> None:
     """Measured at two steps, composed to five: the largest peak within 1 %, FLOPs within 3 %. What is left: a chain's
     first step needs no gradient for its x; the short chain has it once in two steps, the whole one once in five, and
-    where every step is kept its smaller graph is counted as a full one: up to 3 % too much, never too little."""
+    where every step is kept its smaller graph is counted as a full one: up to 3 % too much, never too little. In one pass
+    an adapter's layers copy less of what they read than those of the replay that was measured: up to 4 % too much."""
     recipe = digits(**METHODS[name])
     composed, whole, flops, whole_flops = composed_and_whole(recipe, dataclasses.replace(EVERYTHING_HERE, **knobs))
-    allowed = 0.03 if knobs.get("kept_steps") == 5 else 0.01
+    allowed = 0.03 if knobs.get("kept_steps") == 5 else 0.04 if knobs.get("one_pass") else 0.01
     assert max(composed.values()) == pytest.approx(max(whole.values()), rel=allowed), (composed, whole)
     for phase, size in whole.items():
         assert composed[phase] >= 0.99 * size, phase  # no phase is promised less than it takes

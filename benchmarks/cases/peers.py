@@ -25,7 +25,9 @@ ALIGNPROP_KNOBS: Mapping[str, Mapping[str, Any]] = {
     "kept, micro-batch 1": {"micro_batch": 1, "kept_steps": "all", "decode_batch": 1},
 }
 REINFORCE_KNOBS: Mapping[str, Mapping[str, Any]] = {
-    "one pass": {"one_pass": True},
+    "one pass, micro-batch 2": {"micro_batch": 2, "one_pass": True},
+    "one pass, micro-batch 4": {"micro_batch": 4, "one_pass": True},
+    "one pass, micro-batch 1": {"micro_batch": 1, "one_pass": True},
     "replayed, micro-batch 2": {"micro_batch": 2, "rollout_batch": 4},
     "replayed, micro-batch 4": {"micro_batch": 4, "rollout_batch": 4},
     "replayed, micro-batch 8": {"micro_batch": 8, "rollout_batch": 4},

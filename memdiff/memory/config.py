@@ -32,8 +32,8 @@ class MemoryConfig(Section):
     one_pass: bool | Auto = Field(
         default="auto",
         description="REINFORCE: take each image's gradient while it is sampled, and weigh it once rewards are known: a "
-        "forward less a step. Needs an fp32 copy of what is trained for each image, and pieces of one image. auto: "
-        "where the plan finds it faster; on a CPU no.",
+        "forward less a step. Needs an fp32 copy of what is trained for each image; without an adapter image by "
+        "image. auto: where the plan finds it faster; on a CPU no.",
     )
     decode_batch: Count | Auto = Field(
         default="auto",

@@ -40,12 +40,7 @@ class Knobs:
     vae_checkpointing: VaeCheckpointing = "layers"  # what the backward through the decoder recomputes at a time
     unet_off_when_idle: bool = False  # its frozen weights are on the host while images are decoded and scored
     decoder_off_when_idle: bool = False  # and the decoder's while the chain runs
-    one_pass: bool = False  # REINFORCE takes the images' gradients while it samples them, one at a time
-
-    @property
-    def rows(self) -> int:
-        """Of a piece."""
-        return 1 if self.one_pass else self.micro_batch
+    one_pass: bool = False  # REINFORCE takes the images' gradients while it samples them
 
 
 def resolve_knobs(

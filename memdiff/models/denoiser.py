@@ -17,6 +17,7 @@ from memdiff.errors import ConfigError
 from memdiff.models import adapters
 from memdiff.models.adapters import Steps
 from memdiff.models.config import AdapterConfig
+from memdiff.models.own_weights import own_weights
 from memdiff.placement import HOST, place
 
 
@@ -151,6 +152,20 @@ class Denoiser:
     def trainable(self) -> Mapping[str, torch.nn.Parameter]:
         """All of the UNet, or the LoRA."""
         return self._trainable
+
+    @contextmanager
+    def own_weights(self, images: int) -> Iterator[Sequence[torch.Tensor]]:
+        """Inside, each of `images` has trained weights of its own, which are yielded; with one the parameters."""
+        if images == 1:
+            yield list(self._trainable.values())
+            return
+        assert self.adapter is not None, "only an adapter's weights can be each image's own"
+        own = {
+            name: parameter.detach().expand(images, *parameter.shape).requires_grad_()
+            for name, parameter in self._trainable.items()
+        }
+        with own_weights(self.unet, own):
+            yield list(own.values())
 
     def copy_with(self, weights: Mapping[str, torch.Tensor]) -> Any:
         """The UNet on the host in fp32 with `weights` for its trained parameters, the adapter on."""

@@ -66,6 +66,19 @@ class Policy(Protocol):
         """Whether a trainable parameter takes part at this step: an adapter may have a window of steps."""
         ...
 
+    @property
+    def separable(self) -> bool:
+        """Whether the images of one call can have trained weights of their own: an adapter's can."""
+        ...
+
+    def own_weights(self, images: int) -> AbstractContextManager[Sequence[torch.Tensor]]:
+        """Inside, each image of a call of `images` rows has trained weights of its own, equal ones.
+
+        Yields them in the order of `trainable`, each `images` times its parameter's shape: what one image adds to a
+        gradient is that of its own. With one image they are the parameters. Pull inside, too.
+        """
+        ...
+
     def base(self) -> AbstractContextManager[None]:
         """Inside, predictions are those of the model before training: adapters off, or a frozen copy.
 

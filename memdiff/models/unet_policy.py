@@ -48,6 +48,15 @@ class UnetPolicy(ABC):
         """Whether a trainable parameter takes part at this step."""
         return self._denoiser.trains(step)
 
+    @property
+    def separable(self) -> bool:
+        """Whether the images of one call can have trained weights of their own."""
+        return self._denoiser.adapter is not None
+
+    def own_weights(self, images: int) -> AbstractContextManager[Sequence[torch.Tensor]]:
+        """Inside, each image has trained weights of its own, which are yielded."""
+        return self._denoiser.own_weights(images)
+
     def base(self) -> AbstractContextManager[None]:
         """Inside, predictions are those of the model before training."""
         return self._denoiser.base()

@@ -4,10 +4,10 @@
 
 e_i is REINFORCE's characteristic eligibility, summed over an episode (Williams 1992, theorem 2). A_i is one number an
 image, known once all images are scored. So e_i is taken along the rollout, whose forward is made in any case, and
-multiplied afterwards. That takes an fp32 copy of what is trained for each image, which suits an adapter, and pieces of
-one image. Not where the steps of an image have advantages of their own.
+multiplied afterwards. That takes an fp32 copy of what is trained for each image, which suits an adapter. Not where the
+steps of an image have advantages of their own.
 
-Shapes: n images of this rank, K steps.
+Shapes: B rows of one batch, n images of this rank, K steps that take part, P of a parameter.
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,27 @@ from memdiff.chain.ddim import LogProbReduction, log_prob, step_sigma
 from memdiff.chain.noise import Noise
 from memdiff.models.policy import Policy, StoreState, sample_step, with_noise
 from memdiff.objectives.experience import Round
-from memdiff.pieces import Gradients, Pieces, widen
+from memdiff.pieces import Gradients, Pieces, fixed_batches, widen
 from memdiff.placement import place
 
 
 @dataclass
-class Eligibility:
-    """Of one image."""
+class Eligibilities:
+    """Of the images of one batch."""
 
-    sums: Gradients
-    log_probs: list[torch.Tensor]  # of the steps that take part, in their order: each one element
+    images: range  # of this rank
+    sums: Gradients  # each B P; P alone where B is 1
+    log_probs_KB: torch.Tensor
+
+    def add_to(self, gradients: Gradients, weights_b: torch.Tensor) -> None:
+        """Adds sum_i weights_i e_i over the images, b of them, one parameter at a time."""
+        batch, first = self.log_probs_KB.shape[1], self.sums.sums[0]
+        weights_B = weights_b.new_zeros(batch)
+        weights_B[: len(self.images)] = weights_b
+        weights_B = place(weights_B.to(first.dtype), first.device)
+        for total, own in zip(gradients.sums, self.sums.sums, strict=True):
+            weighed = torch.tensordot(weights_B, own.view(batch, -1), dims=1)
+            total.add_(place(weighed.view_as(total), total.device))
 
 
 def sample_with_eligibilities(
@@ -37,66 +48,71 @@ def sample_with_eligibilities(
     weights: Sequence[float],
     pieces: Pieces,
     *,
+    batch: int,
     reduction: LogProbReduction,
     storage: torch.dtype,
     store: StoreState,
     on_host: bool,
-) -> tuple[torch.Tensor, list[Eligibility]]:
-    """The round's x_0, n C H W, as `rollout` makes them an image at a time, and e_i of each.
+) -> tuple[torch.Tensor, list[Eligibilities]]:
+    """The round's x_0, n C H W, as `rollout` makes them in batches of `batch`, and their e_i.
 
     `weights`: of each step; 0 where it takes no part. `storage` and `store` as in `rollout`. `on_host`: e_i wait there.
     """
-    batch, finished, found = round.batch, [], []
-    for row, number in enumerate(batch.images):
-        own = Eligibility(Gradients(pieces.gradients.parameters, on_host=on_host), [])
-        into, rows = pieces.into(own.sums), range(row, row + 1)
-        x_1CHW = place(batch.noise.initial([number]).to(storage), policy.device)
-        store(0, rows, x_1CHW)
-        for step, weight in enumerate(weights):
-            text = batch.prompts[row]
-            if weight:
-                step_taken = _Step(policy, batch.noise, step, number, text, reduction, storage)
-                log_prob_1, pull = into.vjp(step_taken, x_1CHW, keep=True)
-                pull(torch.full_like(log_prob_1, weight))
-                own.log_probs.append(log_prob_1)
-                x_1CHW = step_taken.x_s()
-            else:
-                x_1CHW = sample_step(policy, batch.noise, x_1CHW, step, [number], [text]).to(storage)
-            store(step + 1, rows, x_1CHW)
-            round.advance(1)
+    made, finished, found = round.batch, [], []
+    for padded, count in fixed_batches(range(len(made.images)), batch):
+        numbers, texts = [made.images[row] for row in padded], [made.prompts[row] for row in padded]
+        rows, log_probs = range(padded[0], padded[0] + count), []
+        with policy.own_weights(batch) as trained:
+            into = pieces.into(Gradients(trained, on_host=on_host))
+            x_BCHW = place(made.noise.initial(numbers).to(storage), policy.device)
+            store(0, rows, x_BCHW[:count])
+            for step, weight in enumerate(weights):
+                if weight:
+                    drawn = _Step(policy, made.noise, step, numbers, texts, reduction, storage)
+                    log_prob_B, pull = into.vjp(drawn, x_BCHW, keep=True)
+                    d_log_prob_B = torch.full_like(log_prob_B, weight)
+                    d_log_prob_B[count:] = 0  # what only fills the batch up
+                    pull(d_log_prob_B)
+                    log_probs.append(log_prob_B)
+                    x_BCHW = drawn.x_s()
+                else:
+                    x_BCHW = sample_step(policy, made.noise, x_BCHW, step, numbers, texts).to(storage)
+                store(step + 1, rows, x_BCHW[:count])
+                round.advance(count)
         pieces.redone += into.redone
-        finished.append(x_1CHW)
-        found.append(own)
+        finished.append(x_BCHW[:count])
+        found.append(Eligibilities(rows, into.gradients, torch.stack(log_probs)))
     return torch.cat(finished), found
 
 
 class _Step:
-    """x_t -> log p(x_s | x_t) of the x_s that the step itself draws."""
+    """x_t -> log p(x_s | x_t) of the x_s that the step itself draws: B."""
 
     def __init__(
         self,
         policy: Policy,
         noise: Noise,
         step: int,
-        image: int,
-        prompt: str,
+        images: Sequence[int],
+        prompts: Sequence[str],
         reduction: LogProbReduction,
         storage: torch.dtype,
     ) -> None:
-        self.policy, self.noise, self.step, self.image, self.prompt = policy, noise, step, image, prompt
+        self.policy, self.noise, self.step, self.images, self.prompts = policy, noise, step, images, prompts
         self.reduction: LogProbReduction = reduction
         self.storage = storage
         self._x_s: torch.Tensor | None = None
 
-    def __call__(self, x_1CHW: torch.Tensor) -> torch.Tensor:
-        mean_1CHW = self.policy.mean(x_1CHW, [self.step], [self.prompt])
+    def __call__(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        steps = [self.step] * len(self.images)
+        mean_BCHW = self.policy.mean(x_BCHW, steps, self.prompts)
         if self._x_s is None:  # a piece that is made again, at another scale, is about the same x_s
-            drawn = with_noise(self.policy.schedule, self.noise, mean_1CHW.detach(), self.step, [self.image])
+            drawn = with_noise(self.policy.schedule, self.noise, mean_BCHW.detach(), self.step, self.images)
             self._x_s = drawn.to(self.storage)
-        sigma = step_sigma([self.step], self.policy.schedule, mean_1CHW)
-        return log_prob(widen(self._x_s), mean_1CHW, sigma, reduction=self.reduction)
+        sigma_B111 = step_sigma(steps, self.policy.schedule, mean_BCHW)
+        return log_prob(widen(self._x_s), mean_BCHW, sigma_B111, reduction=self.reduction)
 
     def x_s(self) -> torch.Tensor:
-        """What it drew: 1 C H W in the stored dtype."""
+        """What it drew: B C H W in the stored dtype."""
         assert self._x_s is not None
         return self._x_s

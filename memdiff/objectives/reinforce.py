@@ -21,6 +21,7 @@ Shapes: B pairs of one piece, n images of this rank, N images over all ranks, K 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -35,12 +36,12 @@ from memdiff.memory.residence import decoding
 from memdiff.models.policy import Policy, rollout, sample_step
 from memdiff.objectives.advantages import Advantages
 from memdiff.objectives.config import ReinforceConfig
-from memdiff.objectives.eligibility import Eligibility, sample_with_eligibilities
+from memdiff.objectives.eligibility import Eligibilities, sample_with_eligibilities
 from memdiff.objectives.experience import Metrics, Round
 from memdiff.objectives.halving import PieceSize, in_pieces
 from memdiff.objectives.pair_tally import PairTally
 from memdiff.objectives.predicted_baseline import predicted_rewards
-from memdiff.pieces import Pieces, Pull
+from memdiff.pieces import Gradients, Pieces, Pull, fixed_batches, widen
 from memdiff.placement import HOST, place
 from memdiff.ranks import Ranks
 from memdiff.rewards.guards import diversity
@@ -61,7 +62,7 @@ class Experience:
     metrics: Metrics
     step_advantages_Kn: torch.Tensor | None = None  # where a baseline tells the steps of an image apart
     old_log_probs: torch.Tensor | None = None  # of the first pass, one a pair
-    eligibilities: list[Eligibility] = field(default_factory=list)  # until the first update has taken them
+    eligibilities: list[Eligibilities] = field(default_factory=list)  # until the first update has taken them
 
     def advantages_of(self, images: Sequence[int], steps: Sequence[int]) -> torch.Tensor:
         """Of pairs: B."""
@@ -77,7 +78,7 @@ class Reinforce:
         self, config: ReinforceConfig, reward: WeightedReward, pieces: Pieces, ranks: Ranks, knobs: Knobs
     ) -> None:
         self.config, self.reward, self.pieces, self.ranks, self.knobs = config, reward, pieces, ranks, knobs
-        self.size = PieceSize(knobs.rows)
+        self.size = PieceSize(knobs.micro_batch)
         self.advantages = Advantages(config)
 
     def collect(self, policy: Policy, round: Round) -> Experience:
@@ -123,7 +124,7 @@ class Reinforce:
             experience.metrics["step_variance_left"] = by_step_KN.var(dim=1, correction=0) / variance
         return experience
 
-    def _sample(self, policy: Policy, round: Round, trajectory: Trajectory) -> tuple[torch.Tensor, list[Eligibility]]:
+    def _sample(self, policy: Policy, round: Round, trajectory: Trajectory) -> tuple[torch.Tensor, list[Eligibilities]]:
         """x_0 of this rank's images, n C H W, and with `one_pass` their eligibilities."""
         store = trajectory.write if trajectory.images else _forget
         if self.knobs.one_pass:
@@ -132,6 +133,7 @@ class Reinforce:
                 round,
                 self._weights(policy),
                 self.pieces,
+                batch=self._rows(policy),
                 reduction=self.config.log_prob_reduction,
                 storage=trajectory.dtype,
                 store=store,
@@ -201,22 +203,42 @@ class Reinforce:
                 "no step of this chain has a density, a weight and something to train, so there is no policy gradient; "
                 "set sampler.eta to 1, or widen adapter.steps"
             )
-        step, count = steps[0], self.size.rows
+        step, count = steps[0], self._rows(policy)
         texts = [prompts[image % len(prompts)] for image in range(max(images, count))]
         x_BCHW = place(noise.initial(range(images)), policy.device)
         sample_step(policy, noise, x_BCHW, step, range(images), texts[:images])
         x_t_BCHW, x_s_BCHW = (noise.step(range(count), k).to(policy.device, policy.dtype) for k in (0, 1))
-        terms_RB, pull = self._piece(policy, x_t_BCHW, x_s_BCHW, [step] * count, texts[:count])
-        pull(torch.full_like(terms_RB, 1 / count))
+        with self._pieces(policy, count) as pieces:
+            terms_RB, pull = self._piece(policy, pieces, x_t_BCHW, x_s_BCHW, [step] * count, texts[:count])
+            pull(torch.full_like(terms_RB, 1 / count))
 
     def passes(self, policy: Policy) -> int:
         """All steps forward, those that take part back, in every update that replays them; forward for a baseline."""
         again = self.config.inner_updates + (self.config.baseline != "none") - self.knobs.one_pass
         return policy.schedule.steps + again * len(self._steps(policy))
 
+    def _rows(self, policy: Policy) -> int:
+        """Of a piece. In one pass of several where the images of one call can have weights of their own."""
+        return self.size.rows if not self.knobs.one_pass or policy.separable else 1
+
+    @contextmanager
+    def _pieces(self, policy: Policy, rows: int) -> Iterator[Pieces]:
+        """What makes a piece. In one pass as when the images were sampled, so that log-probs are the same bits."""
+        if not self.knobs.one_pass:
+            yield self.pieces
+            return
+        with policy.own_weights(rows) as trained:
+            into = self.pieces.into(Gradients(trained))
+            yield into
+        parameters = self.pieces.gradients.parameters
+        summed = [s.view(rows, *p.shape).sum(dim=0) for s, p in zip(into.gradients.sums, parameters, strict=True)]
+        self.pieces.gradients.add(summed, None)
+        self.pieces.redone += into.redone
+
     def _piece(
         self,
         policy: Policy,
+        pieces: Pieces,
         x_t_BCHW: torch.Tensor,
         x_s_BCHW: torch.Tensor,
         steps: Sequence[int],
@@ -234,12 +256,12 @@ class Reinforce:
         def terms_of(x_BCHW: torch.Tensor) -> torch.Tensor:
             mean_BCHW = policy.mean(x_BCHW, steps, prompts)
             sigma_B111 = step_sigma(steps, policy.schedule, mean_BCHW)
-            terms = [log_prob(x_s_BCHW.float(), mean_BCHW, sigma_B111, reduction=reduction)]
+            terms = [log_prob(widen(x_s_BCHW), mean_BCHW, sigma_B111, reduction=reduction)]
             if base_BCHW is not None:
                 terms.append(kl_of_means(mean_BCHW, base_BCHW, sigma_B111, reduction=reduction))
             return torch.stack(terms)
 
-        return self.pieces.vjp(terms_of, x_t_BCHW, keep=True)
+        return pieces.vjp(terms_of, x_t_BCHW, keep=True)
 
     def differentiate(self, policy: Policy, experience: Experience) -> Metrics:
         """Adds the gradient of the loss, -J, to the pieces' sums; returns diagnostics over all ranks."""
@@ -255,23 +277,25 @@ class Reinforce:
         """The first pass where the images' eligibilities are known: -1/N sum_i A_i e_i."""
         scale = self.ranks.world_size / experience.round.batch.num_images
         steps, weights = self._steps(policy), self._weights(policy)
-        weight_K = experience.advantages_n.new_tensor([weights[step] for step in steps])
+        weight_K1 = experience.advantages_n.new_tensor([[weights[step]] for step in steps])
         log_probs = []
-        for advantage in experience.advantages_n:
+        while experience.eligibilities:
             own = experience.eligibilities.pop(0)
-            self.pieces.gradients.add(own.sums.sums, place(-scale * advantage, own.sums.sums[0].device))
-            log_prob_K, advantage_K = torch.cat(own.log_probs).float(), advantage.expand(len(steps))
+            advantage_b = experience.advantages_n[own.images.start : own.images.stop]
+            own.add_to(self.pieces.gradients, -scale * advantage_b)
+            log_prob_Kb = own.log_probs_KB[:, : len(own.images)].float()
+            advantage_Kb = advantage_b.expand_as(log_prob_Kb)
             tally.add(
-                log_prob_K,
-                torch.ones_like(log_prob_K),
-                advantage_K,
-                -scale * advantage * weight_K,
-                advantage_K,
-                steps,
-                len(steps),
+                log_prob_Kb.flatten(),
+                torch.ones_like(log_prob_Kb).flatten(),
+                advantage_Kb.flatten(),
+                (-scale * weight_K1 * advantage_Kb).flatten(),
+                advantage_Kb.flatten(),
+                [step for step in steps for _ in own.images],
+                log_prob_Kb.numel(),
             )
-            log_probs.append(log_prob_K)
-        experience.old_log_probs = torch.stack(log_probs, dim=1).flatten()  # step by step, as `pairs` has them
+            log_probs.append(log_prob_Kb)
+        experience.old_log_probs = torch.cat(log_probs, dim=1).flatten()  # step by step, as `pairs` has them
 
     def _replay(self, policy: Policy, experience: Experience, tally: PairTally) -> None:
         """A pass over the trajectory, in pieces of pairs."""
@@ -282,11 +306,15 @@ class Reinforce:
         assert old_P is not None
 
         def piece(padded: list[int], count: int) -> None:
+            with self._pieces(policy, len(padded)) as pieces:
+                take(pieces, padded, count)
+
+        def take(pieces: Pieces, padded: list[int], count: int) -> None:
             steps = [pairs[number][1] for number in padded]
             images = [pairs[number][0] for number in padded]
             x_t_BCHW, x_s_BCHW = experience.trajectory.transitions([pairs[number] for number in padded])
             prompts = [experience.round.batch.prompts[image] for image in images]
-            terms_RB, pull = self._piece(policy, x_t_BCHW, x_s_BCHW, steps, prompts)
+            terms_RB, pull = self._piece(policy, pieces, x_t_BCHW, x_s_BCHW, steps, prompts)
             log_prob_B = terms_RB[0]
             # Scored in this grouping, not taken from the rollout's: another one is off by 1e-3 in fp16.
             old_B = log_prob_B if first_pass else old_P[padded]
@@ -307,7 +335,13 @@ class Reinforce:
                 tally.add_kl(terms_RB[1, :count])
             experience.round.advance(count)
 
-        in_pieces(range(len(pairs)), self.size, piece)
+        if not self.knobs.one_pass:
+            in_pieces(range(len(pairs)), self.size, piece)
+        else:  # grouped as they were sampled
+            images = experience.trajectory.images
+            for start in range(0, len(pairs), images):
+                for padded, count in fixed_batches(range(start, start + images), self._rows(policy)):
+                    piece(padded, count)
         experience.old_log_probs = old_P
 
 

@@ -74,7 +74,7 @@ def _turns(knobs: Knobs, job: Job, graphs: Mapping[Way, Graphs]) -> list[tuple[s
         half = knobs.micro_batch // 2
         turns.append(("micro_batch", half, f"memory.micro_batch={half}"))
     turn("activation_checkpointing", "activation_checkpointing", "false", "true")
-    if knobs.one_pass or (job.may_take_one_pass and knobs.micro_batch == 1):
+    if job.may_take_one_pass:
         turn("one_pass", "one_pass", "false", "true")
     turn("trajectory_on_host", "trajectory", "gpu", "host")
     turn("accumulators_on_host", "accumulators", "gpu", "host")

@@ -52,7 +52,7 @@ class Outlook:
 
 def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outlook:
     """A whole round at this setting."""
-    sizes, rows, kept = graphs.sizes, knobs.rows, min(knobs.kept_steps, job.most_kept())
+    sizes, rows, kept = graphs.sizes, job.rows(knobs), min(knobs.kept_steps, job.most_kept())
     stored = 0 if knobs.one_pass and job.replays(one_pass=True) == 0 else job.stored_states(rows)
     trajectory = stored * sizes.state_elements * job.state_bytes
     always: dict[Category, int] = {
@@ -82,7 +82,7 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
     if knobs.one_pass:
         if not knobs.accumulators_on_host:
             for phase in ("rollout", "reward", "train"):
-                phases[phase]["gradients"] += job.images * states.accumulators
+                phases[phase]["gradients"] += -(-job.images // rows) * rows * states.accumulators
         phases["train"]["gradients"] += sizes.largest_elements * FULL  # an image's, multiplied, one by one
     phases["apply"]["engine buckets"] += states.engine_buckets
     if knobs.accumulators_on_host:  # they come one by one
@@ -97,7 +97,7 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
     rolled = job.rolled - (job.weighted_steps if knobs.one_pass else 0)
     flops = job.images * (
         _filled(job.images, batch) * rolled * graphs.forward
-        + _filled(job.images * (1 if job.direct else job.weighted_steps), rows)
+        + _filled(job.images * (1 if job.direct or knobs.one_pass else job.weighted_steps), rows)
         * (pulled * (graphs.pull + graphs.again) + again * graphs.forward)
         + graphs.scoring * (1 + job.baseline_steps)
     )
@@ -122,8 +122,7 @@ def _filled(count: int, batch: int) -> float:
 
 def _rollout(phase: dict[Category, int], job: Job, knobs: Knobs, graphs: Graphs, kept: int) -> None:
     if knobs.one_pass:
-        for category in TRANSIENT:
-            phase[category] += graphs.transient["train"][category].at(1)
+        _train(phase, graphs, job.rows(knobs), 0, built=False)
         return
     rows = min(knobs.rollout_batch, job.images) if not job.direct else knobs.micro_batch
     if not kept:
@@ -187,7 +186,7 @@ def _train(phase: dict[Category, int], graphs: Graphs, rows: int, kept: int, *, 
 def _moved(job: Job, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> float:
     """Bytes over PCIe in a round, both ways."""
     visits = -(-job.images // knobs.micro_batch) if job.direct else 1  # times that images are decoded and scored
-    pieces = -(-job.images // knobs.rows) * (len_pulled(job) if job.direct else job.weighted_steps)
+    pieces = -(-job.images // job.rows(knobs)) * (len_pulled(job) if job.direct else job.weighted_steps)
     moved = 0.0
     moved += 2 * visits * sizes.rewards if knobs.rewards_off_when_idle else 0
     moved += visits * (sizes.unet - sizes.unet_trained) if knobs.unet_off_when_idle else 0  # frozen: one way

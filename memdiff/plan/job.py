@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from memdiff.config import Recipe
+from memdiff.memory.knobs import Knobs
 from memdiff.objectives.config import AlignPropConfig, DraftConfig, MethodConfig, ReflConfig, ReinforceConfig
 
 
@@ -17,6 +18,7 @@ class Job:
     state_bytes: int  # of one element of a stored state
     chunk: int  # images that rewards score at once
     evaluated: int  # images of this rank in one evaluation; 0: there is none
+    separable: bool  # an adapter is trained: the images of one piece can have gradients of their own
 
     @property
     def direct(self) -> bool:
@@ -39,6 +41,10 @@ class Job:
     def may_take_one_pass(self) -> bool:
         """Whether the images' gradients can be taken while they are sampled."""
         return isinstance(self.method, ReinforceConfig) and self.method.one_number_an_image
+
+    def rows(self, knobs: Knobs) -> int:
+        """Of a piece."""
+        return knobs.micro_batch if self.separable or not knobs.one_pass else 1
 
     @property
     def baseline_steps(self) -> int:
@@ -88,6 +94,7 @@ def job_of(recipe: Recipe, *, ranks: int, precision: str) -> Job:
         state_bytes=2 if half and isinstance(recipe.method, ReinforceConfig) else 4,
         chunk=max(part.chunk for part in recipe.reward),
         evaluated=-(-recipe.evaluate.images // ranks) if recipe.evaluate.every else 0,
+        separable=recipe.adapter is not None,
     )
 
 

@@ -17,7 +17,7 @@ from memdiff.plan.compose import Outlook, look_ahead
 from memdiff.plan.graphs import Graphs
 from memdiff.plan.job import Job
 
-ENOUGH_FLOPS = 2e11  # of one image's step: pieces of one image fill a GPU from about there on
+ENOUGH_FLOPS = 2e11  # of one image's step: pieces of one image fill a GPU from about there on (not measured)
 FIXED_SHARE = 0.1  # of a one-image piece: launches, sums of gradients; a piece of B images has it once
 Way = tuple[bool, int]  # (activation checkpointing, passes of guidance)
 StatesOf = Callable[[bool], States]  # of whether the optimizer is offloaded
@@ -43,7 +43,7 @@ class Setting:
     def seconds(self, tflops: float) -> float:
         """Of a round, estimated."""
         arithmetic = self.outlook.flops / (tflops * 1e12 * MATRIX_SHARE)
-        return arithmetic * (1 + FIXED_SHARE / self.knobs.rows) + self.moved_seconds
+        return arithmetic * (1 + FIXED_SHARE / self.knobs.micro_batch) + self.moved_seconds
 
 
 def held(live: int) -> int:
@@ -65,7 +65,7 @@ def all_settings(
         for batch, one_pass, choice in product(
             batches(job, memory, base), _one_pass(job, memory, graph), _places(memory, graph)
         ):
-            if one_pass and memory.one_pass == "auto" and batch["micro_batch"] > 1:
+            if one_pass and not job.separable and memory.one_pass == "auto" and batch["micro_batch"] > 1:
                 continue  # its pieces are of one image: it is looked at once
             knobs = replace(
                 base,
@@ -134,7 +134,8 @@ def _one_pass(job: Job, memory: MemoryConfig, graphs: Graphs) -> tuple[bool, ...
     """Whether REINFORCE takes its gradients while it samples."""
     if memory.one_pass != "auto":
         return (memory.one_pass,)
-    return (False, True) if job.may_take_one_pass and graphs.forward >= ENOUGH_FLOPS else (False,)
+    filled = job.separable or graphs.forward >= ENOUGH_FLOPS
+    return (False, True) if job.may_take_one_pass and filled else (False,)
 
 
 def _sizes(largest: int) -> Iterator[int]:
