@@ -140,8 +140,8 @@ def composed_and_whole(recipe: Recipe, knobs: Knobs) -> tuple[dict[str, int], di
 def test_composition_is_the_whole_round(name: str, knobs: dict[str, Any]) -> None:
     """Measured at two steps, composed to five: the largest peak within 1 %, FLOPs within 3 %. What is left: a chain's
     first step needs no gradient for its x; the short chain has it once in two steps, the whole one once in five, and
-    where every step is kept its smaller graph is counted as a full one: up to 3 % too much, never too little. In one pass
-    an adapter's layers copy less of what they read than those of the replay that was measured: up to 4 % too much."""
+    where every step is kept its smaller graph is counted as a full one: up to 3 % too much, never too little. An
+    adapter's layers copy less of what they read in one pass than in the measured replay: up to 4 % too much."""
     recipe = digits(**METHODS[name])
     composed, whole, flops, whole_flops = composed_and_whole(recipe, dataclasses.replace(EVERYTHING_HERE, **knobs))
     allowed = 0.03 if knobs.get("kept_steps") == 5 else 0.04 if knobs.get("one_pass") else 0.01
