@@ -17,6 +17,7 @@ from memdiff.errors import ConfigError
 from memdiff.models import adapters
 from memdiff.models.adapters import Steps
 from memdiff.models.config import AdapterConfig
+from memdiff.models.lean import make_lean
 from memdiff.models.own_weights import own_weights
 from memdiff.placement import HOST, place
 
@@ -41,6 +42,7 @@ class Denoiser:
         unet.requires_grad_(adapter is None)
         if adapter is not None:
             adapters.inject(unet, adapter)
+        make_lean(unet)
         torch.nn.Module.to(unet, dtype=dtype)
         self.unet = unet.eval()
         self._trainable = {name: p for name, p in unet.named_parameters() if p.requires_grad}

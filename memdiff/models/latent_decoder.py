@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from memdiff.errors import ConfigError, NumericError
 from memdiff.models.config import VaeCheckpointing
+from memdiff.models.lean import make_lean
 from memdiff.pieces import AllFinite, all_finite, call_network, fixed_batches, widen
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
@@ -32,6 +33,7 @@ class DecoderNetwork(torch.nn.Module):
         self.post_quant_conv: Any = vae.post_quant_conv  # None where the config has none
         self.decoder: Any = vae.decoder
         self.by_layers = checkpointing == "layers"
+        make_lean(self)
         if checkpointing == "blocks":
             vae.enable_gradient_checkpointing()
         if self.by_layers:
