@@ -41,13 +41,7 @@ DRAFT_KNOBS: Mapping[str, Mapping[str, Any]] = {
     "vae_blocks": {"memory": {"vae_checkpointing": "blocks"}},
     "vae_layers": {"memory": {"vae_checkpointing": "layers"}},
     "decode_batch_1": {"memory": {"decode_batch": 1}},
-    "least": {
-        "memory": {
-            "micro_batch": 1, "decode_batch": 1, "activation_checkpointing": True, "vae_checkpointing": "layers",
-            "guidance_passes": 2,
-        }
-    },
-}  # fmt: skip
+}
 
 
 def cases() -> list[Case]:
