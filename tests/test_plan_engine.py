@@ -55,8 +55,8 @@ def test_an_average_is_counted_where_it_lies() -> None:
 def test_the_engine_takes_what_the_arithmetic_says(world_size: int, tmp_path: Path) -> None:
     """DeepSpeed itself, second update, by the ledger: within 1 % on one rank. Of two, none takes more than said, and
     the fullest not less than 0.6 of it: each may keep the ends of two more parameters than it does, and how long the
-    process group holds on to what it reduced differs from run to run. The average's exchange to the byte, but for the
-    fp32 weights (400,000 bytes) that wait on the host, here the same memory."""
+    process group holds on to what it reduced differs from run to run. The average's exchange to the byte on one rank,
+    but for the fp32 weights (400,000 bytes) that wait on the host, here the same memory."""
     modes = [
         {"precision": "fp16", "bits": 32, "ema": 0.9, "bucket": None},
         {"precision": "fp16", "bits": 8, "ema": None, "bucket": 40_960},
@@ -80,6 +80,7 @@ def test_the_engine_takes_what_the_arithmetic_says(world_size: int, tmp_path: Pa
         assert least * said.engine_buckets <= most <= said.engine_buckets + 100, (mode, ranks, said)
         on_host = 4 * sum(SIZES) if mode["ema"] else 0
         for rank in ranks:
-            # The process group may hold on to the parameter it gathered last.
+            # The process group may hold on to the parameter it gathered last, during the exchange and after it.
+            held = 4 * max(SIZES) if world_size > 1 else 0
             assert 0 <= rank["inside"] - on_host - said.set_aside <= 4 * max(SIZES)
-            assert rank["exchange"] - on_host == said.set_aside + said.exchanging
+            assert 0 <= rank["exchange"] - on_host - said.set_aside - said.exchanging <= held
