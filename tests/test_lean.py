@@ -25,6 +25,20 @@ def kept_bytes(run: Any) -> tuple[Any, int]:
         return run(), sum(storages.values())
 
 
+def before_and_after(layer: Any, x: torch.Tensor) -> list[tuple[list[torch.Tensor], int]]:
+    """(output and every gradient, kept bytes) of the layer as it is and made lean."""
+    found = []
+    for lean in (False, True):
+        if lean:
+            make_lean(layer)
+        leaf = x.clone().requires_grad_()
+        y, kept = kept_bytes(lambda leaf=leaf: layer(leaf))
+        trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+        found.append(([y.detach(), *torch.autograd.grad(y, (leaf, *trained), torch.ones_like(y))], kept))
+    assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
+    return found
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 @pytest.mark.parametrize("shape", [(3, 1, 1), (3, 2, 1), (1, 1, 0)], ids=["3x3", "stride 2", "1x1"])
 def test_a_frozen_convolution_keeps_no_input(dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
@@ -32,16 +46,9 @@ def test_a_frozen_convolution_keeps_no_input(dtype: torch.dtype, shape: tuple[in
     size, stride, padding = shape
     layer: Any = torch.nn.Conv2d(6, 8, size, stride, padding).to(dtype).requires_grad_(False)
     x = torch.randn(2, 6, 9, 9, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    found = []
-    for lean in (False, True):
-        if lean:
-            make_lean(layer)
-        leaf = x.clone().requires_grad_()
-        y, kept = kept_bytes(lambda leaf=leaf: layer(leaf))
-        found.append((y.detach(), torch.autograd.grad(y, leaf, torch.ones_like(y))[0], kept))
+    (_, before), (_, after) = before_and_after(layer, x)
     assert type(layer) is LeanConv2d
-    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
-    assert found[1][2] == layer.weight.numel() * layer.weight.element_size() < found[0][2]
+    assert after == layer.weight.numel() * layer.weight.element_size() < before
 
 
 def test_a_trained_convolution_is_torchs() -> None:
@@ -58,16 +65,9 @@ def test_geglu_keeps_its_projection_alone(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layer: Any = GEGLU(8, 32).to(dtype)
     x = torch.randn(2, 5, 8, dtype=dtype)
-    found = []
-    for lean in (False, True):
-        if lean:
-            make_lean(layer)
-        leaf = x.clone().requires_grad_()
-        y, kept = kept_bytes(lambda leaf=leaf: layer(leaf))
-        found.append((y.detach(), *torch.autograd.grad(y, (leaf, *layer.parameters()), torch.ones_like(y)), kept))
+    (_, before), (_, after) = before_and_after(layer, x)
     assert type(layer) is LeanGeglu
-    assert all(torch.equal(a, b) for a, b in zip(found[0][:-1], found[1][:-1], strict=True))
-    assert found[0][-1] - found[1][-1] == 2 * 5 * 32 * x.element_size()
+    assert before - after == 2 * 5 * 32 * x.element_size()
 
 
 def test_a_unet_with_an_adapter() -> None:

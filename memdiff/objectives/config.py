@@ -55,6 +55,10 @@ class ReinforceConfig(Section):
         """Whether its gradient is the images' own gradients, each times one number: `memory.one_pass` needs that."""
         return self.baseline == "none" and self.kl_weight == 0
 
+    def replays(self, *, one_pass: bool) -> bool:
+        """Whether an update goes over the stored trajectory."""
+        return self.inner_updates > one_pass
+
     @model_validator(mode="after")
     def _memory_has_no_others(self) -> Self:
         if self.per_prompt and self.prompt_memory and self.advantage == "leave_one_out":

@@ -22,6 +22,7 @@ from memdiff.models.policy import Policy, rollout, sample_step
 from memdiff.objectives.config import DirectConfig
 from memdiff.objectives.experience import Batch, Clock, Metrics, Round
 from memdiff.objectives.halving import PieceSize, in_pieces
+from memdiff.objectives.sampling import sample
 from memdiff.objectives.scoring import Rows, Scored, Scoring, refuse_without_gradient
 from memdiff.objectives.sweep import Sweep
 from memdiff.objectives.tally import Tally
@@ -79,14 +80,7 @@ class DirectGradient:
         if any(not seen.count for seen in self.reward.statistics.values()):
             batch = round.batch
             with round.clock.phase("rollout"), torch.no_grad():
-                x_0 = rollout(
-                    policy,
-                    batch.noise,
-                    batch.images,
-                    batch.prompts,
-                    batch=self.knobs.rollout_batch,
-                    storage=_wide(policy),
-                )
+                x_0 = sample(policy, batch, self.knobs, storage=_wide(policy))
             with round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
                 self.reward.move(self.reward.device)
                 raw_Pn = self.reward.raw(_decoded(policy, x_0, self.knobs), batch.prompts)

@@ -22,18 +22,18 @@ Shapes: B pairs of one piece, n images of this rank, N images over all ranks, K 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 
 from memdiff.chain.ddim import kl_of_means, log_prob, step_sigma
 from memdiff.chain.noise import Noise
 from memdiff.chain.schedule import step_weights, weighted_steps
+from memdiff.chain.surrogate import clipped_slope
 from memdiff.chain.trajectory import Trajectory
 from memdiff.errors import ConfigError
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.residence import decoding
-from memdiff.models.policy import Policy, rollout, sample_step
+from memdiff.models.policy import Policy, sample_step
 from memdiff.objectives.advantages import Advantages
 from memdiff.objectives.config import ReinforceConfig
 from memdiff.objectives.eligibility import Eligibilities, sample_with_eligibilities
@@ -41,6 +41,8 @@ from memdiff.objectives.experience import Metrics, Round
 from memdiff.objectives.halving import PieceSize, in_pieces
 from memdiff.objectives.pair_tally import PairTally
 from memdiff.objectives.predicted_baseline import predicted_rewards
+from memdiff.objectives.reinforce_experience import Experience
+from memdiff.objectives.sampling import sample
 from memdiff.pieces import Gradients, Pieces, Pull, fixed_batches, widen
 from memdiff.placement import HOST, place
 from memdiff.ranks import Ranks
@@ -48,27 +50,6 @@ from memdiff.rewards.guards import diversity
 from memdiff.rewards.weighted import WeightedReward, refuse_non_finite
 
 Pair = tuple[int, int]  # (image of this rank, step)
-
-
-@dataclass
-class Experience:
-    """A round's images, how they came about and what they are worth."""
-
-    round: Round
-    trajectory: Trajectory  # of no images where nothing is replayed
-    advantages_n: torch.Tensor
-    raw_PN: torch.Tensor  # every part's scores of all ranks' images
-    rewards_N: torch.Tensor
-    metrics: Metrics
-    step_advantages_Kn: torch.Tensor | None = None  # where a baseline tells the steps of an image apart
-    old_log_probs: torch.Tensor | None = None  # of the first pass, one a pair
-    eligibilities: list[Eligibilities] = field(default_factory=list)  # until the first update has taken them
-
-    def advantages_of(self, images: Sequence[int], steps: Sequence[int]) -> torch.Tensor:
-        """Of pairs: B."""
-        if self.step_advantages_Kn is None:
-            return self.advantages_n[images]
-        return self.step_advantages_Kn[steps, images]
 
 
 class Reinforce:
@@ -87,7 +68,7 @@ class Reinforce:
         No graph is made, but for `one_pass`, which takes the images' eligibilities.
         """
         batch = round.batch
-        replayed = not self.knobs.one_pass or self.config.inner_updates > 1
+        replayed = self.config.replays(one_pass=self.knobs.one_pass)
         trajectory = Trajectory(
             steps=policy.schedule.steps,
             images=len(batch.images) if replayed else 0,
@@ -139,17 +120,7 @@ class Reinforce:
                 store=store,
                 on_host=self.knobs.accumulators_on_host,
             )
-        batch = round.batch
-        x_0 = rollout(
-            policy,
-            batch.noise,
-            batch.images,
-            batch.prompts,
-            batch=self.knobs.rollout_batch,
-            storage=trajectory.dtype,
-            store=store,
-            on_step=round.advance,
-        )
+        x_0 = sample(policy, round.batch, self.knobs, storage=trajectory.dtype, store=store, on_step=round.advance)
         return x_0, []
 
     def _step_advantages(self, policy: Policy, experience: Experience, advantages_N: torch.Tensor) -> torch.Tensor:
@@ -347,16 +318,3 @@ class Reinforce:
 
 def _forget(state: int, images: range, x_BCHW: torch.Tensor) -> None:
     """In the place of a trajectory that nothing reads."""
-
-
-def clipped_slope(
-    log_prob_B: torch.Tensor, old_B: torch.Tensor, advantage_B: torch.Tensor, clip: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ratio, d J / d log_prob) of PPO's clipped surrogate, each B (Schulman et al. 2017, equation 7).
-
-    min(ratio A, clamp(ratio, 1 - clip, 1 + clip) A) has slope ratio * A, or 0 where the clamped term is the smaller.
-    With old = the same log-prob the ratio is exactly 1 and the slope exactly A: REINFORCE.
-    """
-    ratio_B = torch.exp(log_prob_B - old_B)
-    clipped = torch.where(advantage_B > 0, ratio_B > 1 + clip, ratio_B < 1 - clip)
-    return ratio_B, torch.where(clipped, 0.0, ratio_B * advantage_B)

@@ -53,7 +53,7 @@ class Outlook:
 def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outlook:
     """A whole round at this setting."""
     sizes, rows, kept = graphs.sizes, job.rows(knobs), min(knobs.kept_steps, job.most_kept())
-    stored = 0 if knobs.one_pass and job.replays(one_pass=True) == 0 else job.stored_states(rows)
+    stored = job.stored_states(rows) if job.replays(knobs) else 0
     trajectory = stored * sizes.state_elements * job.state_bytes
     always: dict[Category, int] = {
         "weights": sizes.unet,
@@ -73,7 +73,7 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
         phases["encode"]["trajectory"] = 0
     _rollout(phases["rollout"], job, knobs, graphs, kept)
     _reward(phases["reward"], job, knobs, graphs, kept)
-    if not knobs.one_pass or job.replays(one_pass=True):
+    if job.replays(knobs):
         _train(phases["train"], graphs, rows, kept, built=job.direct)
     if knobs.unet_off_when_idle:
         # It leaves inside the phase: what was there before is part of its peak.
@@ -82,7 +82,7 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
     if knobs.one_pass:
         if not knobs.accumulators_on_host:
             for phase in ("rollout", "reward", "train"):
-                phases[phase]["gradients"] += -(-job.images // rows) * rows * states.accumulators
+                phases[phase]["gradients"] += job.eligibilities(knobs) * states.accumulators
         phases["train"]["gradients"] += sizes.largest_elements * FULL  # an image's, multiplied, one by one
     phases["apply"]["engine buckets"] += states.engine_buckets
     if knobs.accumulators_on_host:  # they come one by one
@@ -91,6 +91,20 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
         phases["evaluate"] = _evaluate(always, job, knobs, graphs, states)
     else:
         del phases["evaluate"]
+    flops, ideal = _flops(job, knobs, graphs, kept)
+    return Outlook(
+        phases=phases,
+        flops=flops,
+        flops_ideal=ideal,
+        moved_bytes=_moved(job, knobs, sizes, states, trajectory),
+        host_bytes=_on_host(job, knobs, sizes, states, trajectory),
+        modules=graphs.modules,
+    )
+
+
+def _flops(job: Job, knobs: Knobs, graphs: Graphs, kept: int) -> tuple[float, float]:
+    """(of a round, of one with nothing recomputed)."""
+    rows = job.rows(knobs)
     pulled, again = job.pulled(kept)
     # In one pass the steps that are pulled are not rolled besides, in the first of the updates.
     batch = rows if job.direct or knobs.one_pass else knobs.rollout_batch
@@ -103,14 +117,7 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
     )
     scoring = (graphs.scoring - graphs.scoring_again) * (1 + job.baseline_steps)
     ideal = job.images * (job.rolled * graphs.forward + pulled * graphs.pull + scoring)
-    return Outlook(
-        phases=phases,
-        flops=flops,
-        flops_ideal=ideal,
-        moved_bytes=_moved(job, knobs, sizes, states, trajectory),
-        host_bytes=_on_host(job, knobs, sizes, states, trajectory),
-        modules=graphs.modules,
-    )
+    return flops, ideal
 
 
 def _filled(count: int, batch: int) -> float:
@@ -204,8 +211,7 @@ def len_pulled(job: Job) -> int:
 def _on_host(job: Job, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> int:
     found = sizes.encoders
     found += states.optimizer if states.offloaded else 0
-    sums = 1 + (job.images if knobs.one_pass else 0)
-    found += sums * states.accumulators if knobs.accumulators_on_host else 0
+    found += (1 + job.eligibilities(knobs)) * states.accumulators if knobs.accumulators_on_host else 0
     found += trajectory if knobs.trajectory_on_host else 0
     found += sizes.rewards + sizes.held_out if knobs.rewards_on_host or knobs.rewards_off_when_idle else 0
     found += sizes.elements * FULL if states.set_aside else 0  # the average, gathered for an evaluation

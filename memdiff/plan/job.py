@@ -65,9 +65,13 @@ class Job:
         again = sum(max(0, depth - kept_steps) for depth in depths) / len(depths)
         return self.samples * mean, self.samples * again
 
-    def replays(self, *, one_pass: bool) -> int:
-        """Updates that go over REINFORCE's trajectory."""
-        return self.method.inner_updates - one_pass if isinstance(self.method, ReinforceConfig) else 0
+    def replays(self, knobs: Knobs) -> bool:
+        """Whether an update goes over stored states."""
+        return not isinstance(self.method, ReinforceConfig) or self.method.replays(one_pass=knobs.one_pass)
+
+    def eligibilities(self, knobs: Knobs) -> int:
+        """Images whose gradients wait for their rewards, those that only fill the last piece up among them."""
+        return -(-self.images // self.rows(knobs)) * self.rows(knobs) if knobs.one_pass else 0
 
     def most_kept(self) -> int:
         """The most steps whose graph it can use to keep."""
