@@ -75,7 +75,9 @@ def make_policy(
         device=device,
         precision=precision,
         adapter=recipe.adapter,
-        activation_checkpointing=memory.activation_checkpointing is True,
+        activation_checkpointing=(
+            "none" if memory.activation_checkpointing == "auto" else memory.activation_checkpointing
+        ),
         guidance_in_two=memory.guidance_passes == 2,
         vae_checkpointing="layers" if memory.vae_checkpointing == "auto" else memory.vae_checkpointing,
         keep_base=recipe.method.needs_base,

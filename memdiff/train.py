@@ -258,7 +258,7 @@ def memory_told(plan: Plan | None) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, OutOfMemoryError) as error:
         what = str(error).splitlines()[0]
-        told = three_best(plan.changes) if plan else ["--set memory.activation_checkpointing=true", "an adapter"]
+        told = three_best(plan.changes) if plan else ["--set memory.activation_checkpointing=blocks", "an adapter"]
         raise OutOfMemoryError(f"{what}; what would help: {'; '.join(told)}") from None
 
 

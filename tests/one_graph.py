@@ -47,7 +47,7 @@ def knobs(micro_batch: int = 4, **changes: Any) -> Knobs:
     plain: dict[str, Any] = {
         "micro_batch": micro_batch,
         "rollout_batch": 4,
-        "activation_checkpointing": False,
+        "activation_checkpointing": "none",
         "trajectory_on_host": False,
         "accumulators_on_host": False,
         "rewards_on_host": False,

@@ -38,7 +38,7 @@ def test_one_update_of_celebahq_256(tmp_path: Path) -> None:
         "sampler": {"steps": 3},
         "method": {"kind": "reinforce"},
         "reward": [{"kind": "python", "file": "mine.py"}],
-        "memory": {"activation_checkpointing": True, "micro_batch": 1, "rollout_batch": 1},
+        "memory": {"activation_checkpointing": "blocks", "micro_batch": 1, "rollout_batch": 1},
         "evaluate": {"every": 0},
         "run": {"rounds": 1, "images_per_round": 2},
     }

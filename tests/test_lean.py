@@ -9,7 +9,7 @@ from diffusers.models.activations import GEGLU
 
 from memdiff.models import adapters
 from memdiff.models.config import AdapterConfig
-from memdiff.models.lean import LeanConv2d, LeanGeglu, make_lean
+from memdiff.models.lean import LeanConv2d, LeanGeglu, LeanSilu, make_lean
 from tests.tiny import tiny_conditioned_unet, tiny_vae
 
 
@@ -68,6 +68,34 @@ def test_geglu_keeps_its_projection_alone(dtype: torch.dtype) -> None:
     (_, before), (_, after) = before_and_after(layer, x)
     assert type(layer) is LeanGeglu
     assert before - after == 2 * 5 * 32 * x.element_size()
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_a_norm_and_its_silu_keep_the_norms_input(dtype: torch.dtype, trained: bool) -> None:
+    """The same bits, weight's and bias' gradients too, without the tensor between the two."""
+    torch.manual_seed(0)
+    layer: Any = torch.nn.Sequential(torch.nn.GroupNorm(2, 6), torch.nn.SiLU()).to(dtype)
+    torch.nn.init.normal_(layer[0].weight)
+    torch.nn.init.normal_(layer[0].bias)
+    layer.requires_grad_(trained)
+    x = torch.randn(2, 6, 9, 9, dtype=dtype)
+    (_, before), (_, after) = before_and_after(layer, x)
+    assert type(layer[1]) is LeanSilu
+    # Torch keeps the bias in neither; we do, to norm again.
+    assert before - after == (x.numel() - layer[0].bias.numel()) * x.element_size()
+
+
+def test_what_lies_between_a_norm_and_its_silu_counts() -> None:
+    """A tensor made of the norm's output, or written over, is a SiLU's own input."""
+    norm, silu = torch.nn.GroupNorm(2, 6), torch.nn.SiLU()
+    make_lean(torch.nn.ModuleList([norm, silu]))
+    x = torch.randn(2, 6, 9, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    normed = torch.nn.functional.group_norm(x, 2, norm.weight, norm.bias)
+    (expected,) = torch.autograd.grad(torch.nn.functional.silu(2 * normed).sum(), x)
+    for change in (lambda y: y * 2, lambda y: y.mul_(2)):
+        (found,) = torch.autograd.grad(silu(change(norm(x))).sum(), x)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_a_unet_with_an_adapter() -> None:

@@ -62,7 +62,7 @@ from tests.tiny import tiny_unet
 quiet_libraries()
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "launch/recipes"
-EVERYTHING_HERE = Knobs(1, 1, False, False, False, False, False, False)
+EVERYTHING_HERE = Knobs(1, 1, "none", False, False, False, False, False)
 SCORE = {"kind": "digits", "mode": "log_probability"}
 
 
@@ -85,11 +85,16 @@ METHODS = {
     "draft, trained whole": {"method": {"kind": "draft", "last_steps": "all"}},
     "draft, last three": {"method": {"kind": "draft", "last_steps": 3}, "adapter": {"rank": 4}},
     "alignprop": {"method": {"kind": "alignprop", "truncation": "fixed"}, "adapter": {"rank": 4}},
-}
+    "text": {
+        "model": {"kind": "embedded", "name": "digits_text", "precision": "fp32"}, "adapter": {"rank": 4},
+        "sampler": {"steps": 5, "eta": 1.0, "guidance": 3.0}, "prompts": ["a thin seven"],
+        "method": {"kind": "alignprop", "truncation": "fixed"},
+    },
+}  # fmt: skip
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("reinforce", {"micro_batch": 5, "rollout_batch": 6}),
     ("reinforce", {"micro_batch": 4, "rollout_batch": 3, "trajectory_on_host": True, "rewards_off_when_idle": True}),
-    ("reinforce with LoRA", {"micro_batch": 6, "rollout_batch": 2, "activation_checkpointing": True}),
+    ("reinforce with LoRA", {"micro_batch": 6, "rollout_batch": 2, "activation_checkpointing": "blocks"}),
     ("reinforce with LoRA", {"micro_batch": 1, "rollout_batch": 6, "one_pass": True}),
     ("reinforce with LoRA", {"micro_batch": 4, "rollout_batch": 6, "one_pass": True}),
     ("reinforce with LoRA", {"micro_batch": 3, "rollout_batch": 6, "one_pass": True, "accumulators_on_host": True}),
@@ -99,8 +104,10 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("draft", {"micro_batch": 2, "rollout_batch": 2, "kept_steps": 5, "accumulators_on_host": True}),
     ("draft, trained whole", {"micro_batch": 3, "rollout_batch": 3, "decode_batch": 3, "kept_steps": 2}),
     ("draft, last three", {"micro_batch": 6, "rollout_batch": 6, "decode_batch": 6, "kept_steps": 1}),
-    ("alignprop", {"micro_batch": 6, "rollout_batch": 6, "decode_batch": 6, "activation_checkpointing": True}),
+    ("alignprop", {"micro_batch": 6, "rollout_batch": 6, "decode_batch": 6, "activation_checkpointing": "blocks"}),
     ("alignprop", {"micro_batch": 3, "rollout_batch": 3, "rewards_off_when_idle": True, "unet_off_when_idle": True}),
+    ("text", {"micro_batch": 6, "rollout_batch": 6}),
+    ("text", {"micro_batch": 3, "rollout_batch": 3, "activation_checkpointing": "feed_forwards", "kept_steps": 2}),
 ]
 
 
@@ -141,10 +148,10 @@ def test_composition_is_the_whole_round(name: str, knobs: dict[str, Any]) -> Non
     """Measured at two steps, composed to five: the largest peak within 1 %, FLOPs within 3 %. What is left: a chain's
     first step needs no gradient for its x; the short chain has it once in two steps, the whole one once in five, and
     where every step is kept its smaller graph is counted as a full one: up to 3 % too much, never too little. An
-    adapter's layers copy less of what they read in one pass than in the measured replay: up to 4 % too much."""
+    adapter's layers copy less of what they read in one pass than in the measured replay: up to 5 % too much."""
     recipe = digits(**METHODS[name])
     composed, whole, flops, whole_flops = composed_and_whole(recipe, dataclasses.replace(EVERYTHING_HERE, **knobs))
-    allowed = 0.03 if knobs.get("kept_steps") == 5 else 0.04 if knobs.get("one_pass") else 0.01
+    allowed = 0.03 if knobs.get("kept_steps") == 5 else 0.05 if knobs.get("one_pass") else 0.01
     assert max(composed.values()) == pytest.approx(max(whole.values()), rel=allowed), (composed, whole)
     for phase, size in whole.items():
         assert composed[phase] >= 0.99 * size, phase  # no phase is promised less than it takes
@@ -386,10 +393,10 @@ def test_the_items_are_the_peak_and_changes_are_differences(measured: tuple[Reci
     plan = chosen(measured, 100 * GIB, kept_steps=0, micro_batch=8)
     assert sum(plan.items.values()) == pytest.approx(plan.peak_bytes, abs=8)
     assert plan.peak_bytes == held(max(plan.phases.values()))
-    by_knob = {change.knob: change for change in plan.changes}
+    by_knob = {change.knob: change for change in plan.changes}  # of activation_checkpointing the last: blocks
     assert by_knob["activation_checkpointing"].peak_bytes < 0 < by_knob["activation_checkpointing"].flops
     assert by_knob["micro_batch"].peak_bytes < 0 and by_knob["trajectory_on_host"].moved_seconds > 0
-    turned = chosen(measured, 100 * GIB, kept_steps=0, micro_batch=8, activation_checkpointing=True)
+    turned = chosen(measured, 100 * GIB, kept_steps=0, micro_batch=8, activation_checkpointing="blocks")
     assert turned.peak_bytes - plan.peak_bytes == by_knob["activation_checkpointing"].peak_bytes
     text = console_text(plan)
     assert "fits" in text and "fragmentation" in text and "one knob set otherwise" in text
@@ -405,7 +412,7 @@ def test_suggestions_of_a_run_that_ran_out(measured: tuple[Recipe, dict[Way, Gra
     """The three settings that save most, as --set takes them, largest first; each is a key of a recipe."""
     recipe, _ = measured
     told = three_best(chosen(measured, 100 * GIB, kept_steps=0, micro_batch=8).changes)
-    assert len(told) == 3 and any("memory.activation_checkpointing=true" in text for text in told)
+    assert len(told) == 3 and any("memory.activation_checkpointing=blocks" in text for text in told)
     saved = [float(text.partition("saves ")[2].split(" ")[0]) for text in told]
     assert saved == sorted(saved, reverse=True)
     for text in told:
@@ -427,7 +434,7 @@ def test_a_run_takes_the_plan_of_its_first_rank(measured: tuple[Recipe, dict[Way
     plan = shared_plan(recipe, Ranks(0, 1, HOST), "fp16", budget=100 * GIB, gpu=find_gpu("t4"))
     assert plan is not None and Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     memory = decided(recipe.memory, plan)
-    assert memory.activation_checkpointing is plan.chosen().activation_checkpointing
+    assert memory.activation_checkpointing == plan.chosen().activation_checkpointing
     unknown = recipe.model_copy(update={"model": DdpmConfig(kind="ddpm", path="nobody/nothing")})
     assert shared_plan(unknown, Ranks(0, 1, HOST), "fp16", budget=GIB, gpu=None) is None
 

@@ -1,7 +1,7 @@
 """Stable Diffusion policies against diffusers' own pipeline and plain autograd; VAE, guidance, adapters, files."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from memdiff.chain.ddim import log_prob, step_sigma
 from memdiff.errors import ConfigError, NumericError
 from memdiff.models import architectures, text_encoders
-from memdiff.models.config import AdapterConfig, SamplerConfig, StableDiffusionConfig
+from memdiff.models.config import ActivationCheckpointing, AdapterConfig, SamplerConfig, StableDiffusionConfig
 from memdiff.models.latent_files import parts_of
 from memdiff.models.load import load_policy, pipeline_kind
 from memdiff.models.policy import rollout
@@ -197,9 +197,9 @@ def test_images_that_are_not_finite_are_told() -> None:
 
 @pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=2)], ids=["full", "lora"])
 def test_activation_checkpointing_changes_memory_alone(adapter: AdapterConfig | None) -> None:
-    """In eval mode, guided: the same gradients bit for bit from fewer kept bytes."""
+    """In eval mode, guided: the same gradients bit for bit, each way from fewer kept bytes than the one before."""
     x, found, kept = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [], []
-    for checkpointing in (False, True):
+    for checkpointing in get_args(ActivationCheckpointing):
         policy = tiny_stable_diffusion(guidance=4.0, adapter=adapter, activation_checkpointing=checkpointing)
         spread(policy)
         policy.encode(TEXTS)
@@ -207,11 +207,12 @@ def test_activation_checkpointing_changes_memory_alone(adapter: AdapterConfig | 
         leaf = x.clone().requires_grad_()
         kept.append(saved_bytes(lambda policy=policy, leaf=leaf: policy.mean(leaf, [1, 1], TEXTS)))
         found.append(gradients_of(policy, x, [1, 1], TEXTS))
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and kept[1] < 0.6 * kept[0]
+    assert all(torch.equal(a, b) for others in found[1:] for a, b in zip(found[0], others, strict=True))
+    assert kept[1] < 0.9 * kept[0] and kept[2] < 0.6 * kept[0]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_adapter_acts_in_its_window_alone(checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", get_args(ActivationCheckpointing))
+def test_an_adapter_acts_in_its_window_alone(checkpointing: ActivationCheckpointing) -> None:
     """Outside [1, 3) the policy is the base; a graph kept from inside is right although the adapter has since been
     turned off."""
     policy = tiny_stable_diffusion(
@@ -246,7 +247,7 @@ def test_an_adapter_acts_in_its_window_alone(checkpointing: bool) -> None:
 def test_base_is_the_model_before_training(adapter: AdapterConfig | None) -> None:
     """Inside `base` the untrained network, differentiable in x, whose graph outlives the exit; outside the trained."""
     untrained = tiny_stable_diffusion(guidance=3.0)
-    policy = tiny_stable_diffusion(guidance=3.0, adapter=adapter, keep_base=True, activation_checkpointing=True)
+    policy = tiny_stable_diffusion(guidance=3.0, adapter=adapter, keep_base=True, activation_checkpointing="blocks")
     spread(policy)
     for each in (untrained, policy):
         each.encode(TEXTS)
@@ -385,7 +386,7 @@ def test_unusable_models_are_told_in_one_line(folder: Path, tmp_path: Path) -> N
 
 def test_full_fine_tuning_is_saved_as_a_pipeline(tmp_path: Path) -> None:
     """StableDiffusionPipeline.from_pretrained makes the policy's own images from it."""
-    policy = tiny_stable_diffusion(eta=0.0, guidance=3.0, activation_checkpointing=True)
+    policy = tiny_stable_diffusion(eta=0.0, guidance=3.0, activation_checkpointing="blocks")
     weights = {name: p.detach() + 0.05 * torch.randn_like(p) for name, p in policy.trainable().items()}
     policy.save(tmp_path, weights)
     with torch.no_grad():
@@ -433,7 +434,7 @@ def test_the_real_unet_takes_a_piece() -> None:
     parts = untrained_parts(architectures.STABLE_DIFFUSION_1, resolution=64)
     policy = StableDiffusionPolicy(
         parts, SamplerConfig(steps=50, guidance=7.5), device=CPU, dtype=torch.float32,
-        adapter=AdapterConfig(rank=4), activation_checkpointing=True,
+        adapter=AdapterConfig(rank=4), activation_checkpointing="blocks",
     )  # fmt: skip
     assert policy.shape == (4, 8, 8)
     policy.encode(["a cat"])

@@ -51,7 +51,12 @@ def test_text_models_with_and_without_guidance(
         "vae_checkpointing": "layers" if checkpointing else "none",
     }
     policy = tiny_stable_diffusion(
-        steps=steps, eta=1.0, guidance=guidance, dtype=dtype, activation_checkpointing=checkpointing, **options
+        steps=steps,
+        eta=1.0,
+        guidance=guidance,
+        dtype=dtype,
+        activation_checkpointing="blocks" if checkpointing else "none",
+        **options,
     )
     off_the_start(policy)
     round = round_of(policy, IMAGES)

@@ -66,7 +66,7 @@ def tiny_policy(
         device=device,
         dtype=dtype,
         adapter=adapter,
-        activation_checkpointing=checkpointing,
+        activation_checkpointing="blocks" if checkpointing else "none",
         keep_base=keep_base,
     )
 

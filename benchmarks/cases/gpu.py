@@ -16,11 +16,12 @@ LEAN = {"vae_checkpointing": "layers"}
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "resident": {},
     "vae_layers": LEAN,
-    "activation_checkpointing": {**LEAN, "activation_checkpointing": True},
+    "feed_forwards": {**LEAN, "activation_checkpointing": "feed_forwards"},
+    "blocks": {**LEAN, "activation_checkpointing": "blocks"},
     "kept_steps_5": {**LEAN, "kept_steps": 5},
     "micro_batch_4": {**LEAN, "micro_batch": 4, "rollout_batch": 4},
     "idle_off": {
-        **LEAN, "activation_checkpointing": True, "idle_parts": "leave", "rewards": "idle_off",
+        **LEAN, "activation_checkpointing": "blocks", "idle_parts": "leave", "rewards": "idle_off",
         "accumulators": "host", "trajectory": "host",
     },
 }  # fmt: skip
@@ -29,7 +30,7 @@ CELEBAHQ: Mapping[str, Mapping[str, Any]] = {
     "micro_batch_12": {"micro_batch": 12, "rollout_batch": 32, "rewards": "idle_off", "trajectory": "host"},
     "checkpointed_24": {
         "micro_batch": 24, "rollout_batch": 32, "rewards": "idle_off", "trajectory": "host",
-        "activation_checkpointing": True,
+        "activation_checkpointing": "blocks",
     },
     "offload_optimizer": {"micro_batch": 8, "rollout_batch": 32, "offload_optimizer": True},
 }  # fmt: skip
@@ -48,7 +49,7 @@ def cases() -> list[Case]:
         lean = {**RESIDENT_ONE, **LEAN}
         found.append(_case(recipe, "largest", lean, images, largest=True))
         found.append(
-            _case(recipe, "largest_checkpointed", {**lean, "activation_checkpointing": True}, images, largest=True)
+            _case(recipe, "largest_checkpointed", {**lean, "activation_checkpointing": "blocks"}, images, largest=True)
         )
     return found
 

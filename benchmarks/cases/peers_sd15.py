@@ -12,9 +12,15 @@ LOOP = {"steps": 50, "batch": 1, "guidance": 7.5}
 MEMDIFF: dict[str, dict[str, Any]] = {
     "steps recomputed": {},
     "steps recomputed, decoder by layers": {"vae_checkpointing": "layers"},
-    "steps and blocks recomputed, decoder by layers": {"vae_checkpointing": "layers", "activation_checkpointing": True},
+    "steps and feed-forwards recomputed, decoder by layers": {
+        "vae_checkpointing": "layers", "activation_checkpointing": "feed_forwards",
+    },
+    "steps and blocks recomputed, decoder by layers": {
+        "vae_checkpointing": "layers", "activation_checkpointing": "blocks",
+    },
     "the same, idle parts off the GPU": {
-        "vae_checkpointing": "layers", "activation_checkpointing": True, "idle_parts": "leave", "rewards": "idle_off",
+        "vae_checkpointing": "layers", "activation_checkpointing": "blocks",
+        "idle_parts": "leave", "rewards": "idle_off",
     },
 }  # fmt: skip
 

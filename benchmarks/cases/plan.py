@@ -15,7 +15,8 @@ RESIDENT_ONE: Mapping[str, Any] = {
     **RESIDENT, "micro_batch": 1, "rollout_batch": 1, "decode_batch": 1, "vae_checkpointing": "none",
 }  # fmt: skip
 SAVING: Mapping[str, Mapping[str, Any]] = {
-    "activation_checkpointing": {"activation_checkpointing": True},
+    "feed_forwards": {"activation_checkpointing": "feed_forwards"},
+    "blocks": {"activation_checkpointing": "blocks"},
     "vae_checkpointing_blocks": {"vae_checkpointing": "blocks"},
     "vae_checkpointing_layers": {"vae_checkpointing": "layers"},
     "guidance_passes_2": {"guidance_passes": 2},
@@ -30,7 +31,7 @@ COSTING: Mapping[str, Mapping[str, Any]] = {
     "kept_steps_5": {"kept_steps": 5},
     "kept_steps_all": {"kept_steps": 50},
 }
-LATENT_ONLY = ("vae_checkpointing_blocks", "vae_checkpointing_layers", "guidance_passes_2")
+LATENT_ONLY = ("feed_forwards", "vae_checkpointing_blocks", "vae_checkpointing_layers", "guidance_passes_2")
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "bits_8": {"optimizer": {"bits": 8}},
     "lora": {"adapter": {"rank": 8, "convolutions": True}},

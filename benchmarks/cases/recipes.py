@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 RESIDENT: Mapping[str, Any] = {
-    "micro_batch": 16, "rollout_batch": 16, "activation_checkpointing": False, "trajectory": "gpu",
+    "micro_batch": 16, "rollout_batch": 16, "activation_checkpointing": "none", "trajectory": "gpu",
     "accumulators": "gpu", "rewards": "gpu", "kept_steps": 0, "decode_batch": 16, "idle_parts": "stay",
     "offload_optimizer": False, "guidance_passes": 1, "vae_checkpointing": "none",
     "one_pass": False,

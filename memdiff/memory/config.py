@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from memdiff.models.config import ActivationCheckpointing
 from memdiff.section import Int, Section
 
 Auto = Literal["auto"]
@@ -15,8 +16,9 @@ class MemoryConfig(Section):
 
     micro_batch: Count | Auto = Field(default="auto", description="Rows of one piece, a GPU.")
     rollout_batch: Count | Auto = Field(default="auto", description="Images denoised at once, a GPU.")
-    activation_checkpointing: bool | Auto = Field(
-        default="auto", description="Recompute the UNet's blocks in the backward: less memory, a third more time."
+    activation_checkpointing: ActivationCheckpointing | Auto = Field(
+        default="auto",
+        description="What of the UNet the backward recomputes: less memory, more time (blocks: a third).",
     )
     trajectory: Literal["auto", "gpu", "host"] = Field(
         default="auto", description="Where the stored x_t wait. host: pinned memory, non-blocking copies."

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from memdiff.memory.config import MemoryConfig
-from memdiff.models.config import VaeCheckpointing
+from memdiff.models.config import ActivationCheckpointing, VaeCheckpointing
 
 # fp16 activations of one 256x256 image in the celebahq UNet, forward and backward: live bytes counted on fake tensors.
-BYTES_AN_IMAGE = {False: 1_056 * 2**20, True: 424 * 2**20}  # without and with activation checkpointing
+BYTES_AN_IMAGE = {False: 1_056 * 2**20, True: 424 * 2**20}  # without and with blocks recomputed
 REFERENCE_PIXELS = 256 * 256
 SHARE_FOR_ACTIVATIONS = 0.8  # the rest: weights, accumulators, engine, fragmentation
 LARGEST_ON_CPU = 64  # rows of a piece: larger ones leave the caches and gain nothing
@@ -28,7 +28,7 @@ class Knobs:
 
     micro_batch: int
     rollout_batch: int
-    activation_checkpointing: bool
+    activation_checkpointing: ActivationCheckpointing  # what the backward through the UNet recomputes
     trajectory_on_host: bool
     accumulators_on_host: bool
     rewards_on_host: bool
@@ -54,12 +54,12 @@ def resolve_knobs(
     device_bytes: int | None,
 ) -> Knobs:
     """Decides every `auto`. `images` of this rank, `states` K+1 a chain; `device_bytes` is None on a CPU."""
-    checkpointing = _decide(config.activation_checkpointing, False)
+    checkpointing = "none" if config.activation_checkpointing == "auto" else config.activation_checkpointing
     if device_bytes is None:
         micro_batch = max(1, min(LARGEST_ON_CPU, 4 * REFERENCE_PIXELS // pixels))
         rollout_batch = micro_batch
     else:
-        image_bytes = BYTES_AN_IMAGE[checkpointing] * pixels / REFERENCE_PIXELS * element_bytes / 2
+        image_bytes = BYTES_AN_IMAGE[checkpointing == "blocks"] * pixels / REFERENCE_PIXELS * element_bytes / 2
         micro_batch = max(1, min(LARGEST_ON_GPU, int(device_bytes * SHARE_FOR_ACTIVATIONS / image_bytes)))
         rollout_batch = min(4 * micro_batch, LARGEST_ON_GPU)
     trajectory_bytes = images * states * channels * pixels * element_bytes

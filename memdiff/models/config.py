@@ -9,6 +9,7 @@ from memdiff.section import Float, Int, Section
 
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 VaeCheckpointing = Literal["none", "blocks", "layers"]
+ActivationCheckpointing = Literal["none", "feed_forwards", "blocks"]  # of the UNet
 
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTION_TARGETS = ("conv1", "conv2", "conv_shortcut")

@@ -11,7 +11,7 @@ from memdiff.chain.schedule import Schedule
 from memdiff.counted import counted_as
 from memdiff.errors import ConfigError
 from memdiff.models import adapters
-from memdiff.models.config import AdapterConfig, SamplerConfig
+from memdiff.models.config import ActivationCheckpointing, AdapterConfig, SamplerConfig
 from memdiff.models.denoiser import Denoiser
 from memdiff.models.scheduler import ddim_scheduler, sampling_chain
 from memdiff.models.source import no_pipeline
@@ -31,7 +31,7 @@ class DdpmPolicy(UnetPolicy):
         device: torch.device,
         dtype: torch.dtype,
         adapter: AdapterConfig | None = None,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: ActivationCheckpointing = "none",
         keep_base: bool = False,
     ) -> None:
         if unet.config["class_embed_type"] is not None or unet.config["num_class_embeds"] is not None:
@@ -96,7 +96,7 @@ def load_ddpm(
     revision: str | None = None,
     variant: str | None = None,
     adapter: AdapterConfig | None = None,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: ActivationCheckpointing = "none",
     keep_base: bool = False,
 ) -> DdpmPolicy:
     """From a pipeline folder or a hub id. Weights are read in fp32 and cast once.

@@ -4,7 +4,7 @@ Shapes: B rows, C channels, H W pixels.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from memdiff.counted import counted_as
 from memdiff.errors import ConfigError
 from memdiff.models import adapters
 from memdiff.models.adapters import Steps
-from memdiff.models.config import AdapterConfig
+from memdiff.models.config import ActivationCheckpointing, AdapterConfig
+from memdiff.models.feed_forwards import recompute_feed_forwards
 from memdiff.models.lean import make_lean
 from memdiff.models.own_weights import own_weights
 from memdiff.placement import HOST, place
@@ -35,7 +36,7 @@ class Denoiser:
         device: torch.device,
         dtype: torch.dtype,
         adapter: AdapterConfig | None,
-        activation_checkpointing: bool,
+        activation_checkpointing: ActivationCheckpointing,
         keep_base: bool,
     ) -> None:
         self.adapter = adapter
@@ -56,9 +57,13 @@ class Denoiser:
         self._windows: dict[str, Steps | None] = {adapters.TRAINED: adapter.steps} if adapter else {}
         self._active = tuple(self._windows)  # adapters that take part now, in the order they are added up
         self._in_base = False
-        if activation_checkpointing:
-            # diffusers recomputes block by block; eval mode is enough.
-            unet.enable_gradient_checkpointing(self._checkpoint)
+        match activation_checkpointing:
+            case "blocks":  # diffusers' own: every residual and attention block; eval mode is enough
+                unet.enable_gradient_checkpointing(self._checkpoint)
+            case "feed_forwards":
+                recompute_feed_forwards(unet, self._checkpoint)
+            case "none":
+                pass
 
     def train_only(self, modules: Sequence[str]) -> None:
         """Freezes what lies outside these modules, named by their paths. Raises ConfigError where one is not there."""
@@ -141,10 +146,10 @@ class Denoiser:
         finally:
             self._turn(before)
 
-    def _checkpoint(self, block: torch.nn.Module, *arguments: Any) -> Any:
+    def _checkpoint(self, block: Callable[..., Any], *arguments: Any) -> Any:
         names = self._active
         return checkpoint(
-            block.__call__,
+            block,
             *arguments,
             use_reentrant=False,
             preserve_rng_state=False,  # nothing is random in eval mode

@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler
 from memdiff.counted import counted_as
 from memdiff.errors import ConfigError
 from memdiff.models import adapters
-from memdiff.models.config import AdapterConfig, SamplerConfig, VaeCheckpointing
+from memdiff.models.config import ActivationCheckpointing, AdapterConfig, SamplerConfig, VaeCheckpointing
 from memdiff.models.denoiser import Denoiser
 from memdiff.models.guidance import guided, needs_guidance
 from memdiff.models.latent_decoder import LatentDecoder
@@ -62,7 +62,7 @@ class LatentPolicy(UnetPolicy):
         dtype: torch.dtype,
         vae_dtype: torch.dtype | None = None,
         adapter: AdapterConfig | None = None,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: ActivationCheckpointing = "none",
         keep_base: bool = False,
         guidance_in_two: bool = False,
         vae_checkpointing: VaeCheckpointing = "none",

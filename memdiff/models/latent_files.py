@@ -6,7 +6,14 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 
 from memdiff.errors import ConfigError
-from memdiff.models.config import AdapterConfig, SamplerConfig, SdxlConfig, StableDiffusionConfig, VaeCheckpointing
+from memdiff.models.config import (
+    ActivationCheckpointing,
+    AdapterConfig,
+    SamplerConfig,
+    SdxlConfig,
+    StableDiffusionConfig,
+    VaeCheckpointing,
+)
 from memdiff.models.latent import LatentParts, LatentPolicy
 from memdiff.models.precision import DTYPES
 from memdiff.models.scheduler import ddim_scheduler
@@ -24,7 +31,7 @@ def load_latent(
     device: torch.device,
     dtype: torch.dtype,
     adapter: AdapterConfig | None = None,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: ActivationCheckpointing = "none",
     keep_base: bool = False,
     guidance_in_two: bool = False,
     vae_checkpointing: VaeCheckpointing = "none",

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from memdiff.embedded.paths import DIGITS_DDPM, DIGITS_TEXT
 from memdiff.errors import ConfigError
 from memdiff.models.config import (
+    ActivationCheckpointing,
     AdapterConfig,
     DdpmConfig,
     EmbeddedConfig,
@@ -69,7 +70,7 @@ def load_policy(
     device: torch.device,
     precision: str,
     adapter: AdapterConfig | None = None,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: ActivationCheckpointing = "none",
     keep_base: bool = False,
     guidance_in_two: bool = False,
     vae_checkpointing: VaeCheckpointing = "none",

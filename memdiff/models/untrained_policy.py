@@ -22,6 +22,7 @@ from memdiff.models.architectures import (
     LatentArchitecture,
 )
 from memdiff.models.config import (
+    ActivationCheckpointing,
     AdapterConfig,
     DdpmConfig,
     EmbeddedConfig,
@@ -73,7 +74,7 @@ def untrained_policy(
     device: torch.device,
     precision: str,
     adapter: AdapterConfig | None = None,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: ActivationCheckpointing = "none",
     keep_base: bool = False,
     guidance_in_two: bool = False,
     vae_checkpointing: VaeCheckpointing = "none",

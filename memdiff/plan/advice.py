@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from memdiff.config import Recipe
 from memdiff.memory.config import MemoryConfig
 from memdiff.memory.gpus import GIB, PCIE_BYTES_A_SECOND
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.states import States
+from memdiff.models.config import ActivationCheckpointing
 from memdiff.plan.compose import look_ahead
 from memdiff.plan.graphs import Graphs
 from memdiff.plan.job import Job
@@ -73,7 +74,11 @@ def _turns(knobs: Knobs, job: Job, graphs: Mapping[Way, Graphs]) -> list[tuple[s
     if knobs.micro_batch > 1:
         half = knobs.micro_batch // 2
         turns.append(("micro_batch", half, f"memory.micro_batch={half}"))
-    turn("activation_checkpointing", "activation_checkpointing", "false", "true")
+    turns += [
+        ("activation_checkpointing", other, f"memory.activation_checkpointing={other}")
+        for other in get_args(ActivationCheckpointing)
+        if other != knobs.activation_checkpointing
+    ]
     if job.may_take_one_pass:
         turn("one_pass", "one_pass", "false", "true")
     turn("trajectory_on_host", "trajectory", "gpu", "host")

@@ -10,7 +10,7 @@ from memdiff.engine.ds_config import make_ds_config
 from memdiff.memory.gpus import CARDS, FRAGMENTATION, WORKSPACE_BYTES, Gpu
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.states import States, training_states
-from memdiff.models.config import Precision
+from memdiff.models.config import ActivationCheckpointing, DdpmConfig, Precision
 from memdiff.plan.advice import Change, changes, sentences
 from memdiff.plan.compose import total
 from memdiff.plan.graphs import Graphs
@@ -130,7 +130,10 @@ def measure_ways(recipe: Recipe, job: Job, precision: str, *, processes: int = 1
     With more than one of `processes` they run side by side, in forks: not in a process that uses CUDA or threads.
     """
     memory = recipe.memory
-    checkpointing = (False, True) if memory.activation_checkpointing == "auto" else (memory.activation_checkpointing,)
+    given = memory.activation_checkpointing
+    texts = not isinstance(recipe.model, DdpmConfig)  # a DDPM's UNet has no feed-forward layers
+    every: tuple[ActivationCheckpointing, ...] = ("none", "feed_forwards", "blocks") if texts else ("none", "blocks")
+    checkpointing = every if given == "auto" else (given,)
     passes = 1 if memory.guidance_passes == "auto" else memory.guidance_passes
     found: dict[Way, list[Measured]] = {(again, passes): [] for again in checkpointing}
     sizes = sizes_to_measure(recipe, job)
@@ -168,7 +171,7 @@ def _base(recipe: Recipe) -> Knobs:
     return Knobs(
         micro_batch=given(memory.micro_batch, 1),
         rollout_batch=given(memory.rollout_batch, 1),
-        activation_checkpointing=given(memory.activation_checkpointing, False),
+        activation_checkpointing=given(memory.activation_checkpointing, "none"),
         trajectory_on_host=memory.trajectory == "host",
         accumulators_on_host=memory.accumulators == "host",
         rewards_on_host=memory.rewards == "cpu",

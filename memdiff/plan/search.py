@@ -13,13 +13,14 @@ from memdiff.memory.config import MemoryConfig
 from memdiff.memory.gpus import FRAGMENTATION, MATRIX_SHARE, PCIE_BYTES_A_SECOND, WORKSPACE_BYTES
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.states import States
+from memdiff.models.config import ActivationCheckpointing
 from memdiff.plan.compose import Outlook, look_ahead
 from memdiff.plan.graphs import Graphs
 from memdiff.plan.job import Job
 
 ENOUGH_FLOPS = 2e11  # of one image's step: pieces of one image fill a GPU from about there on (not measured)
 FIXED_SHARE = 0.1  # of a one-image piece: launches, sums of gradients; a piece of B images has it once
-Way = tuple[bool, int]  # (activation checkpointing, passes of guidance)
+Way = tuple[ActivationCheckpointing, int]  # (what of the UNet is recomputed, passes of guidance)
 StatesOf = Callable[[bool], States]  # of whether the optimizer is offloaded
 
 

@@ -42,7 +42,6 @@ def knobs(micro_batch: int, **changes: bool) -> Knobs:
     """The plain ones."""
     plain = dict.fromkeys(
         (
-            "activation_checkpointing",
             "trajectory_on_host",
             "accumulators_on_host",
             "rewards_on_host",
@@ -51,7 +50,7 @@ def knobs(micro_batch: int, **changes: bool) -> Knobs:
         ),
         False,
     )
-    values: dict[str, Any] = plain | changes
+    values: dict[str, Any] = plain | {"activation_checkpointing": "none"} | changes
     return Knobs(micro_batch=micro_batch, rollout_batch=3, **values)
 
 
