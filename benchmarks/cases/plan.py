@@ -1,8 +1,8 @@
 """Suite `plan`: simulated, on fake tensors. What the shipped recipes of real architectures would need on a T4.
 
-`chosen` is what the planner picks for the card; `budget_*` for so many GiB; other names what it picks for that variant
-of the recipe. `knob_*` starts from everything resident, one image a piece, and turns one knob alone; `all` turns every
-knob that saves.
+`chosen` is what the planner picks for the card; `budget_*` for so many GiB; `resident_*` the same with every network on
+the GPU all the time; other names what it picks for that variant of the recipe. `knob_*` starts from everything
+resident, one image a piece, and turns one knob alone; `all` turns every knob that saves.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,12 @@ from benchmarks.cases.recipes import RESIDENT
 RESIDENT_ONE: Mapping[str, Any] = {
     **RESIDENT, "micro_batch": 1, "rollout_batch": 1, "decode_batch": 1, "vae_checkpointing": "none",
 }  # fmt: skip
+EVERYTHING_STAYS: Mapping[str, Any] = {
+    "idle_parts": "stay",
+    "rewards": "gpu",
+    "trajectory": "gpu",
+    "accumulators": "gpu",
+}
 SAVING: Mapping[str, Mapping[str, Any]] = {
     "feed_forwards": {"activation_checkpointing": "feed_forwards"},
     "blocks": {"activation_checkpointing": "blocks"},
@@ -39,8 +45,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 DIRECT_ONLY = ("kept_steps_5", "kept_steps_all")
 RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "sd15_alignprop_t4": {"ranks": 1, "budgets": (2.6, 14.0), "latent": True, "direct": True},
-    "sdxl_draft_t4": {"ranks": 1, "budgets": (7.0, 11.5), "latent": True, "direct": True},
+    "sd15_alignprop_t4": {"ranks": 1, "budgets": (2.6, 14.0), "resident": 4.0, "latent": True, "direct": True},
+    "sdxl_draft_t4": {"ranks": 1, "budgets": (7.0, 11.5), "resident": 11.5, "latent": True, "direct": True},
     "celebahq_reinforce": {"ranks": 4, "budgets": (), "latent": False, "direct": False, "variants": VARIANTS},
 }
 DDPO = {"ranks": 4}
@@ -59,6 +65,8 @@ def cases() -> list[Case]:
 def _of(recipe: str, about: Mapping[str, Any]) -> list[Case]:
     found = [_case(recipe, "chosen", about, {}, gpu="t4")]
     found += [_case(recipe, f"budget_{gib}", about, {}, budget_gib=gib) for gib in about["budgets"]]
+    if gib := about.get("resident"):
+        found += [_case(recipe, f"resident_{gib}", about, {"memory": dict(EVERYTHING_STAYS)}, budget_gib=gib)]
     found += [_case(recipe, name, about, changes, gpu="t4") for name, changes in about.get("variants", {}).items()]
     found += [_case(recipe, "knob_none", about, {"memory": dict(RESIDENT_ONE)}, gpu="t4")]
     turned = {
