@@ -384,9 +384,10 @@ def test_unusable_models_are_told_in_one_line(folder: Path, tmp_path: Path) -> N
         assert "\n" not in str(caught.value)
 
 
-def test_full_fine_tuning_is_saved_as_a_pipeline(tmp_path: Path) -> None:
+@pytest.mark.parametrize("checkpointing", ["feed_forwards", "blocks"])
+def test_full_fine_tuning_is_saved_as_a_pipeline(checkpointing: ActivationCheckpointing, tmp_path: Path) -> None:
     """StableDiffusionPipeline.from_pretrained makes the policy's own images from it."""
-    policy = tiny_stable_diffusion(eta=0.0, guidance=3.0, activation_checkpointing="blocks")
+    policy = tiny_stable_diffusion(eta=0.0, guidance=3.0, activation_checkpointing=checkpointing)
     weights = {name: p.detach() + 0.05 * torch.randn_like(p) for name, p in policy.trainable().items()}
     policy.save(tmp_path, weights)
     with torch.no_grad():

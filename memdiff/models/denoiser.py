@@ -176,7 +176,7 @@ class Denoiser:
 
     def copy_with(self, weights: Mapping[str, torch.Tensor]) -> Any:
         """The UNet on the host in fp32 with `weights` for its trained parameters, the adapter on."""
-        twin = copy.deepcopy(self.unet)
+        twin = copy.deepcopy(self.unet, {id(self): self})  # checkpoints in it hold this Denoiser: not to be copied too
         twin.disable_gradient_checkpointing()
         if self.adapter is not None:
             adapters.set_active(twin, [adapters.TRAINED])
