@@ -10,6 +10,7 @@ import torch
 from memdiff.config import Recipe
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, check_precision
+from memdiff.host_memory import keep_freed_memory
 from memdiff.memory.config import MemoryConfig
 from memdiff.memory.knobs import Knobs, resolve_knobs
 from memdiff.memory.residence import rest
@@ -51,6 +52,8 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
     """Loads and connects all parts on this rank. torch.distributed must be up. Raises ConfigError."""
     recipe.check_world_size(ranks.world_size)
     quiet_libraries()
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(recipe.run.seed)  # the adapter's start; all other randomness is counter-based
     precision = resolve_precision(recipe.model.precision, ranks.device)
     check_precision(precision)

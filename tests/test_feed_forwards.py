@@ -8,9 +8,11 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from torch.utils.checkpoint import checkpoint
 
+from memdiff.errors import ConfigError
 from memdiff.models.feed_forwards import RecomputedFeedForward, recompute_feed_forwards
 from memdiff.models.lean import make_lean
 from tests.test_lean import kept_bytes
+from tests.tiny import tiny_unet
 
 ROWS, TOKENS, FEATURES = 2, 5, 8
 
@@ -86,3 +88,9 @@ def test_what_lies_between_a_norm_and_its_layer_counts() -> None:
         (found,) = torch.autograd.grad(made.ff(change(made.norm3(x))).sum(), x)
         assert torch.equal(found, expected)
     assert again.calls == 2
+
+
+def test_a_unet_without_any_is_refused() -> None:
+    """In one line that says what to do: a DDPM has none."""
+    with pytest.raises(ConfigError, match=r"no feed-forward layers .* set it to blocks"):
+        recompute_feed_forwards(tiny_unet(0, 8), again)

@@ -12,15 +12,25 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.models.attention import BasicTransformerBlock, FeedForward
 
+from memdiff.errors import ConfigError
+
 
 def recompute_feed_forwards(network: torch.nn.Module, checkpoint: Callable[..., Any]) -> None:
-    """Changes the layers of `network` in place: each runs as `checkpoint(call, x)`. Where there are none, nothing."""
-    for module in network.modules():
-        if type(module) is FeedForward:
-            module.__class__ = RecomputedFeedForward
-            module.gradient_checkpointing, module._gradient_checkpointing_func = True, checkpoint  # pyright: ignore
-        elif isinstance(module, BasicTransformerBlock) and type(module.norm3) is torch.nn.LayerNorm:
-            module.norm3.__class__ = NormBeforeFeedForward
+    """Changes the layers of `network` in place: each runs as `checkpoint(call, x)`.
+
+    Raises ConfigError where there are none.
+    """
+    layers = [module for module in network.modules() if type(module) is FeedForward]
+    if not layers:
+        raise ConfigError(
+            "memory.activation_checkpointing: this UNet has no feed-forward layers to recompute; set it to blocks"
+        )
+    for layer in layers:
+        layer.__class__ = RecomputedFeedForward
+        layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, checkpoint  # pyright: ignore
+    for block in network.modules():
+        if isinstance(block, BasicTransformerBlock) and type(block.norm3) is torch.nn.LayerNorm:
+            block.norm3.__class__ = NormBeforeFeedForward
 
 
 class _Normed(NamedTuple):
