@@ -54,7 +54,7 @@ def test_it_keeps_its_norms_input_alone(dtype: torch.dtype, trained: bool) -> No
     recompute_feed_forwards(lean, again)
     x, text = torch.randn(ROWS, TOKENS, FEATURES, dtype=dtype), torch.randn(ROWS, 3, 6, dtype=dtype)
     (expected, before), (found, after) = run(plain, x, text), run(lean, x, text)
-    assert again.calls == 1
+    assert again.calls == trained  # by hand where it is frozen
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
     size, tokens = x.element_size(), ROWS * TOKENS
     statistics = 2 * tokens * max(size, 4)
