@@ -10,7 +10,8 @@ from memdiff.engine.ds_config import make_ds_config
 from memdiff.memory.gpus import CARDS, FRAGMENTATION, WORKSPACE_BYTES, Gpu
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.states import States, training_states
-from memdiff.models.config import ActivationCheckpointing, DdpmConfig, Precision
+from memdiff.models.config import ActivationCheckpointing, DdpmConfig, EmbeddedConfig, Precision
+from memdiff.models.load import embedded_source
 from memdiff.plan.advice import Change, changes, sentences
 from memdiff.plan.compose import total
 from memdiff.plan.graphs import Graphs
@@ -131,9 +132,7 @@ def measure_ways(recipe: Recipe, job: Job, precision: str, *, processes: int = 1
     """
     memory = recipe.memory
     given = memory.activation_checkpointing
-    texts = not isinstance(recipe.model, DdpmConfig)  # a DDPM's UNet has no feed-forward layers
-    every: tuple[ActivationCheckpointing, ...] = ("none", "feed_forwards", "blocks") if texts else ("none", "blocks")
-    checkpointing = every if given == "auto" else (given,)
+    checkpointing = _checkpointing(recipe) if given == "auto" else (given,)
     passes = 1 if memory.guidance_passes == "auto" else memory.guidance_passes
     found: dict[Way, list[Measured]] = {(again, passes): [] for again in checkpointing}
     sizes = sizes_to_measure(recipe, job)
@@ -147,6 +146,14 @@ def measure_ways(recipe: Recipe, job: Job, precision: str, *, processes: int = 1
     for (way, _), measured in zip(tasks, side_by_side(run, tasks, processes), strict=True):
         found[way].append(measured)
     return found
+
+
+def _checkpointing(recipe: Recipe) -> tuple[ActivationCheckpointing, ...]:
+    """What the UNet can recompute: a DDPM's has no feed-forward layers."""
+    model = recipe.model
+    if isinstance(model, EmbeddedConfig):
+        model = embedded_source(model)
+    return ("none", "blocks") if isinstance(model, DdpmConfig) else ("none", "feed_forwards", "blocks")
 
 
 def _round(recipe: Recipe, knobs: Knobs, job: Job, precision: str, images: int, *, evaluated: int = 0) -> Measured:
