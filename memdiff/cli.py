@@ -61,7 +61,7 @@ def train(
         raise typer.Exit(train_rank(checked, folder.path, resume=resume, ds_config_file=ds_config))
     world_size = choose_world_size(gpus)
     checked.check_world_size(world_size)
-    folder.prepare(checked, resume)
+    folder.prepare(checked, resume, ds_config)
     status = folder.status()
     ended_by_guard = checked.guards.stop and status.get("ended_by_guard", False)
     if status.get("state") == "complete" and (ended_by_guard or status.get("round", 0) >= checked.run.rounds):

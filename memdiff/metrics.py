@@ -4,6 +4,7 @@ Shapes: N images over all ranks, P reward parts.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,12 +19,13 @@ from memdiff.standing import Standing
 
 
 def round_row(
-    parts: Parts, standing: Standing, outcome: Outcome, update: Update, diagnostics: Metrics, clock: Clock
+    parts: Parts, standing: Standing, outcome: Outcome, updates: Sequence[Update], diagnostics: Metrics, clock: Clock
 ) -> Metrics:
-    """One row of metrics.jsonl, over all ranks."""
+    """One row of metrics.jsonl, over all ranks. Of the round's `updates` the last one; `skipped` counts them all."""
     ranks, rewards_N, raw_PN = parts.ranks, outcome.rewards_N, outcome.raw_PN
     phases = ("rollout", "reward", "train")
     slowest = ranks.max(torch.tensor([clock.seconds.get(phase, 0.0) for phase in phases], device=ranks.device)).tolist()
+    update = updates[-1]
     row: Metrics = {
         "round": standing.round,
         "update": parts.engine.updates,
@@ -37,7 +39,7 @@ def round_row(
         },
         "grad_norm": update.grad_norm,
         "loss_scale": update.loss_scale,
-        "skipped": int(update.skipped),
+        "skipped": sum(update.skipped for update in updates),
         "lr": update.learning_rate,
         **{f"seconds_{phase}": seconds for phase, seconds in zip(phases, slowest, strict=True)},
         "peak_bytes": peak_bytes(ranks),
@@ -45,6 +47,11 @@ def round_row(
         **outcome.metrics,
         **diagnostics,
     }
+    return plain_row(row)
+
+
+def plain_row(row: Metrics) -> Metrics:
+    """The same with values that any JSON reader takes."""
     return {key: plain(value) for key, value in row.items()}
 
 

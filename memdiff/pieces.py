@@ -60,11 +60,14 @@ class Gradients:
             ]
 
     def add(self, gradients: Sequence[torch.Tensor | None], unscale: torch.Tensor | None) -> None:
-        """Adds one piece's gradients, one a parameter, None where it took no part; `unscale` is a scalar tensor."""
+        """Adds one piece's gradients, one a parameter, None where it took no part; `unscale` is a scalar tensor.
+
+        All of them: memory for a widened or unscaled copy may run out when some are added already, and a piece that is
+        made again would count those twice. That gradient is then added without a copy, to the same bits.
+        """
         for total, gradient in zip(self._sums, gradients, strict=True):
-            if gradient is not None:
-                full = widen(gradient)
-                total.add_(place(full if unscale is None else full * unscale, total.device))
+            if gradient is not None and not _added(total, gradient, unscale):
+                _add_without_a_copy(total, gradient, unscale)
 
     @property
     def sums(self) -> Sequence[torch.Tensor]:
@@ -78,7 +81,7 @@ class Gradients:
     def restore(self, sums: Sequence[torch.Tensor]) -> None:
         """Back to what `copied` gave."""
         for total, saved in zip(self._sums, sums, strict=True):
-            total.copy_(place(saved, total.device))
+            total.copy_(saved)  # not through `place`: this is called where memory has run out
 
     def zero(self) -> None:
         """Forgets everything, for the next update."""
@@ -94,6 +97,25 @@ class Gradients:
     def num_bytes(self) -> int:
         """Size of the sums."""
         return sum(total.numel() * total.element_size() for total in self._sums)
+
+
+def _added(total: torch.Tensor, gradient: torch.Tensor, unscale: torch.Tensor | None) -> bool:
+    """False where memory ran out: `total` is as it was, and the copies are gone."""
+    try:
+        full = widen(gradient)
+        total.add_(place(full if unscale is None else full * unscale, total.device))
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def _add_without_a_copy(total: torch.Tensor, gradient: torch.Tensor, unscale: torch.Tensor | None) -> None:
+    """Allocates nothing on a GPU. `unscale` is a power of two: its product is exact, fused with the sum or not."""
+    gradient = place(gradient, total.device)
+    if unscale is None:
+        total.add_(gradient)
+    else:
+        total.addcmul_(gradient, place(unscale, total.device))
 
 
 class _Scale:

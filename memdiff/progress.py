@@ -57,14 +57,23 @@ class RunProgress:
 
 def summary(row: Mapping[str, Any]) -> str:
     """One line of a metrics row: reward and its parts, images/s, peak memory, seconds by phase."""
-    parts = [f"reward {row['reward_mean']:.3f}"]
-    parts += [f"{key.removeprefix('reward/')} {value:.3f}" for key, value in row.items() if key.startswith("reward/")]
+    parts = [f"reward {shown(row['reward_mean'], '.3f')}"]
+    parts += [
+        f"{key.removeprefix('reward/')} {shown(value, '.3f')}"
+        for key, value in row.items()
+        if key.startswith("reward/")
+    ]
     seconds = {phase: row[f"seconds_{phase}"] for phase in ("rollout", "reward", "train")}
     parts.append(f"{row['images_in_round'] / sum(seconds.values()):.2f} images/s")
     parts.append("(" + ", ".join(f"{phase} {value:.1f} s" for phase, value in seconds.items()) + ")")
     if row["peak_bytes"] is not None:
         parts.append(f"peak {row['peak_bytes'] / 2**30:.2f} GiB")
-    parts.append(f"grad norm {row['grad_norm']:.3g}")
+    parts.append(f"grad norm {shown(row['grad_norm'], '.3g')}")
     if row["skipped"]:
-        parts.append("update skipped")
+        parts.append("update skipped" if row["skipped"] == 1 else f"{row['skipped']} updates skipped")
     return "  ".join(parts)
+
+
+def shown(value: float | None, style: str) -> str:
+    """A number of a metrics row, where null stands for one that is not finite."""
+    return "n/a" if value is None else format(value, style)

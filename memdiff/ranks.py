@@ -3,6 +3,7 @@
 Shapes: n values on this rank, N values over all ranks.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,8 +45,14 @@ class Ranks:
         return self._reduce(values, dist.ReduceOp.SUM)
 
     def max(self, values: torch.Tensor) -> torch.Tensor:
-        """Elementwise maximum over ranks."""
-        return self._reduce(values, dist.ReduceOp.MAX)
+        """Elementwise maximum over ranks; NaN where any rank has NaN, as torch's own maximum gives."""
+        if self.world_size == 1 or not values.is_floating_point():
+            return self._reduce(values, dist.ReduceOp.MAX)
+        # Backends compare with <, which NaN answers with no: it is dropped or kept as the ranks come. A flag is not.
+        is_nan = values.isnan()
+        both = torch.stack([values.masked_fill(is_nan, -math.inf), is_nan.to(values.dtype)])
+        largest, flag = self._reduce(both, dist.ReduceOp.MAX)
+        return largest.masked_fill(flag > 0, math.nan)
 
     def _reduce(self, values: torch.Tensor, op: dist.ReduceOp.RedOpType) -> torch.Tensor:
         if self.world_size == 1:

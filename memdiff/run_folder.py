@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from memdiff.config import Recipe
+from memdiff.contents import Contents, changed_contents, contents_of
 from memdiff.errors import CheckpointError, ConfigError
 from memdiff.recipe_file import changed_keys, check_recipe, recipe_hash
 from memdiff.report.rows import read_rows
@@ -29,43 +30,57 @@ class RunFolder:
         self.model = path / "model"
         self.best_model = path / "model_best"
         self._config, self._status = path / "config.yaml", path / "status.json"
+        self._contents = path / "contents.json"
 
     def exists(self) -> bool:
         """Whether a run was started here."""
         return self._config.is_file()
 
-    def create(self, recipe: Recipe) -> None:
-        """Makes the folder and writes the recipe, whole, with every default in it."""
+    def create(self, recipe: Recipe, contents: Contents) -> None:
+        """Makes the folder and writes the recipe, whole, with every default in it, and what its paths hold."""
         try:
             self.samples.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--out {self.path} can't be written: {error.strerror}") from None
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
         _write_atomically(self._config, text)
+        _write_atomically(self._contents, json.dumps(contents, indent=2))
 
-    def prepare(self, recipe: Recipe, resume: Resume) -> None:
+    def prepare(self, recipe: Recipe, resume: Resume, ds_config: Path | None = None) -> None:
         """Makes the folder, or checks that the run in it is this one; `never` moves an old run aside first."""
+        contents = contents_of(recipe, ds_config)
         if self.exists() and resume == "never":
             self.move_aside()
         if self.exists():
-            self.check_same(recipe)
+            self.check_same(recipe, contents)
         elif resume == "must":
             raise CheckpointError(f"--resume must: {self.path} holds no run; leave --resume out to start one")
-        self.create(recipe)
+        self.create(recipe, contents)
 
     def recipe(self) -> Recipe:
         """The recipe that was stored."""
         return check_recipe(yaml.safe_load(self._config.read_text()), source=str(self._config))
 
-    def check_same(self, recipe: Recipe) -> None:
-        """Raises ConfigError where the stored recipe would give other weights."""
+    def check_same(self, recipe: Recipe, contents: Contents) -> None:
+        """Raises ConfigError where the stored recipe, or what its paths held, would give other weights."""
         stored = self.recipe()
-        if recipe_hash(stored) != recipe_hash(recipe):
-            keys = changed_keys(stored, recipe)
+        keys = changed_keys(stored, recipe) if recipe_hash(stored) != recipe_hash(recipe) else []
+        keys += changed_contents(self._trained_with(), contents)
+        if keys:
             raise ConfigError(
                 f"{self.path} holds a run of another recipe (different: {', '.join(keys[:5])}); give another --out, or "
                 "--resume never to move the old run aside and start over"
             )
+
+    def _trained_with(self) -> Mapping[str, Any]:
+        """The fingerprints that were stored; empty in a run without a checkpoint, and in one that stored none."""
+        if not any(self.checkpoints.glob("round_*/MANIFEST.json")):
+            return {}  # it starts over: a reward that failed at its first call may be mended
+        try:
+            stored = json.loads(self._contents.read_text())
+        except (OSError, ValueError):
+            return {}
+        return stored if isinstance(stored, dict) else {}
 
     def move_aside(self) -> Path:
         """Renames the folder to a free name beside it: nothing is deleted."""

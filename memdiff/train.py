@@ -18,12 +18,12 @@ from memdiff.environment import describe
 from memdiff.errors import EXIT_STOPPED, CheckpointError, OutOfMemoryError
 from memdiff.evaluate import evaluate
 from memdiff.memory.residence import decoding
-from memdiff.metrics import reset_peak, round_row
+from memdiff.metrics import plain_row, reset_peak, round_row
 from memdiff.objectives.experience import Batch, Clock, Metrics, Round
 from memdiff.placement import HOST
 from memdiff.plan.advice import three_best
 from memdiff.plan.plan import Plan
-from memdiff.progress import RunProgress
+from memdiff.progress import RunProgress, shown
 from memdiff.ranks import ranks_of_this_process
 from memdiff.report.grid import image_grid, write_evolution
 from memdiff.rewards.guards import alarms, watched
@@ -38,7 +38,7 @@ def train(recipe: Recipe, out: Path, *, resume: Resume = "auto", ds_config_file:
     start_process_group(ranks)
     folder = RunFolder(out)
     if ranks.is_first:
-        folder.prepare(recipe, resume)
+        folder.prepare(recipe, resume, ds_config_file)
     ranks.barrier()
     with stop_signals() as stop, RunProgress(rounds=recipe.run.rounds, shown=ranks.is_first) as progress:
         progress.say(f"loading the model and the rewards on {ranks.world_size} rank(s)")
@@ -82,14 +82,15 @@ class Run:
             reset_peak(parts.ranks)
             round = new_round(parts, number, clock, self.progress)
             experience = parts.objective.collect(parts.policy, round)
+            updates = []
             for part in parts.objective.updates(experience):
                 diagnostics = parts.objective.differentiate(parts.policy, part)
                 with clock.phase("train"):
-                    update = parts.engine.apply()
+                    updates.append(parts.engine.apply())
             self.standing.round, self.standing.images = number, self.standing.images + round.batch.num_images
             self.standing.statistics = to_json(parts.reward.statistics)
             self.standing.objective = parts.objective.state()
-            row = round_row(parts, self.standing, experience, update, diagnostics, clock)
+            row = round_row(parts, self.standing, experience, updates, diagnostics, clock)
             del experience, part  # or this round's trajectory would live on beside the next one's
             self.finish(row)
             stopped, alarmed = self.someone_asked_to_stop(), self.standing.alarm is not None
@@ -125,17 +126,20 @@ class Run:
         self.progress.begin("evaluating", steps)
         result = evaluate(self.parts, self.progress.advance, from_json(self.standing.evaluate_statistics) or None)
         self.standing.evaluate_statistics = to_json(result.statistics)
-        best = self.standing.best_reward is None or result.reward_mean > self.standing.best_reward
+        best = self.standing.is_best(result.reward_mean)
         if best:
             self.standing.best_reward, self.standing.best_round = result.reward_mean, number
             if number > 0:
                 self.save_model(self.folder.best_model)
         if ranks.is_first:
             image_grid(result.images_NHWC[:64]).save(self.folder.sample_file(number))
-        numbers = {key.removeprefix("evaluate/"): value for key, value in result.numbers.items()}
-        shown = "  ".join(f"{key} {value:.3f}" for key, value in numbers.items() if not key.startswith("reward_std/"))
-        self.progress.say(f"evaluation at round {number}: {shown}{'  (best so far)' if best and number else ''}")
-        self.record({**row, **result.numbers, "evaluate/best": best})
+        evaluated = plain_row({**row, **result.numbers, "evaluate/best": best})
+        numbers = {key.removeprefix("evaluate/"): evaluated[key] for key in result.numbers}
+        told = "  ".join(
+            f"{key} {shown(value, '.3f')}" for key, value in numbers.items() if not key.startswith("reward_std/")
+        )
+        self.progress.say(f"evaluation at round {number}: {told}{'  (best so far)' if best and number else ''}")
+        self.record(evaluated)
 
     def record(self, row: Metrics) -> None:
         """Writes a row, with the guards' alarms in it; the first rank's word on them counts on all."""

@@ -28,7 +28,7 @@ ORDER = (
     ("report", "doctor"),
     ("prompts",),
     ("config",),
-    ("recipe_file",),
+    ("recipe_file", "contents"),
     ("plan",),  # runs objectives on fake tensors, so that it stands above them; memory/ below holds what they use
     ("run_folder", "standing", "progress"),
     ("launcher", "environment"),

@@ -111,13 +111,23 @@ class DeepSpeedEngine:
         """The one engine backward of an update: its gradient is exactly the sums, times the loss scale it returns."""
         largest = float(self._ranks.max(place(self.gradients.max_abs(), self._ranks.device)))
         if not math.isfinite(largest):
-            raise NumericError(f"the summed gradient is {largest}; lower optimizer.learning_rate or look at the reward")
+            raise NumericError(self._not_finite())
         if self._half:
             self._zero.loss_scaler.cur_scale = loss_scale(largest, self._ranks.world_size)
         scale = float(self._zero.loss_scaler.cur_scale) if self._half else 1.0
         handed = [_HandOver.apply(p, g) for p, g in zip(self._parameters, self.gradients.sums, strict=True)]
         self._engine.backward(torch.stack(handed).sum(), scale_wrt_gas=False)  # pyright: ignore[reportArgumentType]
         return scale
+
+    def _not_finite(self) -> str:
+        """Which summed gradient is NaN or infinite: the first of the lowest rank that has one. Collective."""
+        sizes = {name: float(total.abs().max()) for name, total in zip(self._names, self.gradients.sums, strict=True)}
+        found = next(((name, size) for name, size in sizes.items() if not math.isfinite(size)), None)
+        told = self._ranks.first_error(None if found is None else NumericError(f"{found[0]} is {found[1]}"))
+        assert told is not None, "no rank has a gradient that is not finite"
+        return (
+            f"the summed gradient of {told[2]} on rank {told[0]}; lower optimizer.learning_rate or look at the reward"
+        )
 
     def _follow(self) -> None:
         """The average moves towards the masters. At first its decay is (1 + n) / (10 + n): it forgets the start."""

@@ -30,7 +30,7 @@ from memdiff.pieces import Pieces
 from memdiff.placement import HOST, place
 from memdiff.ranks import Ranks
 from memdiff.rewards.guards import diversity
-from memdiff.rewards.weighted import WeightedReward
+from memdiff.rewards.weighted import WeightedReward, refuse_non_finite
 
 
 @dataclass
@@ -85,7 +85,9 @@ class DirectGradient:
                 self.reward.move(self.reward.device)
                 raw_Pn = self.reward.raw(_decoded(policy, x_0, self.knobs), batch.prompts)
                 self._idle()
-                self.reward.observe(self.ranks.gather(raw_Pn.T.contiguous(), batch.num_images).T)
+                raw_PN = self.ranks.gather(raw_Pn.T.contiguous(), batch.num_images).T
+                refuse_non_finite(raw_PN, self.reward.names)
+                self.reward.observe(raw_PN)
             experience.observed = True
         return experience
 
@@ -136,12 +138,13 @@ class DirectGradient:
         before: list[Sequence[torch.Tensor]] = []
 
         def and_note(padded: list[int], count: int) -> None:
-            # On the host: one copy of what is trained, of micro-batches that could still be halved.
-            before[:] = [gradients.copied(), tally.copied()] if len(padded) > 1 else []
+            before.clear()  # where memory runs out for the copies nothing has been added yet
+            if len(padded) > 1:  # on the host: one copy of what is trained, of micro-batches that could still be halved
+                before.extend((gradients.copied(), tally.copied()))
             walk(padded, count)
 
         def take_back() -> None:
-            if before:
+            if len(before) == 2:
                 gradients.restore(before[0])
                 tally.restore(before[1])
 

@@ -32,14 +32,30 @@ class Eligibilities:
     log_probs_KB: torch.Tensor
 
     def add_to(self, gradients: Gradients, weights_b: torch.Tensor) -> None:
-        """Adds sum_i weights_i e_i over the images, b of them, one parameter at a time."""
+        """Adds sum_i weights_i e_i over the images, b of them, one parameter at a time, and all of them.
+
+        Where memory for one parameter's weighed sum runs out its images are added one by one, which takes none.
+        """
         batch, first = self.log_probs_KB.shape[1], self.sums.sums[0]
         weights_B = weights_b.new_zeros(batch)
         weights_B[: len(self.images)] = weights_b
         weights_B = place(weights_B.to(first.dtype), first.device)
+        one_by_one = weights_b.tolist()
         for total, own in zip(gradients.sums, self.sums.sums, strict=True):
-            weighed = torch.tensordot(weights_B, own.view(batch, -1), dims=1)
-            total.add_(place(weighed.view_as(total), total.device))
+            own_BP = own.view(batch, -1)
+            if not _added(total, weights_B, own_BP):
+                for weight, own_P in zip(one_by_one, own_BP, strict=False):  # what only fills the batch up is left out
+                    total.add_(place(own_P.view_as(total), total.device), alpha=weight)
+
+
+def _added(total: torch.Tensor, weights_B: torch.Tensor, own_BP: torch.Tensor) -> bool:
+    """False where memory ran out, with `total` as it was."""
+    try:
+        weighed = torch.tensordot(weights_B, own_BP, dims=1)
+        total.add_(place(weighed.view_as(total), total.device))
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def sample_with_eligibilities(

@@ -26,7 +26,7 @@ from memdiff.models.policy import Policy
 from memdiff.objectives.experience import Round
 from memdiff.pieces import fixed_batches
 from memdiff.ranks import Ranks
-from memdiff.rewards.weighted import WeightedReward
+from memdiff.rewards.weighted import WeightedReward, refuse_non_finite
 
 TINY = 1e-12
 
@@ -41,7 +41,10 @@ def predicted_rewards(
     ranks: Ranks,
     knobs: Knobs,
 ) -> torch.Tensor:
-    """V over all ranks' images, one row a step of `steps`: rows N. Collective; no graph is made."""
+    """V over all ranks' images, one row a step of `steps`: rows N. Collective; no graph is made.
+
+    RewardError where one is not finite.
+    """
     found = []
     for step in steps:
         predicted = []
@@ -53,7 +56,9 @@ def predicted_rewards(
         with decoding(policy, knobs):
             raw_Pn = reward.raw(policy.decode(torch.cat(predicted)), round.batch.prompts)
         found.append(raw_Pn.new_tensor(list(slopes)) @ raw_Pn)
-    return ranks.gather(torch.stack(found, dim=1), round.batch.num_images).T
+    values_KN = ranks.gather(torch.stack(found, dim=1), round.batch.num_images).T
+    refuse_non_finite(values_KN, [f"total of what step {step} predicts" for step in steps])
+    return values_KN
 
 
 def step_advantages(

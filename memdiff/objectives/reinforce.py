@@ -39,7 +39,7 @@ from memdiff.objectives.config import ReinforceConfig
 from memdiff.objectives.eligibility import Eligibilities, sample_with_eligibilities
 from memdiff.objectives.experience import Metrics, Round
 from memdiff.objectives.halving import PieceSize, in_pieces
-from memdiff.objectives.pair_tally import PairTally
+from memdiff.objectives.pair_tally import PairSums, PairTally
 from memdiff.objectives.predicted_baseline import predicted_rewards
 from memdiff.objectives.reinforce_experience import Experience
 from memdiff.objectives.sampling import sample
@@ -251,12 +251,11 @@ class Reinforce:
         weight_K1 = experience.advantages_n.new_tensor([[weights[step]] for step in steps])
         log_probs = []
         while experience.eligibilities:
-            own = experience.eligibilities.pop(0)
+            own = experience.eligibilities[0]
             advantage_b = experience.advantages_n[own.images.start : own.images.stop]
-            own.add_to(self.pieces.gradients, -scale * advantage_b)
             log_prob_Kb = own.log_probs_KB[:, : len(own.images)].float()
             advantage_Kb = advantage_b.expand_as(log_prob_Kb)
-            tally.add(
+            told = tally.after(
                 log_prob_Kb.flatten(),
                 torch.ones_like(log_prob_Kb).flatten(),
                 advantage_Kb.flatten(),
@@ -265,7 +264,10 @@ class Reinforce:
                 [step for step in steps for _ in own.images],
                 log_prob_Kb.numel(),
             )
+            own.add_to(self.pieces.gradients, -scale * advantage_b)
+            tally.sums = told
             log_probs.append(log_prob_Kb)
+            del experience.eligibilities[0]
         experience.old_log_probs = torch.cat(log_probs, dim=1).flatten()  # step by step, as `pairs` has them
 
     def _replay(self, policy: Policy, experience: Experience, tally: PairTally) -> None:
@@ -278,9 +280,12 @@ class Reinforce:
 
         def piece(padded: list[int], count: int) -> None:
             with self._pieces(policy, len(padded)) as pieces:
-                take(pieces, padded, count)
+                told = take(pieces, padded, count)
+            tally.sums = told
+            experience.round.advance(count)
 
-        def take(pieces: Pieces, padded: list[int], count: int) -> None:
+        def take(pieces: Pieces, padded: list[int], count: int) -> PairSums:
+            """The gradient is added last: a piece that runs out of memory is made again, and must not count twice."""
             steps = [pairs[number][1] for number in padded]
             images = [pairs[number][0] for number in padded]
             x_t_BCHW, x_s_BCHW = experience.trajectory.transitions([pairs[number] for number in padded])
@@ -298,13 +303,12 @@ class Reinforce:
             d_terms = [d_loss_B]
             if self.config.kl_weight:
                 d_terms.append(self.config.kl_weight * weight_B * scale)
-            pull(torch.stack(d_terms))
             if first_pass:
                 old_P[padded[:count]] = log_prob_B[:count].detach()
-            tally.add(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count)
-            if self.config.kl_weight:
-                tally.add_kl(terms_RB[1, :count])
-            experience.round.advance(count)
+            kl_B = terms_RB[1] if self.config.kl_weight else None
+            told = tally.after(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count, kl_B)
+            pull(torch.stack(d_terms))
+            return told
 
         if not self.knobs.one_pass:
             in_pieces(range(len(pairs)), self.size, piece)

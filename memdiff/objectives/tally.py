@@ -53,7 +53,8 @@ class Tally:
 
     def restore(self, sums: Sequence[torch.Tensor]) -> None:
         """Back to what `copied` gave."""
-        self._sums_4K, self._distance = (total.clone() for total in sums)
+        self._sums_4K.copy_(sums[0])
+        self._distance.copy_(sums[1])
 
     def metrics(self, ranks: Ranks) -> Metrics:
         """`costate_norm`: entry k is the root mean square over images of |d loss_i / d x_{k+1}| (ReFL: / d x_0).

@@ -91,7 +91,8 @@ def step_norm_panels(rows: list[Row]) -> list[Panel]:
     rounds, norms_RK = step_norms(rows)
     if not len(rounds) or not np.isfinite(norms_RK).any():
         return []
-    chosen = sorted({0, len(rounds) // 2, len(rounds) - 1})
+    drawn = np.flatnonzero(np.isfinite(norms_RK).any(axis=1)).tolist()
+    chosen = sorted({drawn[0], drawn[len(drawn) // 2], drawn[-1]})
     panels = [
         make_panel(
             "Gradient norm by step",

@@ -83,7 +83,10 @@ class DigitsConfig(Confidence):
 
 
 class PythonConfig(Part):
-    """A function of the user's own: `score(images_BCHW, prompts) -> B numbers`, images in [0, 1]."""
+    """A function of the user's own: `score(images_BCHW, prompts) -> B numbers`, images in [0, 1].
+
+    A run that was started with one file is not resumed with another; modules that the file imports are not looked at.
+    """
 
     kind: Literal["python"]
     file: str = Field(min_length=1, description="A .py file, from the working directory or beside the recipe.")
