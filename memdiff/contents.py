@@ -8,7 +8,6 @@ neither of these is not seen, nor what a Python file imports, nor a hub id witho
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +16,7 @@ from pydantic import BaseModel
 
 from memdiff.config import Recipe
 from memdiff.engine.ds_config import read_user_file
+from memdiff.errors import ConfigError
 
 Contents = dict[str, dict[str, str]]  # dotted key -> file below its path -> fingerprint
 
@@ -33,7 +33,7 @@ LARGEST_HEADER = 1 << 24
 
 
 def contents_of(recipe: Recipe, ds_config: Path | None = None) -> Contents:
-    """Fingerprints of every local file and folder that a recipe names, and of a DeepSpeed file."""
+    """Fingerprints of every local file and folder that a recipe names, and of a DeepSpeed file. Raises ConfigError."""
     deciding = {} if ds_config is None else read_user_file(ds_config)
     deciding = {key: value for key, value in deciding.items() if key not in FREE}
     found = {key: fingerprints(Path(path)) for key, path in _paths(recipe)}
@@ -71,19 +71,25 @@ def _paths(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
             dotted = f"{prefix}{key}" if number == "" else f"{prefix}{key}.{number}"
             if isinstance(entry, BaseModel):
                 yield from _paths(entry, f"{dotted}.")
-            elif key in PATH_KEYS and isinstance(entry, str) and os.path.isabs(entry):
+            elif key in PATH_KEYS and isinstance(entry, str) and Path(entry).is_absolute():
                 yield dotted, entry
 
 
 def _fingerprint(path: Path) -> str:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= WHOLE_BYTES:
-            return _hash(file.read())
-        sample = hashlib.sha256(str(size).encode())
-        for start, length in _sampled(file, size, tensors=path.suffix == ".safetensors"):
-            file.seek(start)
-            sample.update(file.read(length))
+    try:
+        with path.open("rb") as file:
+            return _fingerprint_of(file, path.stat().st_size, tensors=path.suffix == ".safetensors")
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}; the recipe names it or its folder") from None
+
+
+def _fingerprint_of(file: IO[bytes], size: int, *, tensors: bool) -> str:
+    if size <= WHOLE_BYTES:
+        return _hash(file.read())
+    sample = hashlib.sha256(str(size).encode())
+    for start, length in _sampled(file, size, tensors=tensors):
+        file.seek(start)
+        sample.update(file.read(length))
     return sample.hexdigest()
 
 
