@@ -90,7 +90,9 @@ def sample(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images denoised at once.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Default: the run's own, or 50.")] = None,
     eta: Annotated[float | None, typer.Option(min=0, max=1, help="Default: the run's own, or 1.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Default: the run's own, or 7.5; 1 is none.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Default: the run's own, or 7.5; 0 to 1 is none.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="The text of all images. Default: the run's own texts.")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="A file of texts, .txt or .jsonl: image i has number i mod P of P.")

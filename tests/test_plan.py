@@ -439,6 +439,17 @@ def test_a_run_takes_the_plan_of_its_first_rank(measured: tuple[Recipe, dict[Way
     assert shared_plan(unknown, Ranks(0, 1, HOST), "fp16", budget=GIB, gpu=None) is None
 
 
+def test_weak_guidance_is_planned_as_none() -> None:
+    """1 and less is one branch, as LatentPolicy runs it: measured at the sizes of a round without guidance."""
+
+    def sizes(guidance: float | None) -> tuple[int, ...]:
+        recipe = digits(**METHODS["text"] | {"sampler": {"steps": 2, "guidance": guidance}})
+        return sizes_to_measure(recipe, job_of(recipe, ranks=1, precision="fp32"))
+
+    assert sizes(None) == sizes(1.0) == sizes(0.5) == sizes(0.0) == (2, 8)
+    assert sizes(3.0) == (1,)
+
+
 def test_states_of_zero_2() -> None:
     """1,024 elements over 4 ranks, fp16: each holds 256 masters (1,024 bytes) and 2 x 256 fp32 moments (2,048), and the
     working copy (2,048) and sums (4,096) of all. 8-bit: 2 x 256 bytes and 2 scales of 4 bytes. An average: 1,024."""

@@ -57,7 +57,7 @@ def test_embeddings_are_the_pipelines(negative: str | None) -> None:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize(
     ("guidance", "prediction", "negative"),
-    [(None, "epsilon", None), (5.0, "epsilon", None), (3.0, "v_prediction", "ugly")],
+    [(None, "epsilon", None), (5.0, "epsilon", None), (3.0, "v_prediction", "ugly"), (0.0, "epsilon", None)],
 )
 def test_chains_are_the_pipelines(eta: float, guidance: float | None, prediction: str, negative: str | None) -> None:
     """The whole call of StableDiffusionXLPipeline with DDIM from the same noise: latents and images to 1e-5."""
@@ -67,8 +67,9 @@ def test_chains_are_the_pipelines(eta: float, guidance: float | None, prediction
     x_0 = rollout(policy, noise, range(2), TEXTS, batch=2, storage=torch.float32)
     pipeline = tiny_sdxl_pipeline(prediction_type=prediction)
     latents, images = diffusers_images(
-        pipeline, noise, eta=eta, guidance_scale=guidance or 1.0, negative_prompt=[negative] * 2 if negative else None
-    )
+        pipeline, noise, eta=eta, guidance_scale=1.0 if guidance is None else guidance,
+        negative_prompt=[negative] * 2 if negative else None,
+    )  # fmt: skip
     assert relative([x_0], [latents]) < 1e-5
     assert (policy.decode(x_0) - images).abs().max() < 1e-5 and images.std() > 0.05
 

@@ -77,8 +77,9 @@ def test_prompts_are_encoded_once_and_encoders_leave(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize(
     ("guidance", "prediction", "negative"),
-    [(None, "epsilon", None), (5.0, "epsilon", None), (3.0, "v_prediction", "ugly"), (1.0, "v_prediction", None)],
-)
+    [(None, "epsilon", None), (5.0, "epsilon", None), (3.0, "v_prediction", "ugly"), (1.0, "v_prediction", None),
+     (0.5, "epsilon", None), (0.0, "v_prediction", "ugly")],
+)  # fmt: skip
 def test_chains_are_the_pipelines(eta: float, guidance: float | None, prediction: str, negative: str | None) -> None:
     """The whole call of StableDiffusionPipeline with DDIM from the same noise: latents and images to 1e-5."""
     policy = tiny_stable_diffusion(
@@ -89,8 +90,9 @@ def test_chains_are_the_pipelines(eta: float, guidance: float | None, prediction
     x_0 = rollout(policy, noise, range(2), TEXTS, batch=2, storage=torch.float32)
     pipeline = tiny_stable_diffusion_pipeline(prediction_type=prediction)
     latents, images = diffusers_images(
-        pipeline, noise, eta=eta, guidance_scale=guidance or 1.0, negative_prompt=[negative] * 2 if negative else None
-    )
+        pipeline, noise, eta=eta, guidance_scale=1.0 if guidance is None else guidance,
+        negative_prompt=[negative] * 2 if negative else None,
+    )  # fmt: skip
     assert relative([x_0], [latents]) < 1e-5
     assert (policy.decode(x_0) - images).abs().max() < 1e-5 and images.std() > 0.05
 
@@ -134,7 +136,7 @@ def test_one_pass_or_two_is_the_same() -> None:
     assert all(relative_norm(found[0][part], found[1][part]) < 1e-5 for part in PARTS)
 
 
-@pytest.mark.parametrize("guidance", [None, 1.0])
+@pytest.mark.parametrize("guidance", [None, 1.0, 0.5, 0.0])
 def test_without_guidance_there_is_no_second_branch(guidance: float | None) -> None:
     policy, calls = tiny_stable_diffusion(guidance=guidance), []
     policy.encode(TEXTS)

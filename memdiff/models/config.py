@@ -122,7 +122,8 @@ class SamplerConfig(Section):
     guidance: Float | None = Field(
         default=None,
         ge=0,
-        description="Weight of classifier-free guidance; 1 is none. Text models only.",
+        description="Weight of classifier-free guidance. None, or 1 and less (diffusers' rule): none, the prompt alone "
+        "counts. Text models only.",
     )
     negative_prompt: str | None = Field(
         default=None, description="In the empty prompt's place. None: what the pipeline does without one."

@@ -17,8 +17,11 @@ Network = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
 
 
 def needs_guidance(weight: float | None) -> bool:
-    """Whether the branch without a prompt has a say."""
-    return weight is not None and weight != 1
+    """Whether the branch without a prompt has a say: above 1 alone, as in diffusers' pipelines.
+
+    The formula at 0 would leave the prompt out, where the cards of distilled models mean no guidance.
+    """
+    return weight is not None and weight > 1
 
 
 def guided(

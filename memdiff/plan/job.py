@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from memdiff.config import Recipe
 from memdiff.memory.knobs import Knobs
+from memdiff.models.guidance import needs_guidance
 from memdiff.objectives.config import AlignPropConfig, DraftConfig, MethodConfig, ReflConfig, ReinforceConfig
 
 
@@ -120,7 +121,7 @@ def sizes_to_measure(recipe: Recipe, job: Job) -> tuple[int, ...]:
     three sizes. REINFORCE scores all images at once. One row by itself is left out where more can be had: some of its
     transposes need no copy, so that it takes less.
     """
-    rows_each = 2 if recipe.sampler.guidance not in (None, 1.0) else 1
+    rows_each = 2 if needs_guidance(recipe.sampler.guidance) else 1
     if job.images == 1 or (job.direct and recipe.adapter is not None and rows_each > 1):
         return (1,)
     least = 2 // rows_each
