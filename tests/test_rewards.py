@@ -199,6 +199,57 @@ def test_a_users_file_may_hold_dataclasses(tmp_path: Path):
     assert python_reward(tmp_path, "return [Best().value]", head=head)(torch.rand(1, 3, 4, 4), [""]).tolist() == [4]
 
 
+WRITES = {
+    "in place": "images.mul_(0.5)",
+    "a part of it": "images[:, :, 0] = 0",
+    "through data": "images.data.fill_(0.3)",
+    "through numpy": "images.detach().numpy()[...] = 0",
+    "a list": "prompts[:] = []",
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("chunk", [2, 8])
+def test_a_function_that_writes_changes_nothing_else(write: str, chunk: int, tmp_path: Path, scans: torch.Tensor):
+    """The parts after it score what they score alone, and images that are measured and shown later stay as they are."""
+    images, before = scans[:5].clone(), scans[:5]
+    writer = python_reward(tmp_path, f"kept.append(images); {write}; return [0.0] * len(images)", head="kept = []")
+    digits = WeightedPart("digits", DigitsReward(DigitsConfig(kind="digits", mode="probability"), device=CPU))
+    alone = WeightedReward([digits], device=CPU).raw(images, ["a"] * 5)
+    prompts = ["a"] * 5
+    found = WeightedReward([WeightedPart("writer", writer, chunk=chunk), digits], device=CPU).raw(images, prompts)
+    assert torch.equal(found[1:], alone) and torch.equal(images, before) and prompts == ["a"] * 5
+
+
+def test_a_function_may_keep_its_buffers(tmp_path: Path, scans: torch.Tensor):
+    """One tensor returned at every call, and views of the images: scores stay those of their own chunk."""
+    body = "scores[:] = images.mean(dim=(1, 2, 3)); return scores"
+    buffered = python_reward(tmp_path, body, head="import torch\nscores = torch.zeros(2)")
+    assert torch.equal(score(buffered, scans[:4], [""] * 4, chunk=2, name="x"), scans[:4].mean(dim=(1, 2, 3)))
+    view = python_reward(tmp_path, "images.mul_(2); return images[:, 0, 8, 8]")
+    assert torch.equal(score(view, scans[:4], [""] * 4, chunk=2, name="x"), 2 * scans[:4, 0, 8, 8])
+
+
+def test_the_gradient_goes_through_a_function_that_writes(tmp_path: Path):
+    """f = sum of (3 x)^2, tripled in place on what requires a gradient: df/dx = 18 x."""
+    tripled = python_reward(tmp_path, "images.mul_(3); return images.square().sum(dim=(1, 2, 3))", differentiable=True)
+    images = torch.rand(2, 3, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(score(tripled, images, [""] * 2, chunk=1, name="x").sum(), images)
+    torch.testing.assert_close(gradient, 18 * images.detach())
+
+
+def test_a_reward_of_another_kind_that_writes_is_named():
+    """Only a user's function gets copies; another reward that writes into the shared images is refused by name."""
+
+    class Doubling(Brightness):
+        def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+            return super().__call__(images_BCHW.mul_(2), prompts)
+
+    part = WeightedPart("bright", Doubling())
+    with pytest.raises(RewardError, match=r"reward bright wrote into the images"):
+        WeightedReward([part], device=CPU).raw(torch.rand(3, 3, 4, 4), [""] * 3)
+
+
 def test_a_function_of_the_recipes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A relative file is found beside the recipe; its part is named after the function, and gets images and prompts."""
     (tmp_path / "recipes").mkdir()

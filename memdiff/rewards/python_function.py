@@ -20,7 +20,8 @@ from memdiff.rewards.reward import checked
 class PythonReward:
     """Calls `score(images_BCHW, prompts)`. Fulfils memdiff.rewards.reward.Reward.
 
-    The function may return a tensor, a numpy array or a list; it must hold one number an image.
+    The function may return a tensor, a numpy array or a list; it must hold one number an image. Images and list are its
+    own copies, to write into and to keep, and what it returns is copied: it may return the same buffer every time.
     """
 
     networks: Sequence[torch.nn.Module] = ()
@@ -34,7 +35,8 @@ class PythonReward:
         """Scores, B fp32 on the images' device. RewardError names file, function and cause where it fails."""
         where = f"{Path(self.config.file).name}:{self.config.function}"
         try:
-            result = self._function(images_BCHW, list(prompts))
+            # a view in numpy or through .data could write unseen, so that looking for a write would not do
+            result = self._function(images_BCHW.clone(), list(prompts))
         except (Exception, SystemExit) as error:  # a user's code may raise anything, and the user is told what
             raise RewardError(f"reward {where} raised {type(error).__name__}: {error}") from error
         if isinstance(result, np.ndarray):
@@ -43,7 +45,7 @@ class PythonReward:
             scores = torch.as_tensor(result)
         except (TypeError, ValueError, RuntimeError):
             scores = result  # no numbers: refused below
-        return checked(scores, count=len(images_BCHW), name=where).to(images_BCHW.device)
+        return checked(scores, count=len(images_BCHW), name=where).to(images_BCHW.device, copy=True)
 
 
 def _load_function(file: Path, name: str) -> Callable[..., Any]:

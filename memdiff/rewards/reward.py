@@ -27,7 +27,10 @@ class Reward(Protocol):
         ...
 
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """Rewards, B fp32, on the device of the images. `prompts` has B entries, empty strings where there are none."""
+        """Rewards, B fp32, on the device of the images. `prompts` has B entries, empty strings where there are none.
+
+        The images belong to the caller and are seen by others too: they are not written into.
+        """
         ...
 
 
@@ -39,7 +42,12 @@ def score(reward: Reward, images_BCHW: torch.Tensor, prompts: Sequence[str], *, 
     parts = []
     for start in range(0, len(images_BCHW), chunk):
         images, texts = images_BCHW[start : start + chunk], prompts[start : start + chunk]
+        version = images._version
         parts.append(checked(reward(images, texts), count=len(images), name=name, dtype=widen(images[:0]).dtype))
+        if images._version != version:
+            raise RewardError(
+                f"reward {name} wrote into the images it was given, which others see too; clone them first"
+            )
     return torch.cat(parts) if parts else images_BCHW.new_zeros(0, dtype=torch.float32)
 
 

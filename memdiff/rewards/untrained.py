@@ -97,24 +97,28 @@ def _reward(part: AnyPart, device: torch.device) -> tuple[Reward, Features | Non
         case JpegConfig():
             return (_Aside(0, differentiable=False) if part.measure == "size" else load_jpeg(part)), None
         case PythonConfig():
-            return _Aside(part.gpu_mib * MIB, differentiable=part.differentiable), None
+            return _Aside(part.gpu_mib * MIB, differentiable=part.differentiable, copies=True), None
         case _:
             assert_never(part)
 
 
 class _Aside:
-    """A reward that runs outside the plan: it takes the bytes that are declared for it while it scores."""
+    """A reward that runs outside the plan: it takes the bytes that are declared for it while it scores.
+
+    `copies`: it is given images of its own, as a user's function is.
+    """
 
     networks: Sequence[torch.nn.Module] = ()
 
-    def __init__(self, num_bytes: int, *, differentiable: bool) -> None:
-        self.num_bytes, self.differentiable = num_bytes, differentiable
+    def __init__(self, num_bytes: int, *, differentiable: bool, copies: bool = False) -> None:
+        self.num_bytes, self.differentiable, self.copies = num_bytes, differentiable, copies
 
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """B scores."""
         del prompts
         held = torch.empty(self.num_bytes, dtype=torch.uint8, device=images_BCHW.device)
-        scores_B = images_BCHW.float().mean(dim=(1, 2, 3))
+        own_BCHW = images_BCHW.clone() if self.copies else images_BCHW
+        scores_B = own_BCHW.float().mean(dim=(1, 2, 3))
         del held
         return scores_B
 
