@@ -25,9 +25,12 @@ app = typer.Typer(
 def _ranks(
     local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,
 ) -> None:
-    """The deepspeed launcher puts --local_rank=N first."""
+    """The deepspeed launcher puts --local_rank=N first, and names devices of its own."""
     if local_rank is not None:
+        from memdiff.launcher import restore_visible_devices
+
         os.environ.setdefault("LOCAL_RANK", str(local_rank))
+        restore_visible_devices()
 
 
 @app.command(epilog="Example: memdiff train launch/recipes/digits_reinforce.yaml --gpus 2 --out runs/digits")

@@ -12,6 +12,8 @@ from memdiff.errors import ConfigError
 from memdiff.run_folder import RunFolder
 
 LOG = "launcher.log"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE_TO_RANKS = "MEMDIFF_VISIBLE_DEVICES"  # what VISIBLE said before the deepspeed launcher
 
 
 def under_launcher() -> bool:
@@ -28,7 +30,8 @@ def choose_world_size(gpus: int | None) -> int:
         return max(1, count)
     if gpus < 1 or (count and gpus > count):
         allowed = f"1..{count}" if count else "at least 1 (CPU ranks)"
-        raise ConfigError(f"--gpus must be {allowed}, got {gpus}")
+        named = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
+        raise ConfigError(f"--gpus must be {allowed}{named}, got {gpus}")
     return gpus
 
 
@@ -47,6 +50,25 @@ def rank_environment(world_size: int) -> dict[str, str]:
     return environment
 
 
+def launcher_environment(world_size: int) -> dict[str, str]:
+    """For the deepspeed launcher, which gives its ranks CUDA_VISIBLE_DEVICES 0..N-1 where it was told N.
+
+    Its --include would take numbers alone and sort them. So the ranks get the devices that are visible here, in their
+    order and whatever they are called, under another name: see `restore_visible_devices`.
+    """
+    environment = rank_environment(world_size)
+    environment.pop(VISIBLE_TO_RANKS, None)
+    if VISIBLE in environment:
+        environment[VISIBLE_TO_RANKS] = environment.pop(VISIBLE)
+    return environment
+
+
+def restore_visible_devices() -> None:
+    """In a rank, before CUDA is looked at: the devices that were visible to who started the launcher."""
+    if VISIBLE_TO_RANKS in os.environ:
+        os.environ[VISIBLE] = os.environ[VISIBLE_TO_RANKS]
+
+
 def launch(arguments: Sequence[str], folder: RunFolder, world_size: int) -> int:
     """`deepspeed --num_gpus N --module memdiff <arguments>`; stderr goes to launcher.log. Returns the exit code.
 
@@ -59,7 +81,7 @@ def launch(arguments: Sequence[str], folder: RunFolder, world_size: int) -> int:
     ]  # fmt: skip
     log = folder.path / LOG
     with log.open("wb") as stderr:
-        process = subprocess.Popen(command, env=rank_environment(world_size), stderr=stderr, start_new_session=True)
+        process = subprocess.Popen(command, env=launcher_environment(world_size), stderr=stderr, start_new_session=True)
         previous = {
             number: signal.signal(number, lambda received, _: _signal_ranks(process.pid, received))
             for number in (signal.SIGTERM, signal.SIGINT)
