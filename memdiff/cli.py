@@ -135,21 +135,29 @@ def sample(
 
 @app.command(epilog="Example: memdiff score samples --reward aesthetic --reward jpeg:quality=90 --json scores.json")
 def score(
-    images: Annotated[list[str], typer.Argument(help="Image files, folders or globs.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Image files, folders or globs. Of a folder of memdiff sample: its images.")
+    ],
     reward: Annotated[
         list[str], typer.Option(help="KIND or KIND:key=value,..., keys as in a recipe; give it again for more.")
     ],
-    prompt: Annotated[list[str] | None, typer.Option(help="One for all images, or one for each, in order.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the scores here.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="One for all, or one for each, in order. Default: as sampled.")
+    ] = None,
+    rows: Annotated[bool, typer.Option("--rows", help="Also show the scores of each image.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all scores here.")] = None,
 ) -> None:
-    """Score images that lie on disk: a table, and JSON."""
+    """Score images that lie on disk: mean and std of each reward, each image's scores where asked for."""
+    from memdiff.image_files import find_images, prompts_beside
     from memdiff.score_request import given_parts
 
-    parts = given_parts(reward, with_prompts=bool(prompt))
+    files = find_images(images)
+    texts = prompt or prompts_beside(files)
+    parts = given_parts(reward, with_prompts=all(texts))
 
     from memdiff.score import score_files
 
-    score_files(images, parts, prompt or [""], json_file=json_file)
+    score_files(files, parts, texts, json_file=json_file, each=rows)
 
 
 @app.command(epilog="Example: memdiff plan launch/recipes/celebahq_reinforce.yaml --gpu t4 --gpus 4")

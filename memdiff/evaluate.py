@@ -12,6 +12,7 @@ import torch
 from memdiff.build import Parts
 from memdiff.chain.noise import Noise, Stream
 from memdiff.memory.residence import decoding
+from memdiff.models.finite_states import FiniteStates, decoded
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import rollout
 from memdiff.placement import HOST, place
@@ -33,7 +34,7 @@ def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistic
     """Samples `evaluate.images` images from noise that never changes. Collective.
 
     `statistics` are those of the run's first evaluation (None: this is it), so that normalised parts can be compared
-    over the rounds.
+    over the rounds. NumericError where an image is not finite.
     """
     recipe, policy, ranks = parts.recipe, parts.policy, parts.ranks
     count = recipe.evaluate.images
@@ -43,9 +44,13 @@ def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistic
     noise = Noise(seed=recipe.run.seed, stream=Stream.EVALUATE, round=0, shape=policy.shape)
     with torch.no_grad(), parts.engine.evaluated():
         batch = min(parts.knobs.rollout_batch, max(1, len(block)))
-        x_0 = rollout(policy, noise, block, prompts, batch=batch, storage=policy.dtype, on_step=advance)
+        states = FiniteStates()
+        x_0 = rollout(
+            policy, noise, block, prompts, batch=batch, storage=policy.dtype, store=states.store, on_step=advance
+        )
+        states.check(policy, block)
         with decoding(policy, parts.knobs):
-            images_nCHW = policy.decode(x_0)
+            images_nCHW = decoded(policy, x_0, block)
             parts.judged.move(parts.judged.device)
             raw_Pn = parts.judged.raw(images_nCHW, prompts)
             differences = diversity(parts.reward, images_nCHW, ranks, num_images=count)

@@ -12,6 +12,8 @@ from PIL import Image
 
 from memdiff.chain.noise import Noise, Stream
 from memdiff.guarded import guarded
+from memdiff.image_files import sampled_file
+from memdiff.models.finite_states import FiniteStates, decoded
 from memdiff.models.load import load_policy
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import rollout
@@ -24,7 +26,7 @@ from memdiff.sample_request import SampleRequest
 def sample_block(request: SampleRequest, ranks: Ranks, advance: Callable[[int], None]) -> None:
     """Samples and writes `image_000000.png`, ... of this rank's block. `advance` is told of finished images.
 
-    Image i's noise depends on the seed and i alone, its prompt on i alone.
+    Image i's noise depends on the seed and i alone, its prompt on i alone. NumericError where an image is not finite.
     """
     quiet_libraries()
     precision = resolve_precision(request.precision, ranks.device)
@@ -38,15 +40,14 @@ def sample_block(request: SampleRequest, ranks: Ranks, advance: Callable[[int], 
     for start in range(block.start, block.stop, request.batch_size):
         images = range(start, min(start + request.batch_size, block.stop))
         prompts = request.prompts_of(images)
-        x_0 = rollout(policy, noise, images, prompts, batch=request.batch_size, storage=policy.dtype)
-        for image, pixels_CHW in zip(images, to_uint8(policy.decode(x_0)).cpu(), strict=True):
-            write_png(image_file(Path(request.out), image), pixels_CHW)
+        states = FiniteStates()
+        x_0 = rollout(
+            policy, noise, images, prompts, batch=request.batch_size, storage=policy.dtype, store=states.store
+        )
+        states.check(policy, images)
+        for image, pixels_CHW in zip(images, to_uint8(decoded(policy, x_0, images)).cpu(), strict=True):
+            write_png(sampled_file(Path(request.out), image), pixels_CHW)
         advance(len(images))
-
-
-def image_file(folder: Path, image: int) -> Path:
-    """The PNG of image number `image`."""
-    return folder / f"image_{image:06d}.png"
 
 
 def write_png(file: Path, pixels_CHW: torch.Tensor) -> None:

@@ -1,9 +1,12 @@
 """Sampling over several processes, one a GPU: they need no word from each other, so there is no process group."""
 
+import contextlib
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -11,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from memdiff.errors import ConfigError, MemdiffError
+from memdiff.image_files import GRID, SETTINGS, sample_settings, sampled_images
 from memdiff.launcher import choose_world_size, rank_environment
 from memdiff.report.grid import image_grid
 from memdiff.sample_request import SampleRequest
@@ -18,15 +22,30 @@ from memdiff.sample_request import SampleRequest
 MOST_IN_GRID = 64
 WIDEST = 8  # tiles of a labelled grid
 LABELLED_TILE = 112  # pixels: room for some words
-SETTINGS = "settings.json"
 
 
 def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
-    """Writes the images, grid.png and settings.json; returns the folder. Exactly `num_images` images lie there."""
+    """Writes the images, grid.png and settings.json; returns the folder. Exactly `num_images` images lie there.
+
+    None where it fails: a part of them would pass for the result.
+    """
     folder = Path(request.out)
     clear_folder(folder)
     world_size = min(choose_world_size(gpus), request.num_images)
     (folder / SETTINGS).write_text(request.model_dump_json(indent=2))
+    try:
+        _sample(request, folder, world_size)
+    except MemdiffError:
+        clear_folder(folder)
+        raise
+    files = sampled_images(folder)
+    assert len(files) == request.num_images, f"{len(files)} images were written, {request.num_images} asked for"
+    shown = files[:MOST_IN_GRID]
+    grid_of(shown, request.prompts_of(range(len(shown))) if request.prompts else None).save(folder / GRID)
+    return folder
+
+
+def _sample(request: SampleRequest, folder: Path, world_size: int) -> None:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("sampling", total=request.num_images)
@@ -37,24 +56,29 @@ def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
             sample_block(request, ranks_of_this_process(), lambda count: progress.advance(task, count))
         else:
             _run_processes(folder, world_size, lambda done: progress.update(task, completed=done))
-    files = sorted(folder.glob("image_*.png"))
-    assert len(files) == request.num_images, f"{len(files)} images were written, {request.num_images} asked for"
-    shown = files[:MOST_IN_GRID]
-    grid_of(shown, request.prompts_of(range(len(shown))) if request.prompts else None).save(folder / "grid.png")
-    return folder
 
 
 def clear_folder(folder: Path) -> None:
-    """Makes the folder, or removes the images of an earlier call from it. Foreign images are never removed."""
+    """Makes the folder, or removes what an earlier call wrote into it. What others wrote is never removed.
+
+    Raises ConfigError where it holds files of others under the names that will be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {folder} can't be written: {error.strerror}") from None
-    old = [*folder.glob("image_*.png"), *folder.glob("image_*.tmp")]
-    if old and not (folder / SETTINGS).is_file():
-        raise ConfigError(f"--out {folder} holds images that memdiff did not write; give another folder")
-    for file in old:
-        file.unlink()
+    if sample_settings(folder) is None:
+        foreign = [
+            *folder.glob("image_*.png"),
+            *(file for name in (SETTINGS, GRID) if (file := folder / name).exists()),
+        ]
+        if foreign:
+            raise ConfigError(
+                f"--out {folder} holds {foreign[0].name}, which memdiff did not write; give another folder"
+            )
+        return
+    for file in (*sampled_images(folder), *folder.glob("image_[0-9]*.tmp"), folder / GRID):
+        file.unlink(missing_ok=True)
 
 
 def grid_of(files: list[Path], labels: list[str] | None = None) -> Image.Image:
@@ -70,34 +94,41 @@ def grid_of(files: list[Path], labels: list[str] | None = None) -> Image.Image:
 
 def _run_processes(folder: Path, world_size: int, update) -> None:
     """One process a rank; the first that fails ends the others."""
-    processes = []
-    for rank in range(world_size):
-        environment = rank_environment(world_size)
-        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-        command = [sys.executable, "-m", "memdiff.sample", str(folder / SETTINGS)]
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
-        while any(process.poll() is None for process in processes):
-            if any(process.poll() for process in processes):
-                break
-            update(len(list(folder.glob("image_*.png"))))
-            time.sleep(0.2)
-        _raise_first_failure([process for process in processes if process.poll()])
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    processes: list[subprocess.Popen[str]] = []
+    with contextlib.ExitStack() as open_files:
+        said = [open_files.enter_context(_text_file()) for _ in range(world_size)]
+        for rank, stderr in enumerate(said):
+            environment = rank_environment(world_size)
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+            command = [sys.executable, "-m", "memdiff.sample", str(folder / SETTINGS)]
+            processes.append(subprocess.Popen(command, env=environment, stderr=stderr, text=True))
+        try:
+            while any(process.poll() is None for process in processes):
+                if any(process.poll() for process in processes):
+                    break
+                update(len(sampled_images(folder)))
+                time.sleep(0.2)
+            failed = next((rank for rank, process in enumerate(processes) if process.poll()), None)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        if failed is not None:
+            raise _failure(processes[failed].returncode, said[failed])
 
 
-def _raise_first_failure(failed: list[subprocess.Popen[str]]) -> None:
-    if not failed:
-        return
-    assert failed[0].stderr is not None
-    lines = failed[0].stderr.read().strip().splitlines()
-    said = next((line for line in lines if line.startswith("memdiff: error[")), None)
-    if said is None:
+def _text_file() -> IO[str]:
+    """A file and not a pipe: a process that says more than a pipe holds would wait for ever."""
+    return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+
+
+def _failure(exit_code: int, said: IO[str]) -> MemdiffError:
+    said.seek(0)
+    lines = said.read().strip().splitlines()
+    line = next((line for line in lines if line.startswith("memdiff: error[")), None)
+    if line is None:
         last = lines[-1] if lines else "nothing was said"
-        raise MemdiffError(f"a sampling process ended with code {failed[0].returncode}: {last}")
-    error = MemdiffError(said.partition("]: ")[2])
-    error.exit_code = failed[0].returncode
-    raise error
+        return MemdiffError(f"a sampling process ended with code {exit_code}: {last}")
+    error = MemdiffError(line.partition("]: ")[2])
+    error.exit_code = exit_code
+    return error

@@ -10,30 +10,37 @@ from memdiff.models.quiet import quiet_libraries
 from memdiff.ranks import device_of_this_process
 from memdiff.rewards.build import build_reward
 from memdiff.rewards.config import AnyPart
-from memdiff.rewards.score_images import find_images, score_images, score_table, scores_json
+from memdiff.rewards.score_images import score_images, score_table, scores_json, summary_table
 
 
 def score_files(
-    sources: Sequence[str], parts: Mapping[str, AnyPart], prompts: Sequence[str], *, json_file: Path | None = None
+    images: Sequence[Path],
+    parts: Mapping[str, AnyPart],
+    prompts: Sequence[str],
+    *,
+    json_file: Path | None = None,
+    each: bool = False,
 ) -> None:
-    """Prints a table and writes JSON. The same images in the same order as `find_images`.
+    """Prints a summary, and with `each` a row an image; writes all of it as JSON. `prompts`: one for all, or for each.
 
     Raises ConfigError for what can't be read, loaded or written, RewardError for a reward that fails.
     """
-    images = find_images(sources)
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise ConfigError(f"--json {json_file}: no such folder: {json_file.resolve().parent}")
     quiet_libraries()
     device = device_of_this_process()
     rewards = {name: build_reward(part, device=device) for name, part in parts.items()}
     chunk = min(part.chunk for part in parts.values())
-    screen = Console(stderr=True)
+    progress = Console(stderr=True)
     rows = score_images(
-        images, rewards, prompts, device=device, chunk=chunk, console=screen if screen.is_terminal else None
+        images, rewards, prompts, device=device, chunk=chunk, console=progress if progress.is_terminal else None
     )
     if json_file is not None:
         try:
             json_file.write_text(scores_json(rows) + "\n", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--json {json_file} can't be written: {error.strerror}") from None
-    Console().print(score_table(rows))
+    screen = Console()
+    screen.print(summary_table(rows))
+    if each:
+        screen.print(score_table(rows))

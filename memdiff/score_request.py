@@ -22,7 +22,7 @@ class GivenReward(Section):
 def given_parts(texts: Sequence[str], *, with_prompts: bool) -> dict[str, AnyPart]:
     """Parts by name from `KIND` or `KIND:key=value,...`, keys and values as in a recipe. Raises ConfigError.
 
-    Without prompts a part that compares images with text must bring its own.
+    Without prompts (`with_prompts`: every image has one) a part that compares images with text must bring its own.
     """
     parts: dict[str, AnyPart] = {}
     for text in texts:
@@ -35,7 +35,8 @@ def given_parts(texts: Sequence[str], *, with_prompts: bool) -> dict[str, AnyPar
             raise ConfigError(f"two rewards are named {part_name(part)}; give each a name: --reward {part.kind}:name=b")
         if isinstance(part, TextPart) and part.prompt is None and not with_prompts:
             raise ConfigError(
-                f"--reward {part.kind} compares images with text: give --prompt, or {part.kind}:prompt=..."
+                f"--reward {part.kind} compares images with text, and no settings.json beside them has one for each: "
+                f"give --prompt, or {part.kind}:prompt=..."
             )
         parts[part_name(part)] = part
     return parts

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from memdiff import cli
 from memdiff.errors import ConfigError
 from memdiff.score_request import given_parts
 
@@ -72,7 +73,7 @@ def test_score_on_the_command_line(tmp_path: Path) -> None:
     files = [paint(tmp_path / f"{name}.png", seed) for seed, name in enumerate("ab")]
     done = memdiff(
         "score", "a.png", "b.png", "--reward", "jpeg:prefer=large", "--reward", "python:file=mine.py,function=light",
-        "--reward", "digits", "--json", "scores.json", cwd=tmp_path,
+        "--reward", "digits", "--rows", "--json", "scores.json", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0 and "incompressible" in done.stdout and "a.png" in done.stdout, done.stderr
     told = json.loads((tmp_path / "scores.json").read_text())
@@ -85,6 +86,24 @@ def test_score_on_the_command_line(tmp_path: Path) -> None:
         assert entry["scores"]["light"] == pytest.approx(light, abs=1e-6) and f"{light:.4f}" in done.stdout
         assert entry["scores"]["digits"] in (0, 1)
     assert told["mean"]["light"] == pytest.approx(math.fsum(e["scores"]["light"] for e in told["images"]) / 2)
+
+
+def test_a_sampled_folder_is_scored_by_its_own_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command itself: images alone, each with its prompt, a summary of a few lines; --prompt overrules."""
+    folder = tmp_path / "s"
+    folder.mkdir()
+    (folder / "settings.json").write_text('{"num_images": 40, "sampler": {}, "prompts": ["a", "bbb"]}')
+    for name in ("grid", *(f"image_{number:06d}" for number in range(40))):
+        paint(folder / f"{name}.png", 0)
+    (tmp_path / "mine.py").write_text("def letters(images, prompts):\n    return [len(text) for text in prompts]\n")
+    words = ["score", str(folder), "--reward", "python:file=mine.py,function=letters", "--json", "scores.json"]
+    for more, expected in (([], [1, 3] * 20), (["--prompt", "four"], [4] * 40)):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*words, *more])
+        told = json.loads((tmp_path / "scores.json").read_text())
+        assert ended.value.code == 0 and [entry["scores"]["letters"] for entry in told["images"]] == expected
+        shown = capsys.readouterr().out
+        assert f"{sum(expected) / 40:.4f}" in shown and "image_" not in shown and len(shown.splitlines()) < 8
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ Shapes: B images, C channels, H W pixels.
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,18 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from rich.table import Table
 
 from memdiff.errors import ConfigError, RewardError
-from memdiff.rewards.score_images import ScoreRow, find_images, read_image, score_images, score_table, scores_json
+from memdiff.image_files import find_images, prompts_beside
+from memdiff.rewards.score_images import (
+    ScoreRow,
+    read_image,
+    score_images,
+    score_table,
+    scores_json,
+    summary_table,
+)
 
 CPU = torch.device("cpu")
 
@@ -61,6 +70,65 @@ def test_folders_globs_and_files_are_read_in_order(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/1.jpg", "a/2.png", "c.png", "b.WEBP"]
     deep = find_images([str(tmp_path / "**" / "*.png")])
     assert [path.name for path in deep] == ["2.png", "0.png", "c.png"]
+
+
+def as_sampled(folder: Path, prompts: list[str], count: int = 5) -> Path:
+    """A folder as `memdiff sample` leaves it, and files of others in it."""
+    folder.mkdir(parents=True)
+    settings = {"num_images": count, "sampler": {"steps": 4}, "prompts": prompts}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    for number in range(count):
+        paint(folder / f"image_{number:06d}.png", 10 * number)
+    for name in ("grid.png", "image_best.png", "holiday.jpg", "._image_000001.png"):
+        paint(folder / name, 255)
+    return folder
+
+
+def test_of_a_sampled_folder_only_its_images_count(tmp_path: Path) -> None:
+    """As a folder: exactly the images. As a glob: what matches, but never the grid. By its own name: even that."""
+    folder = as_sampled(tmp_path / "s", [], 3)
+    images = [f"image_{number:06d}.png" for number in range(3)]
+    assert [path.name for path in find_images([str(folder)])] == images
+    assert [path.name for path in find_images([str(folder / "*.png")])] == [*images, "image_best.png"]
+    assert [path.name for path in find_images([str(tmp_path / "**" / "*")])] == [
+        "holiday.jpg",
+        *images,
+        "image_best.png",
+    ]
+    assert find_images([str(folder / "grid.png")]) == [folder / "grid.png"]
+
+
+@pytest.mark.parametrize("settings", [None, "{", "[]", '{"editor.fontSize": 12}', '{"prompts": 3}'])
+def test_in_other_folders_every_image_counts(settings: str | None, tmp_path: Path) -> None:
+    """Whatever settings.json lies there, it is not memdiff's; hidden files are no images of anybody."""
+    folder = as_sampled(tmp_path / "s", [], 1)
+    (folder / "settings.json").unlink()
+    if settings is not None:
+        (folder / "settings.json").write_text(settings)
+    found = [path.name for path in find_images([str(folder)])]
+    assert found == ["grid.png", "holiday.jpg", "image_000000.png", "image_best.png"]
+    assert prompts_beside(find_images([str(folder)])) == [""] * 4
+
+
+def test_the_grids_of_a_run_are_no_images(tmp_path: Path) -> None:
+    """samples/ of a run folder holds one grid an evaluation; the line says how to get images."""
+    (tmp_path / "run" / "samples").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    paint(tmp_path / "run" / "samples" / "round_000010.png", 1)
+    for source in ("run/samples", "run/**/*.png"):
+        with pytest.raises(ConfigError, match="memdiff sample RUN makes images"):
+            find_images([str(tmp_path / source)])
+    (tmp_path / "run" / "config.yaml").unlink()
+    assert len(find_images([str(tmp_path / "run" / "samples")])) == 1
+
+
+def test_prompts_are_read_beside_the_images(tmp_path: Path) -> None:
+    """Image i has prompt i mod P, whatever part of the folder is scored; other images have none."""
+    folder = as_sampled(tmp_path / "s", ["a", "b"])
+    assert prompts_beside(find_images([str(folder)])) == ["a", "b", "a", "b", "a"]
+    some = [folder / "image_000003.png", folder / "holiday.jpg", paint(tmp_path / "image_000001.png", 1)]
+    assert prompts_beside(some) == ["b", "", ""]
+    assert prompts_beside(find_images([str(as_sampled(tmp_path / "without", [], 1))])) == [""]
 
 
 @pytest.mark.parametrize("source", ["nothing/*.png", "no/such/folder", "empty"])
@@ -152,20 +220,28 @@ ROWS = [
 ]
 
 
-def printed(rows: list[ScoreRow]) -> str:
+def printed(rows: list[ScoreRow], table: Callable[[Sequence[ScoreRow]], Table] = score_table) -> str:
     console = Console(file=io.StringIO(), width=120)
-    console.print(score_table(rows))
+    console.print(table(rows))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_the_table_has_each_score_mean_and_std() -> None:
-    """Scores 1 and 3: mean 2, std (ddof 0) 1; names are printed as they are, markup and all."""
+def test_the_summary_has_mean_and_std_and_how_many() -> None:
+    """Scores 1 and 3: mean 2, std (ddof 0) 1, of two images; a line a reward, names as they are, markup and all."""
+    lines = [line.split() for line in printed(ROWS, summary_table).splitlines()]
+    cells = [[word for word in line if word not in "│┃"] for line in lines]
+    assert ["light", "2.0000", "1.0000", "2"] in cells and ["hps", "0.5000", "0.2500", "2"] in cells
+    marked = printed([ScoreRow(Path("a.png"), "", {"[b]x": 1.0})], summary_table)
+    assert "[b]x" in marked and printed([], summary_table)
+
+
+def test_the_table_has_each_score() -> None:
+    """Names are printed as they are, markup and all; prompts where they differ."""
     text = printed(ROWS)
-    for word in ("[red]a.png", "light", "hps", "1.0000", "0.7500", "2.0000", "0.5000", "mean", "std", "prompt"):
+    for word in ("[red]a.png", "light", "hps", "1.0000", "0.7500", "prompt"):
         assert word in text
-    assert "prompt" not in printed(ROWS[:1]) and "mean" not in printed(ROWS[:1])
-    assert printed([])
+    assert "prompt" not in printed(ROWS[:1]) and printed([])
 
 
 def test_the_json_holds_the_same_numbers() -> None:

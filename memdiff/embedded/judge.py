@@ -26,9 +26,9 @@ from torch import Tensor
 from memdiff.embedded.classifiers import NUM_DIGITS, DigitClassifier, as_digits, load_classifier
 from memdiff.embedded.digits import MINORITY, is_minority, real_digits
 from memdiff.errors import ConfigError, MemdiffError
+from memdiff.image_files import GRID, images_of
 
 RECOGNISED_CONFIDENCE = 0.8
-GRID_NAME = "grid.png"  # what the sampler lays beside its images
 WILSON_Z = 1.959963984540054  # two-sided 95 %
 MODES = ("1", "L", "P", "RGB", "RGBA")
 
@@ -147,7 +147,7 @@ def read_images(folder: Path, num_images: int) -> Tensor:
     """
     if not folder.is_dir():
         raise ConfigError(f"SOURCE must be a folder of PNG images, got {folder}. Give the folder that sampling wrote.")
-    paths = sorted(path for path in folder.glob("*.png") if path.name != GRID_NAME)[:num_images]
+    paths = [path for path in images_of(folder) if path.suffix == ".png" and path.name != GRID][:num_images]
     if not paths:
         raise ConfigError(f"SOURCE must hold PNG images, got none in {folder}. Give the folder that sampling wrote.")
     return torch.cat([_read_image(path) for path in paths])

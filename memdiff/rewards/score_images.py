@@ -3,7 +3,6 @@
 Shapes: B images of one chunk, C channels, H W pixels.
 """
 
-import glob
 import json
 import math
 import statistics
@@ -23,8 +22,6 @@ from memdiff.errors import ConfigError
 from memdiff.placement import place
 from memdiff.rewards.reward import Reward, score
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
 
 @dataclass(frozen=True)
 class ScoreRow:
@@ -33,31 +30,6 @@ class ScoreRow:
     image: Path
     prompt: str
     scores: Mapping[str, float] = field(default_factory=dict)
-
-
-def find_images(sources: Sequence[str]) -> list[Path]:
-    """The image files of folders (not of folders inside them), globs and single files; sorted in each, none twice.
-
-    Raises ConfigError naming the first source that gives none.
-    """
-    found: dict[Path, None] = {}
-    for source in sources:
-        path = Path(source).expanduser()
-        if path.is_file():
-            files = [path]
-        elif path.is_dir():
-            files = sorted(entry for entry in path.iterdir() if _is_image(entry))
-        else:
-            matches = glob.glob(str(path), recursive=True)  # noqa: PTH207  Path.glob takes no absolute pattern
-            files = sorted(match for match in map(Path, matches) if _is_image(match))
-        if not files:
-            raise ConfigError(f"no image in {source}; give a folder, a glob or files that end in {', '.join(SUFFIXES)}")
-        found.update(dict.fromkeys(files))
-    return list(found)
-
-
-def _is_image(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in SUFFIXES
 
 
 def read_image(path: Path) -> torch.Tensor:
@@ -131,17 +103,26 @@ def _progress(console: Console | None) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=console is None)
 
 
+def summary_table(rows: Sequence[ScoreRow]) -> Table:
+    """Mean and std (over the images, ddof 0) of each reward, and over how many images."""
+    table = Table()
+    for heading in ("reward", "mean", "std", "images"):
+        table.add_column(heading, justify="left" if heading == "reward" else "right")
+    for name in rows[0].scores if rows else ():
+        values = [row.scores[name] for row in rows]
+        table.add_row(escape(name), f"{_mean(values):.4f}", f"{_std(values):.4f}", str(len(values)))
+    return table
+
+
 def score_table(rows: Sequence[ScoreRow]) -> Table:
-    """A row an image, and mean and std (over the images, ddof 0) below them."""
+    """A row an image."""
     names = list(rows[0].scores) if rows else []
-    table = Table(show_footer=len(rows) > 1)
-    table.add_column("image", footer="mean\nstd", overflow="fold")
+    table = Table()
+    table.add_column("image", overflow="fold")
     if len({row.prompt for row in rows}) > 1:
         table.add_column("prompt", overflow="ellipsis", max_width=40, no_wrap=True)
     for name in names:
-        values = [row.scores[name] for row in rows]
-        footer = f"{_mean(values):.4f}\n{_std(values):.4f}"
-        table.add_column(escape(name), footer=footer, justify="right")
+        table.add_column(escape(name), justify="right")
     for row in rows:
         prompt = [escape(row.prompt)] if len(table.columns) > len(names) + 1 else []
         table.add_row(escape(str(row.image)), *prompt, *(f"{row.scores[name]:.4f}" for name in names))
