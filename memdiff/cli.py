@@ -4,12 +4,16 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from memdiff.errors import ConfigError
 from memdiff.guarded import guarded
+
+if TYPE_CHECKING:
+    from memdiff.config import Recipe
+    from memdiff.run_folder import RunFolder
 
 app = typer.Typer(
     name="memdiff",
@@ -46,7 +50,10 @@ def train(
 
     Under the deepspeed launcher this process is one rank; otherwise it starts the launcher itself.
     """
-    from memdiff.launcher import choose_world_size, launch, under_launcher
+    from memdiff.processes.ancestors import watch_ancestors
+
+    watch_ancestors()  # before imports that take their time
+    from memdiff.launcher import choose_world_size, under_launcher
     from memdiff.recipe_file import read_recipe
     from memdiff.run_folder import RunFolder
 
@@ -64,26 +71,33 @@ def train(
         raise typer.Exit(train_rank(checked, folder.path, resume=resume, ds_config_file=ds_config))
     world_size = choose_world_size(gpus)
     checked.check_world_size(world_size)
-    folder.prepare(checked, resume, ds_config)
-    status = folder.status()
-    ended_by_guard = checked.guards.stop and status.get("ended_by_guard", False)
-    if status.get("state") == "complete" and (ended_by_guard or status.get("round", 0) >= checked.run.rounds):
-        way_on = "--set guards.stop=false" if ended_by_guard else "--set run.rounds=N"
-        typer.echo(f"this run is complete ({status['round']} rounds); for more, {way_on}")
-        typer.echo(str(folder.path))
-        return
-    folder.write_status("running", round=status.get("round", 0))
     arguments = ["train", str(recipe), "--out", str(folder.path)]
     arguments += ["--resume", "auto" if resume == "never" else resume]
     arguments += [word for override in set_ or () for word in ("--set", override)]
     arguments += ["--ds-config", str(ds_config.resolve())] if ds_config else []
+    with folder.prepare(checked, resume, ds_config):
+        raise typer.Exit(_start_ranks(checked, folder, arguments, world_size))
+
+
+def _start_ranks(recipe: "Recipe", folder: "RunFolder", arguments: list[str], world_size: int) -> int:
+    """Runs the launcher in a folder that is this process's own, unless the run is complete. Returns the exit code."""
+    from memdiff.launcher import launch
+
+    status = folder.status()
+    ended_by_guard = recipe.guards.stop and status.get("ended_by_guard", False)
+    if status.get("state") == "complete" and (ended_by_guard or status.get("round", 0) >= recipe.run.rounds):
+        way_on = "--set guards.stop=false" if ended_by_guard else "--set run.rounds=N"
+        typer.echo(f"this run is complete ({status['round']} rounds); for more, {way_on}")
+        typer.echo(str(folder.path))
+        return 0
+    folder.write_status("running", round=status.get("round", 0))
     code = launch(arguments, folder, world_size)
     if code == 0:
         from memdiff.report.html import write_report
 
         write_report(folder.path)
     typer.echo(str(folder.path))
-    raise typer.Exit(code)
+    return code
 
 
 @app.command(epilog="Example: memdiff sample runs/digits --num-images 64 --out samples")

@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from memdiff.errors import ConfigError
+from memdiff.numbered import name_of, number_of, numbered
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SETTINGS = "settings.json"
 GRID = "grid.png"
-SAMPLED = re.compile(r"image_(\d{6,})\.png")
+IMAGE = "image_"  # and its number
 EVALUATED = re.compile(r"round_\d{6}\.png")  # a grid of many images, in the samples/ of a run
 
 
 def sampled_file(folder: Path, image: int) -> Path:
     """The PNG of image number `image` in a folder of `memdiff sample`."""
-    return folder / f"image_{image:06d}.png"
+    return folder / name_of(IMAGE, image, ".png")
 
 
 def sampled_images(folder: Path) -> list[Path]:
     """The images that `memdiff sample` wrote, by their number; not its grid, and nothing that others put there."""
-    numbered = [(int(found[1]), file) for file in folder.iterdir() if (found := SAMPLED.fullmatch(file.name))]
-    return [file for _, file in sorted(numbered)]
+    return list(numbered(folder, IMAGE, ".png").values())
 
 
 def sample_settings(folder: Path) -> dict[str, Any] | None:
@@ -82,8 +82,8 @@ def prompts_beside(images: Sequence[Path]) -> list[str]:
     for image in images:
         if image.parent not in known:
             known[image.parent] = [str(text) for text in (sample_settings(image.parent) or {}).get("prompts", ())]
-        texts, found = known[image.parent], SAMPLED.fullmatch(image.name)
-        prompts.append(texts[int(found[1]) % len(texts)] if found and texts else "")
+        texts, number = known[image.parent], number_of(image, IMAGE, ".png")
+        prompts.append(texts[number % len(texts)] if number is not None and texts else "")
     return prompts
 
 

@@ -5,15 +5,19 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from memdiff.errors import ConfigError
+from memdiff.processes.bound import bound_command, bound_environment
+from memdiff.processes.identity import kill, of_session, words_of
 from memdiff.run_folder import RunFolder
 
 LOG = "launcher.log"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 VISIBLE_TO_RANKS = "MEMDIFF_VISIBLE_DEVICES"  # what VISIBLE said before the deepspeed launcher
+SECONDS_FOR_RANKS = 3.0  # after the launcher has ended: their watchers need less
 
 
 def under_launcher() -> bool:
@@ -73,21 +77,24 @@ def launch(arguments: Sequence[str], folder: RunFolder, world_size: int) -> int:
     """`deepspeed --num_gpus N --module memdiff <arguments>`; stderr goes to launcher.log. Returns the exit code.
 
     The launcher's own exit code is not trusted: it is 0 after its child was killed. A run is done when status.json says
-    so. SIGTERM and SIGINT are passed on once to the whole group, and the ranks save.
+    so. SIGTERM and SIGINT are passed on once to the whole group, and the ranks save. Nothing that was started here
+    outlives this function, nor this process.
     """
-    command = [
-        sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", "--num_gpus", str(world_size),
+    command = bound_command(
+        "deepspeed.launcher.runner", "--log_level", "error", "--num_gpus", str(world_size),
         "--master_port", str(free_port()), "--module", "memdiff", *arguments,
-    ]  # fmt: skip
+    )  # fmt: skip
+    environment = launcher_environment(world_size) | bound_environment()
     log = folder.path / LOG
     with log.open("wb") as stderr:
-        process = subprocess.Popen(command, env=launcher_environment(world_size), stderr=stderr, start_new_session=True)
+        process = subprocess.Popen(command, env=environment, stderr=stderr, start_new_session=True)
         previous = {
             number: signal.signal(number, lambda received, _: _signal_ranks(process.pid, received))
             for number in (signal.SIGTERM, signal.SIGINT)
         }
         try:
             code = process.wait()
+            _end_session(process.pid)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -97,27 +104,20 @@ def launch(arguments: Sequence[str], folder: RunFolder, world_size: int) -> int:
     return _tell_failure(folder, log, code)
 
 
-def _signal_ranks(group: int, number: int) -> None:
+def _signal_ranks(session: int, number: int) -> None:
     """Only to the ranks: DeepSpeed's launcher kills the others as soon as one is gone, before they have saved."""
-    for process in _processes_of_session(group):
-        os.kill(process, number)
+    for pid in of_session(session):
+        words = words_of(pid)
+        if "memdiff" in words and any(word.startswith("--local_rank=") for word in words):
+            kill([pid], number)
 
 
-def _processes_of_session(session: int) -> list[int]:
-    """Ranks of this launch: processes of its session that carry RANK in their environment's command line."""
-    ranks = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-        except (OSError, IndexError):
-            continue
-        is_rank = any(word.startswith(b"--local_rank=") for word in words) and b"memdiff" in words
-        if int(fields[3]) == session and is_rank:
-            ranks.append(int(entry.name))
-    return ranks
+def _end_session(session: int) -> None:
+    """Kills what is left of a launch whose first process has ended, once ranks have had time to say why."""
+    deadline = time.monotonic() + SECONDS_FOR_RANKS
+    while (left := of_session(session)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    kill(left)
 
 
 def _tell_failure(folder: RunFolder, log: Path, code: int) -> int:

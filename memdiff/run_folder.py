@@ -12,11 +12,15 @@ import yaml
 from memdiff.config import Recipe
 from memdiff.contents import Contents, changed_contents, contents_of
 from memdiff.errors import CheckpointError, ConfigError
+from memdiff.numbered import name_of, numbered
+from memdiff.processes.ancestors import ancestors_of_environment
+from memdiff.processes.file_lock import FileLock
 from memdiff.recipe_file import changed_keys, check_recipe, recipe_hash
 from memdiff.report.rows import read_rows
 
 State = Literal["running", "complete", "stopped", "failed"]
 Resume = Literal["auto", "must", "never"]
+LOCK = "run.lock"
 
 
 class RunFolder:
@@ -36,26 +40,55 @@ class RunFolder:
         """Whether a run was started here."""
         return self._config.is_file()
 
-    def create(self, recipe: Recipe, contents: Contents) -> None:
-        """Makes the folder and writes the recipe, whole, with every default in it, and what its paths hold."""
+    def prepare(self, recipe: Recipe, resume: Resume, ds_config: Path | None = None) -> FileLock:
+        """Makes the folder, or checks that the run in it is this one; `never` moves an old run aside first.
+
+        Returns the lock that keeps other runs out of it, to be released when the run has ended. Raises CheckpointError
+        where another run is going on in it, before anything is changed.
+        """
+        if resume == "must" and not self.exists():
+            raise CheckpointError(f"--resume must: {self.path} holds no run; leave --resume out to start one")
+        contents = contents_of(recipe, ds_config)
+        lock = self._locked()
+        try:
+            if self.exists() and resume == "never":
+                (self.move_aside() / LOCK).unlink(missing_ok=True)
+                lock.release()
+                lock = self._locked()
+            if self.exists():
+                self.check_same(recipe, contents)
+            self._create(recipe, contents)
+        except BaseException:
+            lock.release()
+            raise
+        return lock
+
+    def _locked(self) -> FileLock:
+        """The lock, taken: alone, or with the `memdiff train` that started this process."""
+        lock = FileLock(self.path / LOCK)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            holder = lock.acquire(friends=tuple(ancestors_of_environment().values()))
+        except OSError as error:
+            raise self._unwritable(error) from None
+        if holder is not None:
+            raise CheckpointError(
+                f"{self.path} is in use: {holder} trains in it; wait for its end, stop it, or give another --out"
+            )
+        return lock
+
+    def _create(self, recipe: Recipe, contents: Contents) -> None:
+        """Writes the recipe, whole, with every default in it, and what its paths hold."""
         try:
             self.samples.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--out {self.path} can't be written: {error.strerror}") from None
+            raise self._unwritable(error) from None
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
         _write_atomically(self._config, text)
         _write_atomically(self._contents, json.dumps(contents, indent=2))
 
-    def prepare(self, recipe: Recipe, resume: Resume, ds_config: Path | None = None) -> None:
-        """Makes the folder, or checks that the run in it is this one; `never` moves an old run aside first."""
-        contents = contents_of(recipe, ds_config)
-        if self.exists() and resume == "never":
-            self.move_aside()
-        if self.exists():
-            self.check_same(recipe, contents)
-        elif resume == "must":
-            raise CheckpointError(f"--resume must: {self.path} holds no run; leave --resume out to start one")
-        self.create(recipe, contents)
+    def _unwritable(self, error: OSError) -> ConfigError:
+        return ConfigError(f"--out {self.path} can't be written: {error.strerror}")
 
     def recipe(self) -> Recipe:
         """The recipe that was stored."""
@@ -85,7 +118,7 @@ class RunFolder:
     def move_aside(self) -> Path:
         """Renames the folder to a free name beside it: nothing is deleted."""
         number = 1
-        while (target := self.path.with_name(f"{self.path.name}.previous-{number}")).exists():
+        while os.path.lexists(target := self.path.with_name(f"{self.path.name}.previous-{number}")):
             number += 1
         self.path.rename(target)
         return target
@@ -129,12 +162,16 @@ class RunFolder:
 
     def sample_file(self, round: int) -> Path:
         """The grid of an evaluation."""
-        return self.samples / f"round_{round:06d}.png"
+        return self.samples / name_of("round_", round, ".png")
+
+    def sample_files(self) -> dict[int, Path]:
+        """The grids of evaluations by their rounds, in order; other people's pictures are none."""
+        return numbered(self.samples, "round_", ".png")
 
     def drop_samples_after(self, round: int) -> None:
         """Grids of evaluations that a resumed run makes again."""
-        for file in self.samples.glob("round_*.png"):
-            if int(file.stem.removeprefix("round_")) > round:
+        for number, file in self.sample_files().items():
+            if number > round:
                 file.unlink()
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,15 +12,18 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from memdiff.errors import ConfigError, MemdiffError
+from memdiff.errors import CheckpointError, ConfigError, MemdiffError
 from memdiff.image_files import GRID, SETTINGS, sample_settings, sampled_images
 from memdiff.launcher import choose_world_size, rank_environment
+from memdiff.processes.bound import bound_command, bound_environment
+from memdiff.processes.file_lock import FileLock
 from memdiff.report.grid import image_grid
 from memdiff.sample_request import SampleRequest
 
 MOST_IN_GRID = 64
 WIDEST = 8  # tiles of a labelled grid
 LABELLED_TILE = 112  # pixels: room for some words
+LOCK = "sample.lock"
 
 
 def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
@@ -30,18 +32,19 @@ def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
     None where it fails: a part of them would pass for the result.
     """
     folder = Path(request.out)
-    clear_folder(folder)
-    world_size = min(choose_world_size(gpus), request.num_images)
-    (folder / SETTINGS).write_text(request.model_dump_json(indent=2))
-    try:
-        _sample(request, folder, world_size)
-    except MemdiffError:
+    with own_folder(folder):
         clear_folder(folder)
-        raise
-    files = sampled_images(folder)
-    assert len(files) == request.num_images, f"{len(files)} images were written, {request.num_images} asked for"
-    shown = files[:MOST_IN_GRID]
-    grid_of(shown, request.prompts_of(range(len(shown))) if request.prompts else None).save(folder / GRID)
+        world_size = min(choose_world_size(gpus), request.num_images)
+        (folder / SETTINGS).write_text(request.model_dump_json(indent=2))
+        try:
+            _sample(request, folder, world_size)
+        except MemdiffError:
+            clear_folder(folder)
+            raise
+        files = sampled_images(folder)
+        assert len(files) == request.num_images, f"{len(files)} images were written, {request.num_images} asked for"
+        shown = files[:MOST_IN_GRID]
+        grid_of(shown, request.prompts_of(range(len(shown))) if request.prompts else None).save(folder / GRID)
     return folder
 
 
@@ -58,15 +61,27 @@ def _sample(request: SampleRequest, folder: Path, world_size: int) -> None:
             _run_processes(folder, world_size, lambda done: progress.update(task, completed=done))
 
 
+def own_folder(folder: Path) -> FileLock:
+    """Makes the folder, and returns the lock that keeps other calls out of it.
+
+    Raises CheckpointError where one is at work in it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        holder = lock.acquire()
+    except OSError as error:
+        raise ConfigError(f"--out {folder} can't be written: {error.strerror}") from None
+    if holder is not None:
+        raise CheckpointError(f"--out {folder} is in use: {holder} samples into it; wait for its end, or give another")
+    return lock
+
+
 def clear_folder(folder: Path) -> None:
-    """Makes the folder, or removes what an earlier call wrote into it. What others wrote is never removed.
+    """Removes what an earlier call wrote into the folder. What others wrote is never removed.
 
     Raises ConfigError where it holds files of others under the names that will be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {folder} can't be written: {error.strerror}") from None
     if sample_settings(folder) is None:
         foreign = [
             *folder.glob("image_*.png"),
@@ -98,9 +113,9 @@ def _run_processes(folder: Path, world_size: int, update) -> None:
     with contextlib.ExitStack() as open_files:
         said = [open_files.enter_context(_text_file()) for _ in range(world_size)]
         for rank, stderr in enumerate(said):
-            environment = rank_environment(world_size)
+            environment = rank_environment(world_size) | bound_environment()
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-            command = [sys.executable, "-m", "memdiff.sample", str(folder / SETTINGS)]
+            command = bound_command("memdiff.sample", str(folder / SETTINGS))
             processes.append(subprocess.Popen(command, env=environment, stderr=stderr, text=True))
         try:
             while any(process.poll() is None for process in processes):

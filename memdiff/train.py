@@ -3,7 +3,7 @@
 import json
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from memdiff.placement import HOST
 from memdiff.plan.advice import three_best
 from memdiff.plan.plan import Plan
 from memdiff.progress import RunProgress, shown
-from memdiff.ranks import ranks_of_this_process
+from memdiff.ranks import Ranks, ranks_of_this_process
 from memdiff.report.grid import image_grid, write_evolution
 from memdiff.rewards.guards import alarms, watched
 from memdiff.rewards.normalise import from_json, to_json
@@ -35,11 +35,15 @@ from memdiff.standing import Standing
 def train(recipe: Recipe, out: Path, *, resume: Resume = "auto", ds_config_file: Path | None = None) -> int:
     """This rank's whole part of a run, from the recipe to the saved model. Returns the exit code."""
     ranks = ranks_of_this_process()
-    start_process_group(ranks)
     folder = RunFolder(out)
-    if ranks.is_first:
-        folder.prepare(recipe, resume, ds_config_file)
-    ranks.barrier()
+    with folder.prepare(recipe, resume, ds_config_file) if ranks.is_first else nullcontext():
+        start_process_group(ranks)
+        ranks.barrier()
+        return _train_in(folder, recipe, ranks, resume, ds_config_file)
+
+
+def _train_in(folder: RunFolder, recipe: Recipe, ranks: Ranks, resume: Resume, ds_config_file: Path | None) -> int:
+    """The same, in a folder that is this run's own, with every rank there."""
     with stop_signals() as stop, RunProgress(rounds=recipe.run.rounds, shown=ranks.is_first) as progress:
         progress.say(f"loading the model and the rewards on {ranks.world_size} rank(s)")
         parts = build_parts(recipe, ranks, ds_config_file=ds_config_file)
@@ -168,7 +172,7 @@ class Run:
     def end(self, state: Literal["complete", "stopped"], exit_code: int, message: str) -> int:
         """Writes the animation and the last word."""
         if self.parts.ranks.is_first:
-            samples = sorted(self.folder.samples.glob("round_*.png"))
+            samples = list(self.folder.sample_files().values())
             if samples:
                 write_evolution(samples, self.folder.samples / "evolution.gif")
             self.folder.write_status(

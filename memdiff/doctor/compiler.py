@@ -11,9 +11,11 @@ from pathlib import Path
 
 from memdiff.doctor.devices import DeviceFacts
 from memdiff.doctor.table import Finding, first_line
+from memdiff.engine.build_lock import LOCK, holders, is_stale
 
 SECONDS_COMPILE = 8.0
 OPS_CPU = ("deepspeed_shm_comm", "cpu_adam")
+LEFT_LOCKED = "left locked"
 OPS_GPU = ("cpu_adam",)  # ranks on GPUs talk through NCCL
 
 
@@ -71,26 +73,30 @@ def judge_compiler(facts: CompilerFacts) -> Finding:
 
 
 def probe_operators(extensions: str, names: tuple[str, ...] = OPS_CPU) -> dict[str, str]:
-    """State of each DeepSpeed operator in torch's extension folder: built, missing, or locked."""
+    """State of each DeepSpeed operator in torch's extension folder: built, missing, being built, or `left locked`."""
     states = {}
     for name in names:
         folder = Path(extensions) / name
-        if (folder / "lock").exists():
-            states[name] = "locked"
+        if is_stale(folder):
+            states[name] = LEFT_LOCKED
+        elif (folder / LOCK).exists():
+            states[name] = f"being built by process {', '.join(map(str, holders(folder))) or 'unknown'}"
         else:
             states[name] = "built" if (folder / f"{name}.so").is_file() else "missing"
     return states
 
 
 def judge_operators(facts: DeviceFacts, states: dict[str, str]) -> Finding:
-    """Whether the first start has to build, or would wait for a lock that nobody holds."""
+    """Whether the first start has to build, waits for a build, or finds a lock that nobody holds."""
     if facts.problem:
         return Finding("operators", "warn", "unknown", "See devices.")
     found = f"{', '.join(f'{name} {state}' for name, state in states.items())} in {facts.extensions}"
-    locked = [name for name, state in states.items() if state == "locked"]
-    if locked:
-        files = " ".join(str(Path(facts.extensions) / name / "lock") for name in locked)
-        return Finding("operators", "warn", found, f"If no build is running, starts wait forever for: rm {files}")
+    left = [str(Path(facts.extensions) / name / LOCK) for name, state in states.items() if state == LEFT_LOCKED]
+    if left:
+        advice = (
+            f"A build was stopped. memdiff clears it at its next start; others wait for ever for: rm {' '.join(left)}"
+        )
+        return Finding("operators", "warn", found, advice)
     if "missing" in states.values():
         advice = "The first start that needs one builds it, about a minute each; keep TORCH_EXTENSIONS_DIR."
         return Finding("operators", "ok", found, advice)

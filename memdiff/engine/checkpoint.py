@@ -1,7 +1,8 @@
 """Checkpoints of a run: every rank's shard, the round's state, and a manifest with checksums, written last.
 
-A folder without a manifest that verifies is never chosen. DeepSpeed's own `latest` file is not used: it is written,
-not atomically, before the other ranks' shards exist.
+A folder without a manifest that verifies is never chosen. What people put beside the run's own folders is never chosen,
+counted or deleted: another name, a link, a copy whose state is of another round. DeepSpeed's own `latest` file is not
+used: it is written, not atomically, before the other ranks' shards exist.
 """
 
 import hashlib
@@ -13,10 +14,12 @@ from typing import Any
 
 from memdiff.engine.engine import DeepSpeedEngine
 from memdiff.errors import CheckpointError
+from memdiff.numbered import name_of, numbered
 from memdiff.ranks import Ranks
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
+PREFIX, PARTIAL = "round_", ".tmp"
 
 
 class Checkpoints:
@@ -27,8 +30,8 @@ class Checkpoints:
 
     def save(self, engine: DeepSpeedEngine, state: dict[str, Any]) -> Path:
         """Writes `round_N`, N being `state["round"]`, and removes the oldest beyond `keep`. Collective."""
-        final = self.folder / f"round_{state['round']:06d}"
-        partial = final.with_suffix(".tmp")
+        final = self.folder / name_of(PREFIX, state["round"])
+        partial = self.folder / name_of(PREFIX, state["round"], PARTIAL)
         if self._ranks.is_first:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -41,7 +44,7 @@ class Checkpoints:
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             _sync(self.folder)
-            self._remove_old()
+            self._remove_old(state["round"])
         self._ranks.barrier()
         return final
 
@@ -76,8 +79,8 @@ class Checkpoints:
         engine.load(path)
 
     def _newest_whole(self) -> Path | None:
-        candidates = sorted(self.folder.glob("round_*[0-9]"), reverse=True)
-        for candidate in candidates:
+        candidates = self._own()
+        for candidate in reversed(candidates.values()):
             if _is_whole(candidate):
                 return candidate
         if candidates:
@@ -87,9 +90,35 @@ class Checkpoints:
             )
         return None
 
-    def _remove_old(self) -> None:
-        for old in sorted(self.folder.glob("round_*[0-9]"), reverse=True)[self._keep :]:
-            shutil.rmtree(old)
+    def _own(self) -> dict[int, Path]:
+        """What `save` wrote, whole or damaged, by round, in order."""
+        found = numbered(self.folder, PREFIX)
+        return {number: path for number, path in found.items() if _round_of(path) in (number, None)}
+
+    def _remove_old(self, saved: int) -> None:
+        """Of the checkpoints up to round `saved` all but the newest `keep`, and what was left half written or removed.
+
+        Nothing goes unless that of `saved` verifies. Later ones were damaged, or the run would have gone on from them.
+        """
+        own = self._own()
+        old = [path for number, path in own.items() if number <= saved][: -self._keep]
+        if old and not _is_whole(own[saved]):
+            return
+        for path in old:
+            # Under this name it is no checkpoint, should the removal be cut off.
+            half = path.with_name(path.name + PARTIAL)
+            shutil.rmtree(half, ignore_errors=True)
+            path.rename(half)
+        for half in numbered(self.folder, PREFIX, PARTIAL).values():
+            shutil.rmtree(half, ignore_errors=True)
+
+
+def _round_of(folder: Path) -> int | None:
+    """Of the state that lies in it; None where that can't be read."""
+    try:
+        return int(json.loads((folder / STATE).read_text())["round"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _write_manifest(folder: Path) -> None:

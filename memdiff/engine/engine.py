@@ -30,6 +30,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch.autograd import Function
 
 from memdiff.engine.config import OptimizerConfig
+from memdiff.engine.operators import load_cpu_adam, load_shared_memory_operator
 from memdiff.engine.update import Update, warmed_up
 from memdiff.errors import CheckpointError, ConfigError, NumericError
 from memdiff.pieces import Gradients
@@ -225,6 +226,7 @@ def make_optimizer(
 
         return bitsandbytes.optim.AdamW8bit(parameters, **options)
     if offload:
+        load_cpu_adam()
         return DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
     return torch.optim.AdamW(parameters, **options)
 
@@ -264,6 +266,7 @@ def start_process_group(ranks: Ranks) -> None:
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for key, value in alone.items():
         os.environ.setdefault(key, value)  # where they are missing DeepSpeed tries MPI
+    load_shared_memory_operator()
     deepspeed.init_distributed("nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
     if ranks.device.type == "cpu":
         _unname_shared_memory(ranks)

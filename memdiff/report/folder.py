@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from memdiff.errors import ConfigError
+from memdiff.numbered import numbered
 from memdiff.report.rows import read_rows
 
 Row = dict[str, Any]
@@ -43,8 +43,8 @@ def read_folder(path: Path) -> RunFolder:
     if not metrics.is_file() or not _within(path, metrics):
         raise ConfigError(f"{path} is not a run folder: it has no metrics.jsonl. Give the folder of a run.")
     every_row = read_rows(metrics)
-    numbered = {int(row["round"]): row for row in every_row if _is_round(row.get("round"))}
-    rows = [numbered[number] for number in sorted(numbered)]
+    by_round = {int(row["round"]): row for row in every_row if _is_round(row.get("round"))}
+    rows = [by_round[number] for number in sorted(by_round)]
     if not rows:
         raise ConfigError(f"{metrics} has no row of a round yet. Wait for the first round to end, then try again.")
 
@@ -55,9 +55,9 @@ def read_folder(path: Path) -> RunFolder:
         )
     recipe_text = _read_text(path, "config.yaml", notes)
     samples = {
-        int(found[1]): image
-        for image in sorted((path / "samples").glob("round_*.png"))
-        if (found := re.fullmatch(r"round_(\d{1,9})", image.stem)) and image.is_file() and _within(path, image)
+        number: image
+        for number, image in numbered(path / "samples", "round_", ".png").items()
+        if number <= LARGEST_ROUND and image.is_file() and _within(path, image)
     }
     evolution = path / "samples" / "evolution.gif"
     return RunFolder(

@@ -1,0 +1,88 @@
+"""A rank's ancestors, and the watcher that ends the rank when one of them is gone. No torch.
+
+`memdiff train` starts DeepSpeed's runner, that starts launch.py, and that the ranks. DeepSpeed's processes live on when
+another is killed, and so would the ranks. So each has a watcher, a small process beside it, that can also end a rank
+which is stopped, or hangs where no Python runs.
+"""
+
+import atexit
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from memdiff.processes.identity import identity, lives, parent_of, pid_of, words_of
+
+VARIABLE = "MEMDIFF_ANCESTORS"  # `memdiff=PID:START`, set by `memdiff train` for all that follows from it
+LAUNCH, RUNNER = "deepspeed.launcher.launch", "deepspeed.launcher.runner"
+LAUNCHERS = ("deepspeed's launch.py", "the deepspeed runner")
+
+
+def named(name: str, process: str) -> str:
+    """`NAME=PID:START`."""
+    return f"{name}={process}"
+
+
+def parsed(entry: str) -> tuple[str, str]:
+    """(name, identity) of `NAME=PID:START`."""
+    name, _, process = entry.partition("=")
+    return name, process
+
+
+def ancestors_of_environment() -> dict[str, str]:
+    """What `memdiff train` or `memdiff sample` says of itself; empty where neither started this process."""
+    entry = os.environ.get(VARIABLE)
+    return dict([parsed(entry)]) if entry else {}
+
+
+def ancestors() -> dict[str, str]:
+    """Identities by name: memdiff, and those of DeepSpeed's launcher that started this process.
+
+    In an order that blames the right one where several are gone: the runner ends at once when launch.py or memdiff
+    does, launch.py with neither. A process that something else started has none of the launcher's: its parent may end
+    first, as a shell does.
+    """
+    parent = os.getppid()
+    if LAUNCH not in words_of(parent):
+        return ancestors_of_environment()
+    found = _entry(LAUNCHERS[0], parent) | ancestors_of_environment()
+    above = parent_of(parent)
+    if above is not None and any(word == RUNNER or Path(word).name == "deepspeed" for word in words_of(above)):
+        found |= _entry(LAUNCHERS[1], above)
+    return found
+
+
+def first_gone(processes: dict[str, str]) -> str | None:
+    """`NAME (pid N)` of the first that has ended."""
+    return next((f"{name} (pid {pid_of(process)})" for name, process in processes.items() if not lives(process)), None)
+
+
+def watch_ancestors() -> None:
+    """Starts this rank's watcher: the rank ends when one of its ancestors does, or at once if one is gone already.
+
+    Does nothing where no launcher started this process.
+    """
+    watched = ancestors()
+    own = identity(os.getpid())
+    if not watched or own is None:
+        return
+    command = [sys.executable, "-m", "memdiff.processes.watcher", named(f"rank {os.environ.get('RANK', '0')}", own)]
+    command += [named(name, process) for name, process in watched.items()]
+    # A session of its own: Ctrl-C is for the rank, and nobody who waits for the run's session waits for this.
+    watcher = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    atexit.register(_end, watcher)
+
+
+def farewell(gone: str, label: str) -> str:
+    """What happened, what follows, what to do."""
+    return f"{gone} is gone, so {label} ends too; the same command goes on from the last checkpoint"
+
+
+def _entry(name: str, pid: int) -> dict[str, str]:
+    process = identity(pid)
+    return {} if process is None else {name: process}
+
+
+def _end(watcher: "subprocess.Popen[bytes]") -> None:
+    watcher.kill()
+    watcher.wait()

@@ -1,0 +1,87 @@
+"""Which processes live, told apart from later ones with the same number. Linux's /proc; no torch."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+PROC = Path("/proc")
+STATE, PARENT, SESSION, START = 0, 1, 3, 19  # of /proc/PID/stat, counted after the name (man 5 proc)
+
+
+def identity(pid: int) -> str | None:
+    """`PID:START`, which no other process of this boot has; None where the process has ended."""
+    fields = _stat(pid)
+    return None if fields is None else f"{pid}:{fields[START]}"
+
+
+def own_identity() -> str:
+    """This process's; without /proc its number alone."""
+    return identity(os.getpid()) or f"{os.getpid()}:"
+
+
+def pid_of(process: str) -> int:
+    """The number in an identity."""
+    return int(process.partition(":")[0])
+
+
+def lives(process: str) -> bool:
+    """Whether the process of this identity has not ended. True where there is no /proc to look it up."""
+    return not PROC.joinpath("self").exists() or identity(pid_of(process)) == process
+
+
+def parent_of(pid: int) -> int | None:
+    """The parent's number; None where the process has ended."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[PARENT])
+
+
+def words_of(pid: int) -> list[str]:
+    """A process's command line; empty where it has ended or belongs to another user who hides it."""
+    try:
+        return [word.decode(errors="replace") for word in (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")]
+    except OSError:
+        return []
+
+
+def all_pids() -> Iterator[int]:
+    """Every process that can be seen."""
+    if PROC.is_dir():
+        yield from (int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
+
+
+def of_session(session: int) -> list[int]:
+    """The processes of a session that have not ended."""
+    return [pid for pid in all_pids() if (fields := _stat(pid)) is not None and int(fields[SESSION]) == session]
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, their children, and so on."""
+    children: dict[int, list[int]] = {}
+    for other in all_pids():
+        parent = parent_of(other)
+        if parent is not None:
+            children.setdefault(parent, []).append(other)
+    found, waiting = [], [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def kill(pids: list[int], number: int = signal.SIGKILL) -> None:
+    """A signal to each that still lives."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat after the name; None for a process that has ended, reaped or not."""
+    try:
+        fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if not fields or fields[STATE] in "ZX" else fields
