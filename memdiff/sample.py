@@ -19,7 +19,6 @@ from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import rollout
 from memdiff.models.precision import resolve_precision
 from memdiff.models.quiet import quiet_libraries
-from memdiff.numbered import name_of
 from memdiff.ranks import Ranks, ranks_of_this_process
 from memdiff.sample_request import SampleRequest
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from memdiff.errors import CheckpointError, ConfigError, MemdiffError
-from memdiff.image_files import GRID, SETTINGS, sample_settings, sampled_images
+from memdiff.image_files import GRID, IMAGE, SETTINGS, sample_settings, sampled_images
 from memdiff.launcher import choose_world_size, rank_environment
+from memdiff.numbered import numbered
 from memdiff.processes.bound import bound_command, bound_environment
 from memdiff.processes.file_lock import FileLock
 from memdiff.report.grid import image_grid
@@ -83,16 +84,13 @@ def clear_folder(folder: Path) -> None:
     Raises ConfigError where it holds files of others under the names that will be written.
     """
     if sample_settings(folder) is None:
-        foreign = [
-            *folder.glob("image_*.png"),
-            *(file for name in (SETTINGS, GRID) if (file := folder / name).exists()),
-        ]
+        foreign = [*sampled_images(folder), *(file for name in (SETTINGS, GRID) if (file := folder / name).exists())]
         if foreign:
             raise ConfigError(
                 f"--out {folder} holds {foreign[0].name}, which memdiff did not write; give another folder"
             )
         return
-    for file in (*sampled_images(folder), *folder.glob("image_[0-9]*.tmp"), folder / GRID):
+    for file in (*sampled_images(folder), *numbered(folder, IMAGE, ".tmp").values(), folder / GRID):
         file.unlink(missing_ok=True)
 
 

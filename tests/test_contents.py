@@ -51,10 +51,10 @@ def recipe(tmp_path: Path) -> Recipe:
 def trained(recipe: Recipe, out: Path, ds_config: Path | None = None) -> RunFolder:
     """A run folder with a checkpoint."""
     folder = RunFolder(out)
-    folder.prepare(recipe, "auto", ds_config)
+    folder.prepare(recipe, "auto", ds_config).release()
     (folder.checkpoints / "round_000001").mkdir(parents=True)
     (folder.checkpoints / "round_000001" / "MANIFEST.json").write_text("{}")
-    folder.prepare(recipe, "auto", ds_config)
+    folder.prepare(recipe, "auto", ds_config).release()
     return folder
 
 
@@ -84,14 +84,14 @@ def test_another_content_is_refused_by_name(what: str, recipe: Recipe, tmp_path:
     before = (tmp_path / file).read_bytes() if (tmp_path / file).exists() else None
     change(tmp_path / file)
     with pytest.raises(ConfigError, match="holds a run of another recipe") as raised:
-        folder.prepare(recipe, "auto")
+        folder.prepare(recipe, "auto").release()
     assert f"the content of {named}" in str(raised.value) and "--resume never" in str(raised.value)
     assert raised.value.exit_code == 2
     if before is None:
         (tmp_path / file).unlink()
     else:
         (tmp_path / file).write_bytes(before)
-    folder.prepare(recipe, "auto")
+    folder.prepare(recipe, "auto").release()
 
 
 def test_what_is_not_content(recipe: Recipe, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_what_is_not_content(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "pipeline/.cache/a.json").write_text("{}")
     (tmp_path / "pipeline/unet/runs").mkdir()
     (tmp_path / "pipeline/unet/runs/state.json").write_text("{}")
-    folder.prepare(recipe, "auto")
+    folder.prepare(recipe, "auto").release()
 
 
 def test_a_folder_of_an_older_version_is_accepted_once(recipe: Recipe, tmp_path: Path) -> None:
@@ -114,19 +114,19 @@ def test_a_folder_of_an_older_version_is_accepted_once(recipe: Recipe, tmp_path:
         if text is not None:
             (folder.path / "contents.json").write_text(text)
         (tmp_path / "mine.py").write_text(f"# {text}\n")
-        folder.prepare(recipe, "auto")
+        folder.prepare(recipe, "auto").release()
         assert json.loads((folder.path / "contents.json").read_text()) == contents_of(recipe)
     (tmp_path / "mine.py").write_text("another\n")
     with pytest.raises(ConfigError, match=r"reward\.0\.file"):
-        folder.prepare(recipe, "auto")
+        folder.prepare(recipe, "auto").release()
 
 
 def test_a_reward_may_be_mended_before_anything_was_trained(recipe: Recipe, tmp_path: Path) -> None:
     """It failed at its first call: there is no checkpoint to go on from."""
     folder = RunFolder(tmp_path / "run")
-    folder.prepare(recipe, "auto")
+    folder.prepare(recipe, "auto").release()
     (tmp_path / "mine.py").write_text("mended\n")
-    folder.prepare(recipe, "auto")
+    folder.prepare(recipe, "auto").release()
     assert json.loads((folder.path / "contents.json").read_text()) == contents_of(recipe)
 
 
@@ -135,13 +135,13 @@ def test_a_deepspeed_file_counts_where_it_decides(recipe: Recipe, tmp_path: Path
     file = tmp_path / "ds.json"
     folder = trained(recipe, tmp_path / "run")
     file.write_text('{"steps_per_print": 5, "zero_optimization": {"reduce_bucket_size": 1024}}')
-    folder.prepare(recipe, "auto", file)
+    folder.prepare(recipe, "auto", file).release()
     file.write_text('{"communication_data_type": "fp16"}')
     with pytest.raises(ConfigError, match="the content of --ds-config"):
-        folder.prepare(recipe, "auto", file)
+        folder.prepare(recipe, "auto", file).release()
     other = trained(recipe, tmp_path / "other", file)
     with pytest.raises(ConfigError, match="the content of --ds-config"):
-        other.prepare(recipe, "auto")
+        other.prepare(recipe, "auto").release()
 
 
 def test_a_file_that_cannot_be_read(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from memdiff.ranks import Ranks
 from memdiff.report.folder import read_folder
 from memdiff.run_folder import LOCK, RunFolder
 from memdiff.sampling_processes import LOCK as SAMPLE_LOCK
-from memdiff.sampling_processes import SETTINGS, clear_folder
+from memdiff.sampling_processes import SETTINGS, clear_folder, own_folder
 
 RECIPE = Recipe.model_validate(
     {"model": {"kind": "embedded"}, "method": {"kind": "reinforce"}, "reward": [{"kind": "digits"}]}
@@ -208,14 +208,15 @@ def test_pictures_that_people_put_beside_the_grids_are_left_alone(tmp_path: Path
 def test_a_sample_folder_keeps_other_peoples_images(tmp_path: Path) -> None:
     """Only numbered images of an earlier call are removed; while a call is at work the folder is refused."""
     (tmp_path / "image_of_a_cat.png").touch()
-    clear_folder(tmp_path).release()
+    clear_folder(tmp_path)
     for name in ("image_000000.png", "image_000001.tmp", "image_1.png"):
         (tmp_path / name).touch()
     with pytest.raises(ConfigError, match="did not write"):
         clear_folder(tmp_path)
-    (tmp_path / SETTINGS).write_text(json.dumps({}))
-    with clear_folder(tmp_path):
+    (tmp_path / SETTINGS).write_text(json.dumps({"num_images": 1, "sampler": {}, "prompts": []}))
+    with own_folder(tmp_path):
         with pytest.raises(CheckpointError, match=IN_USE):
-            clear_folder(tmp_path)
+            own_folder(tmp_path)
+        clear_folder(tmp_path)
         assert names(tmp_path) == ["image_1.png", "image_of_a_cat.png", SAMPLE_LOCK, SETTINGS]
     assert names(tmp_path) == ["image_1.png", "image_of_a_cat.png", SETTINGS]
