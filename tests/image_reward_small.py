@@ -12,7 +12,7 @@ import torch.nn.functional as functional
 from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig
 
 from memdiff.rewards.image_reward import LENGTH, SCORE_MEAN, SCORE_STD, ImageReward, ImageRewardNet, to_blip
-from memdiff.rewards.weights import assign_strictly
+from memdiff.state_dicts import assign_strictly
 
 ORACLES = Path(__file__).parents[1] / "benchmarks" / "oracles"
 RECORD = json.loads((ORACLES / "image_reward.json").read_text(encoding="utf-8"))

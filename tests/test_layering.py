@@ -16,7 +16,7 @@ PACKAGE = ROOT / "memdiff"
 # with is its own, so that a file can stand elsewhere than its room. Entries on one line may not import each other.
 ORDER = (
     ("errors", "section", "counted", "host_memory", "numbered"),
-    ("placement", "ranks", "guarded", "image_files", "processes"),
+    ("placement", "ranks", "guarded", "image_files", "processes", "state_dicts"),
     ("chain",),
     ("pieces",),
     ("embedded",),

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from memdiff.errors import ConfigError
 from memdiff.rewards import weights
-from memdiff.rewards.weights import assign_strictly, default_cache, find_weights, load_weights, sha256
+from memdiff.rewards.weights import default_cache, find_weights, load_weights, sha256
+from memdiff.state_dicts import assign_strictly
 
 
 def tensors() -> dict[str, torch.Tensor]:

@@ -12,12 +12,12 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from memdiff.embedded.digits import SIZE
 from memdiff.embedded.paths import CLASSIFIERS
+from memdiff.state_dicts import assign_strictly, read_safetensors
 
 NUM_DIGITS = 10
 
@@ -125,8 +125,12 @@ def new_classifier(which: Literal["reward", "judge"]) -> DigitClassifier:
 
 
 def load_classifier(which: Literal["reward", "judge"], folder: Path = CLASSIFIERS) -> DigitClassifier:
-    """The shipped network (or that of another build) in float32, evaluation mode, parameters frozen; on the CPU."""
+    """The shipped network (or that of another build) in float32, evaluation mode, parameters frozen; on the CPU.
+
+    Raises ConfigError in one line where the file is damaged or another network's.
+    """
     classifier = new_classifier(which)
-    stored = load_file(folder / f"{which}.safetensors")
-    classifier.load_state_dict({name: value.float() for name, value in stored.items()})
+    file = folder / f"{which}.safetensors"
+    stored = {name: value.to(torch.float32, copy=True) for name, value in read_safetensors(file).items()}
+    assign_strictly(classifier, stored, str(file))
     return classifier.eval().requires_grad_(False)

@@ -57,6 +57,7 @@ class StoredAdapter:
     file: Path
     layers: Mapping[str, Factors]
     window: StepWindow | None  # None: all steps
+    targets: tuple[str, ...] = ()  # names, or ends of names, of all layers that it has; empty: not said
 
 
 def write_peft(
@@ -107,7 +108,10 @@ def read_adapter(path: Path) -> StoredAdapter:
     if not factors:
         raise ConfigError(f"{file} is empty")
     return StoredAdapter(
-        file, {layer: _factors(file, layer, pair, config) for layer, pair in factors.items()}, _window_of(header)
+        file,
+        {layer: _factors(file, layer, pair, config) for layer, pair in factors.items()},
+        _window_of(header),
+        _targets_of(config),
     )
 
 
@@ -137,6 +141,13 @@ def _config_of(file: Path, header: Mapping[str, str]) -> Mapping[str, Any]:
         return {plain_name(key): value for key, value in json.loads(header.get(DIFFUSERS_KEY, "{}")).items()}
     except (OSError, ValueError, AttributeError):
         raise ConfigError(f"what {file} says of its rank and alpha can't be read; save the adapter anew") from None
+
+
+def _targets_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where the config lists them; not where it narrows them down further, or gives a pattern."""
+    targets = config.get("target_modules")
+    narrowed = any(config.get(key) for key in ("layers_to_transform", "exclude_modules"))
+    return tuple(targets) if isinstance(targets, list) and not narrowed else ()
 
 
 def _load(file: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:

@@ -31,6 +31,7 @@ from memdiff.models.adapter_files import (
     write_peft,
 )
 from memdiff.models.config import CONVOLUTION_TARGETS, AdapterConfig
+from memdiff.state_dicts import refuse_other_weights
 
 TRAINED = "default"  # peft's own name for the first adapter
 
@@ -194,6 +195,14 @@ def _check_fits(network: torch.nn.Module, stored: StoredAdapter) -> None:
         here, there = tuple(layer.weight.shape), (factors.b.shape[0], *factors.a.shape[1:])
         if here != there:
             raise ConfigError(f"{stored.file} belongs to another network: {name} is {here} here and {there} there")
+    targeted = [
+        name
+        for name, module in modules.items()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | LoraLayer)
+        and any(name == target or name.endswith(f".{target}") for target in stored.targets)
+    ]
+    missing = [f"{name}.lora_A.weight" for name in targeted if name not in stored.layers]
+    refuse_other_weights(str(stored.file), "the adapter that its config describes", missing=missing)
 
 
 def _add(network: torch.nn.Module, layers: Mapping[str, Factors], name: str, weight: float) -> None:

@@ -13,6 +13,7 @@ from memdiff.errors import ConfigError
 from memdiff.models import adapters
 from memdiff.models.config import ActivationCheckpointing, AdapterConfig, SamplerConfig
 from memdiff.models.denoiser import Denoiser
+from memdiff.models.networks import class_of_part, own_memory, pipeline_folder, read_part, wrong_part
 from memdiff.models.scheduler import ddim_scheduler, sampling_chain
 from memdiff.models.source import no_pipeline
 from memdiff.models.unet_policy import UnetPolicy
@@ -120,12 +121,13 @@ def load_ddpm(
 def read_pipeline(source: str, *, revision: str | None, variant: str | None) -> tuple[UNet2DModel, DDIMScheduler]:
     """The UNet (fp32, on the host) and its scheduler as DDIM."""
     try:
-        pipeline: Any = DiffusionPipeline.from_pretrained(
-            source, revision=revision, variant=variant, dtype=torch.float32, low_cpu_mem_usage=False
-        )
+        folder = pipeline_folder(source, revision=revision, variant=variant)
+        found = class_of_part(DiffusionPipeline.load_config(folder), "unet")
+        if found is None or found[1] != "UNet2DModel":
+            raise wrong_part(source, "unet", "UNet2DModel", found)
+        unet: Any = read_part(UNet2DModel, folder, "unet", source=source, variant=variant, dtype=torch.float32)
+        pipeline: Any = DiffusionPipeline.from_pretrained(folder, unet=unet, variant=variant)
     except (OSError, ValueError) as error:
         raise no_pipeline(source, error) from None
-    unet = pipeline.components.get("unet")
-    if not isinstance(unet, UNet2DModel):
-        raise ConfigError(f"model.path {source}: kind ddpm needs a UNet2DModel, got {type(unet).__name__}")
+    own_memory(unet)
     return unet, ddim_scheduler(pipeline.scheduler)

@@ -1,9 +1,17 @@
 """Stable Diffusion and SDXL policies from pipeline folders and hub ids."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+import transformers
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 
 from memdiff.errors import ConfigError
 from memdiff.models.config import (
@@ -15,6 +23,7 @@ from memdiff.models.config import (
     VaeCheckpointing,
 )
 from memdiff.models.latent import LatentParts, LatentPolicy
+from memdiff.models.networks import class_of_part, pipeline_folder, read_network, read_part, wrong_part
 from memdiff.models.precision import DTYPES
 from memdiff.models.scheduler import ddim_scheduler
 from memdiff.models.sdxl import SdxlPolicy
@@ -66,10 +75,11 @@ def read_vae(model: StableDiffusionConfig | SdxlConfig, dtype: torch.dtype) -> t
     try:
         with quiet_hub():
             config: Any = AutoencoderKL.load_config(source, **where)
-            vae_dtype = choose_vae_dtype(model, config, dtype)
-            vae: Any = AutoencoderKL.from_pretrained(source, dtype=vae_dtype, variant=variant, **where)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError) as error:
         raise no_pipeline(source, error, key=key) from None
+    vae_dtype = choose_vae_dtype(model, config, dtype)
+    part = "vae" if model.vae is None else None
+    vae = read_network(AutoencoderKL, source, key=key, part=part, variant=variant, dtype=vae_dtype, **where)
     return vae, vae_dtype, name
 
 
@@ -95,7 +105,7 @@ def read_parts(
     model: StableDiffusionConfig | SdxlConfig, vae: AutoencoderKL, vae_name: str, *, dtype: torch.dtype
 ) -> LatentParts:
     """Everything but the VAE from the pipeline, on the host; safety checkers and image encoders are left out."""
-    options: dict[str, Any] = {"vae": vae, "revision": model.revision, "variant": model.variant, "dtype": dtype}
+    options: dict[str, Any] = {"vae": vae, "revision": model.revision, "variant": model.variant}
     options |= {"image_encoder": None, "feature_extractor": None}
     if isinstance(model, SdxlConfig):
         pipeline_class, options = StableDiffusionXLPipeline, options | {"add_watermarker": False}
@@ -103,16 +113,37 @@ def read_parts(
         pipeline_class = StableDiffusionPipeline
         options |= {"safety_checker": None, "requires_safety_checker": False}
     try:
-        pipeline: Any = pipeline_class.from_pretrained(model.path, **options)
+        folder = pipeline_folder(model.path, **options)
+        networks = read_networks(model, folder, dtype=dtype)
+        pipeline: Any = pipeline_class.from_pretrained(folder, **options, **networks)
     except (OSError, ValueError, RuntimeError) as error:
         raise no_pipeline(model.path, error) from None
-    if not isinstance(pipeline.unet, UNet2DConditionModel):
-        found = type(pipeline.unet).__name__
-        raise ConfigError(f"model.path {model.path}: a UNet2DConditionModel is needed, got {found}")
     missing = [name for name in text_components(pipeline) if pipeline.components.get(name) is None]
     if missing:
         raise ConfigError(f"model.path {model.path}: the pipeline has no {missing[0]}; all text encoders are needed")
     return parts_of(pipeline, resolution=model.resolution, vae_name=vae_name)
+
+
+def read_networks(
+    model: StableDiffusionConfig | SdxlConfig, folder: Path, *, dtype: torch.dtype
+) -> dict[str, torch.nn.Module]:
+    """The UNet and the text encoders that the pipeline has, by their names in it."""
+    index = DiffusionPipeline.load_config(folder)
+    found = class_of_part(index, "unet")
+    if found is None or found[1] != "UNet2DConditionModel":
+        raise wrong_part(model.path, "unet", "UNet2DConditionModel", found)
+    classes: dict[str, Any] = {"unet": UNet2DConditionModel}
+    for part in ("text_encoder", "text_encoder_2"):
+        named = class_of_part(index, part)
+        if named is not None:
+            kind = getattr(transformers, named[1], None) if named[0] == "transformers" else None
+            if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+                raise wrong_part(model.path, part, "text model of transformers", named)
+            classes[part] = kind
+    return {
+        part: read_part(kind, folder, part, source=model.path, variant=model.variant, dtype=dtype)
+        for part, kind in classes.items()
+    }
 
 
 def text_components(pipeline: Any) -> list[str]:

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageClassification
 from transformers.image_processing_base import ImageProcessingMixin
 
 from memdiff.errors import ConfigError
+from memdiff.models.networks import check_report
 from memdiff.rewards.confidence import confidence_score, has_gradient
 from memdiff.rewards.config import ClassifierConfig
 from memdiff.rewards.preprocess import Interpolation, normalise, resize, to_rgb
@@ -114,7 +115,11 @@ def _load(config: ClassifierConfig) -> tuple[Any, Mapping[str, Any]]:
     """The network with all its weights, on the host in fp32, and its image processor's JSON."""
     try:
         network, report = AutoModelForImageClassification.from_pretrained(
-            config.path, revision=config.revision, dtype=torch.float32, output_loading_info=True
+            config.path,
+            revision=config.revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
         processing, _ = ImageProcessingMixin.get_image_processor_dict(config.path, revision=config.revision)
     except Exception as error:  # a damaged, hostile or foreign file ends in whatever exception its bytes lead to
@@ -123,13 +128,7 @@ def _load(config: ClassifierConfig) -> tuple[Any, Mapping[str, Any]]:
             f"reward classifier {config.path} can't be loaded ({reason}). Give a folder with config.json, "
             f"preprocessor_config.json and weights, or fetch a hub id first: hf download {config.path}"
         ) from None
-    missing = sorted(report["missing_keys"])
-    if missing:
-        more = ", ..." if len(missing) > 3 else ""
-        raise ConfigError(
-            f"reward classifier {config.path} does not hold the weights of {type(network).__name__}: {len(missing)} "
-            f"missing: {', '.join(missing[:3])}{more}"
-        )
+    check_report(network, report, name=f"reward classifier {config.path}")
     return network, processing
 
 

@@ -35,7 +35,8 @@ from memdiff.rewards.pretrained import (
     run_network,
     without_buffers,
 )
-from memdiff.rewards.weights import assign_strictly, find_weights, load_weights
+from memdiff.rewards.weights import find_weights, load_weights
+from memdiff.state_dicts import assign_strictly
 
 ClipPart = AestheticConfig | PickScoreConfig | HpsConfig | ClipSimilarityConfig
 Fit = Literal["crop", "pad"]

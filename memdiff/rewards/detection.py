@@ -39,7 +39,8 @@ from memdiff.rewards.pretrained import (
     run_network,
     without_buffers,
 )
-from memdiff.rewards.weights import assign_strictly, load_weights
+from memdiff.rewards.weights import load_weights
+from memdiff.state_dicts import assign_strictly
 
 Detector = OwlViTForObjectDetection | Owlv2ForObjectDetection
 

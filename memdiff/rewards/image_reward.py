@@ -20,7 +20,8 @@ from memdiff.errors import ConfigError, RewardError
 from memdiff.pieces import call_network
 from memdiff.placement import upload
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize, to_rgb
-from memdiff.rewards.weights import assign_strictly, find_weights, load_weights
+from memdiff.rewards.weights import find_weights, load_weights
+from memdiff.state_dicts import assign_strictly
 
 WEIGHTS = "ImageReward.pt"
 VOCABULARY = "vocab.txt"

@@ -1,24 +1,24 @@
-"""Weight files of reward models: found, read without running anything in them, and assigned strictly."""
+"""Weight files of reward models: found, and read without running anything in them."""
 
 import hashlib
 import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from memdiff.errors import ConfigError
+from memdiff.state_dicts import read_safetensors
 
 PICKLED = (".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the tensors, tried in this order
-NAMED = 3  # how many keys an error about a wrong architecture names
 
 _log = logging.getLogger(__name__)
 
@@ -81,13 +81,13 @@ def load_weights(path: Path, *, cache: Path | None = None) -> dict[str, torch.Te
     damaged, holds anything but tensors, or wants to run code.
     """
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return read_safetensors(path)
     if path.suffix not in PICKLED:
         raise ConfigError(f"{path}: weights must be .safetensors or one of {', '.join(PICKLED)}, got {path.suffix!r}")
     digest = sha256(path)
     converted = (cache or default_cache()) / "weights" / f"{digest}.safetensors"
     if _is_conversion_of(converted, digest):
-        return _read_safetensors(converted)
+        return read_safetensors(converted)
     tensors = _read_pickle(path)
     try:
         _write_safetensors(tensors, converted, {"source": path.name, "source_sha256": digest})
@@ -97,7 +97,7 @@ def load_weights(path: Path, *, cache: Path | None = None) -> dict[str, torch.Te
         )
         return tensors
     del tensors  # the copy on disk is mapped into memory instead: one of the two is enough
-    return _read_safetensors(converted)
+    return read_safetensors(converted)
 
 
 def default_cache() -> Path:
@@ -112,50 +112,6 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from None
-
-
-def assign_strictly(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Makes `tensors` the module's parameters and buffers, without a copy; a module on the meta device gets real ones.
-
-    The tensors keep their dtype. Raises ConfigError in one line that names `source` and the first keys that are
-    missing, unexpected, or of another shape or kind (integers for floats).
-    """
-    wanted = module.state_dict()
-    unlike = [_difference(key, tensors[key], wanted[key]) for key in wanted if _differs(key, tensors, wanted)]
-    problems = (
-        ("missing", [key for key in wanted if key not in tensors]),
-        ("unexpected", [key for key in tensors if key not in wanted]),
-        ("of another shape or kind", unlike),
-    )
-    told = "; ".join(f"{len(keys)} {what}: {_first(keys)}" for what, keys in problems if keys)
-    if told:
-        raise ConfigError(f"{source} does not hold the weights of {type(module).__name__}: {told}")
-    module.load_state_dict(tensors, strict=True, assign=True)
-
-
-def _first(keys: Iterable[str]) -> str:
-    keys = list(keys)
-    return ", ".join(keys[:NAMED]) + (", ..." if len(keys) > NAMED else "")
-
-
-def _differs(key: str, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> bool:
-    if key not in tensors:
-        return False
-    got, want = tensors[key], wanted[key]
-    return got.shape != want.shape or got.is_floating_point() != want.is_floating_point()
-
-
-def _difference(key: str, got: torch.Tensor, want: torch.Tensor) -> str:
-    if got.shape != want.shape:
-        return f"{key} is {tuple(got.shape)}, should be {tuple(want.shape)}"
-    return f"{key} is {got.dtype}, should be {want.dtype}"
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not a whole safetensors file ({_one_line(error)}); fetch it again") from None
 
 
 def _is_conversion_of(converted: Path, digest: str) -> bool:
