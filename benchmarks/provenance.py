@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from memdiff.cuda_allocator import setting_of
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "peft", "accelerate", "trl", "bitsandbytes", "numpy")
 # What measurements are made of; results and the tables made from them may differ.
@@ -34,7 +36,7 @@ def of_machine() -> dict[str, Any]:
 
 
 def of_process() -> dict[str, Any]:
-    """The interpreter that measured: versions, threads and device."""
+    """The interpreter that measured: versions, threads, device and its allocator's setting."""
     found: dict[str, Any] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -48,6 +50,7 @@ def of_process() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["device"] = torch.cuda.get_device_name()
         found["cuda"] = torch.version.cuda
+        found["allocator"] = setting_of() or "torch's default"
         found["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
     else:
         found["device"] = "CPU"

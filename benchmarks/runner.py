@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.case import Case
 from benchmarks.provenance import ROOT, of_machine, of_tree
+from memdiff.cuda_allocator import use_expandable_segments
 
 RESULTS = ROOT / "benchmarks" / "results"
 BASELINES = ROOT / "benchmarks" / "baselines"
@@ -79,6 +80,7 @@ def _processes(case: Case, out: Path, log: Path) -> list[int | None]:
             environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(case.ranks)}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            use_expandable_segments(environment)
             process = subprocess.Popen(
                 [python, "-m", "benchmarks.worker", "--case", str(given), "--out", str(out)],
                 cwd=ROOT, stdout=output, stderr=output, env=environment,

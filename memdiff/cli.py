@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memdiff.cuda_allocator import use_expandable_segments
 from memdiff.errors import ConfigError
 from memdiff.guarded import guarded
 
@@ -222,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits."""
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # read when they are imported, which some of their advice precedes
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    use_expandable_segments()
     command: Any = typer.main.get_command(app)
     words = list(arguments) if arguments is not None else None
     guarded(lambda: command(args=words, prog_name="memdiff", standalone_mode=False))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from memdiff import __version__
+from memdiff.cuda_allocator import setting_of
 from memdiff.memory.knobs import Knobs
 from memdiff.ranks import Ranks
 
@@ -17,7 +18,7 @@ PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "peft", "bitsandb
 
 
 def describe(ranks: Ranks, knobs: Knobs) -> dict[str, Any]:
-    """Versions, device, world size, threads, commit and the knobs that were chosen."""
+    """Versions, device, its allocator's setting, world size, threads, commit and the knobs that were chosen."""
     on_gpu = ranks.device.type == "cuda"
     return {
         "memdiff": __version__,
@@ -25,6 +26,7 @@ def describe(ranks: Ranks, knobs: Knobs) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else f"CPU {platform.machine()}",
+        "allocator": setting_of() or "torch's default",
         "world_size": ranks.world_size,
         "threads": torch.get_num_threads(),
         "knobs": dataclasses.asdict(knobs),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from memdiff.cuda_allocator import use_expandable_segments
 from memdiff.errors import ConfigError
 from memdiff.processes.bound import bound_command, bound_environment
 from memdiff.processes.identity import kill, of_session, words_of
@@ -42,6 +43,7 @@ def choose_world_size(gpus: int | None) -> int:
 def rank_environment(world_size: int) -> dict[str, str]:
     """For the ranks: compiled operators inside a checkout's own cache, the CPU's threads divided over CPU ranks."""
     environment = dict(os.environ)
+    use_expandable_segments(environment)
     root = Path(__file__).resolve().parents[1]
     if (root / "pyproject.toml").is_file():
         environment.setdefault("TORCH_EXTENSIONS_DIR", str(root / ".cache" / "torch_extensions"))

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from memdiff.chain.noise import Noise, Stream
+from memdiff.cuda_allocator import use_expandable_segments
 from memdiff.guarded import guarded
 from memdiff.image_files import sampled_file
 from memdiff.models.finite_states import FiniteStates, decoded
@@ -59,6 +60,7 @@ def write_png(file: Path, pixels_CHW: torch.Tensor) -> None:
 
 
 if __name__ == "__main__":
+    use_expandable_segments()
     guarded(
         lambda: sample_block(
             SampleRequest.model_validate_json(Path(sys.argv[1]).read_text()),

@@ -114,6 +114,20 @@ def test_precision():
     assert devices.judge_precision(DeviceFacts(problem="x")).state == "warn"
 
 
+def test_allocator():
+    """What is in force is said; a setting that turns growing segments off is warned of where there is a GPU."""
+    grow, fixed = (
+        {"PYTORCH_ALLOC_CONF": "expandable_segments:True"},
+        {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"},
+    )
+    assert devices.judge_allocator(FOUR_T4, grow).found == "PYTORCH_ALLOC_CONF=expandable_segments:True"
+    cases = [(FOUR_T4, grow), (FOUR_T4, fixed), (FOUR_T4, {}), (FOUR_T4, fixed | grow), (CPU, fixed)]
+    judged = [devices.judge_allocator(facts, environment) for facts, environment in cases]
+    assert [finding.state for finding in judged] == ["ok", "warn", "warn", "warn", "ok"]
+    assert judged[1].found == "PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:64"
+    assert "add expandable_segments:True to it, or unset it" in judged[1].advice
+
+
 def test_links():
     """Several GPUs need NCCL; missing peer access is told, not blamed."""
     assert devices.judge_links(CPU).state == "ok"
@@ -275,6 +289,7 @@ def test_examine_this_machine():
         "precision",
         "operators",
         "links",
+        "allocator",
     ]
     assert all(finding.advice for finding in findings if finding.state != "ok")
     assert not [finding.found for finding in findings if "the check itself failed" in finding.found]

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "memdiff"
 # A file imports only from entries above its own and from its own room. The longest entry that a module's name starts
 # with is its own, so that a file can stand elsewhere than its room. Entries on one line may not import each other.
 ORDER = (
-    ("errors", "section", "counted", "host_memory", "numbered"),
+    ("errors", "section", "counted", "host_memory", "cuda_allocator", "numbered"),
     ("placement", "ranks", "guarded", "image_files", "processes", "state_dicts"),
     ("chain",),
     ("pieces",),

@@ -8,10 +8,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from memdiff.cuda_allocator import EXPANDABLE, has_expandable_segments, setting_of
 from memdiff.doctor.table import GIB, REINSTALL, Finding, first_line
 
 SECONDS_DEVICES = 15.0  # for the child that imports torch and DeepSpeed; imports take 4 to 12 s
@@ -151,6 +153,17 @@ def judge_precision(facts: DeviceFacts) -> Finding:
         advice = "fp16 only: no native bf16, no flash-attention 2. precision auto takes fp16."
         return Finding("precision", "ok", f"{found}; {name} computes in fp16 and fp32", advice)
     return Finding("precision", "ok", f"{found}; {name} computes in fp16, bf16 and fp32")
+
+
+def judge_allocator(facts: DeviceFacts, environment: Mapping[str, str]) -> Finding:
+    """How torch's CUDA allocator is set; plans assume segments that expand."""
+    found = setting_of(environment) or "torch's default"
+    if not facts.devices:
+        return Finding("allocator", "ok", found, "Has no effect without a GPU.")
+    if has_expandable_segments(environment):
+        return Finding("allocator", "ok", found)
+    advice = f"Fixed segments fragment, so that runs take more than planned: add {EXPANDABLE} to it, or unset it."
+    return Finding("allocator", "warn", found, advice)
 
 
 def judge_links(facts: DeviceFacts) -> Finding:

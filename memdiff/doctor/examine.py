@@ -3,12 +3,20 @@
 Each check is a probe that only looks (`probe_* -> facts`) and a judge that only thinks (`judge_* -> Finding`).
 """
 
+import os
 from collections.abc import Callable
 
 from rich.console import Console
 
 from memdiff.doctor.compiler import OPS_CPU, OPS_GPU, judge_compiler, judge_operators, probe_compiler, probe_operators
-from memdiff.doctor.devices import collect_device_probe, judge_devices, judge_links, judge_precision, start_device_probe
+from memdiff.doctor.devices import (
+    collect_device_probe,
+    judge_allocator,
+    judge_devices,
+    judge_links,
+    judge_precision,
+    start_device_probe,
+)
 from memdiff.doctor.host import judge_host, probe_host
 from memdiff.doctor.hub import judge_hub, probe_hub
 from memdiff.doctor.packages import judge_packages, probe_packages
@@ -30,6 +38,7 @@ def examine() -> list[Finding]:
             judge_precision(devices),
             judge_operators(devices, probe_operators(devices.extensions, OPS_GPU if devices.devices else OPS_CPU)),
             judge_links(devices),
+            judge_allocator(devices, os.environ),
         ],
     )
     return findings

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from memdiff.cuda_allocator import use_expandable_segments
 from memdiff.embedded.classifiers import NUM_DIGITS, DigitClassifier, as_digits, load_classifier
 from memdiff.embedded.digits import MINORITY, is_minority, real_digits
 from memdiff.errors import ConfigError, MemdiffError
@@ -192,4 +193,5 @@ def main(
 
 
 if __name__ == "__main__":
+    use_expandable_segments()
     app()
