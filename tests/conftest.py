@@ -8,11 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.operators import build_operators
+
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # One ninja for all: another one's build log makes DeepSpeed's operators be built anew.
 os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Before the first test, and before pytest-xdist starts its workers: none of them finds operators to build."""
+    if hasattr(session.config, "workerinput") or session.config.option.collectonly:
+        return
+    writer = session.config.get_terminal_writer()
+    build_operators(lambda words: (writer.line(words), writer.flush()))
 
 
 @pytest.fixture(autouse=True, scope="session")

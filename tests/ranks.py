@@ -4,16 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from memdiff.launcher import free_port
+from tests.processes import ROOT, SECONDS_UNTIL_HUNG, ended
 
-ROOT = Path(__file__).resolve().parents[1]
 
+def run_ranks(worker: str, world_size: int, arguments: dict[str, Any], folder: Path) -> list[Any]:
+    """`python -m tests.workers.<worker> ARGUMENTS RESULT` on each rank; every rank writes its result as JSON.
 
-def run_ranks(worker: str, world_size: int, arguments: dict[str, Any], folder: Path, timeout: int = 300) -> list[Any]:
-    """`python -m tests.workers.<worker> ARGUMENTS RESULT` on each rank; every rank writes its result as JSON."""
+    When this returns or raises, no rank is left: the first that fails ends the others, which would wait for it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port, processes = free_port(), []
     for rank in range(world_size):
@@ -29,13 +33,22 @@ def run_ranks(worker: str, world_size: int, arguments: dict[str, Any], folder: P
         command = [sys.executable, "-m", f"tests.workers.{worker}", json.dumps(arguments), str(folder / f"{rank}.json")]
         with (folder / f"{rank}.log").open("wb") as log:
             processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log))
-    try:
-        codes = [process.wait(timeout=timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    with ended(*processes):
+        codes = _codes(processes)
     for rank, code in enumerate(codes):
-        assert code == 0, f"rank {rank} ended with {code}:\n{(folder / f'{rank}.log').read_text()[-3000:]}"
+        assert code in (0, None), f"rank {rank} ended with {code}:\n{(folder / f'{rank}.log').read_text()[-3000:]}"
+    assert None not in codes, f"ranks not done after {SECONDS_UNTIL_HUNG:.0f} s: {codes}; they were killed"
     left = [path.name for path in Path("/dev/shm").glob(f"deepspeed_*_{port}_*")]
     assert not left, f"shared memory that outlives its ranks: {left}"
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world_size)]
+
+
+def _codes(processes: Sequence[subprocess.Popen]) -> list[int | None]:
+    """Exit codes once all have ended or one has failed; None where a rank is still alive then, or at the limit."""
+    deadline = time.monotonic() + SECONDS_UNTIL_HUNG
+    while time.monotonic() < deadline:
+        codes = [process.poll() for process in processes]
+        if None not in codes or any(codes):
+            return codes
+        time.sleep(0.05)
+    return [process.poll() for process in processes]

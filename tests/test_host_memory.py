@@ -1,10 +1,11 @@
 """Freed memory that stays with the process."""
 
 import json
-import subprocess
 import sys
 
 import pytest
+
+from tests.processes import run_python
 
 BLOCK, BLOCKS = 24 * 2**20, 4  # below the largest that glibc takes into its heap, far above what it does by default
 
@@ -36,10 +37,12 @@ print(json.dumps(rounds))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_freed_memory_stays_in_the_heap() -> None:
-    """By malloc's own books, since whether a page faults is up to the kernel, its huge pages and the heap's layout:
-    96 MiB of large tensors, which are mapped and unmapped one by one by default, come from the heap; none of it is given
-    back; and rounds later the heap grows no more."""
-    done = subprocess.run([sys.executable, "-c", ROUNDS], capture_output=True, text=True)
+    """By malloc's own books, since whether a page faults is up to the kernel, its huge pages and the heap's layout.
+
+    96 MiB of large tensors, which are mapped and unmapped one by one by default, come from the heap; none of it is
+    given back; and rounds later the heap grows no more.
+    """
+    done = run_python("-c", ROUNDS)
     if done.stderr.startswith("the C library"):
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
