@@ -5,12 +5,36 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
+
+import pytest
 
 from memdiff.launcher import free_port
 from tests.processes import ROOT, SECONDS_UNTIL_HUNG, ended
+
+Result = TypeVar("Result")
+
+
+def once(run: Callable[[int], Result]) -> Callable[[int], Result]:
+    """`run` by world size, once each, a failure too: the tests that share it would else each wait for it again."""
+
+    @cache
+    def outcome(world_size: int) -> tuple[Result | None, BaseException | None]:
+        try:
+            return run(world_size), None
+        except (Exception, pytest.fail.Exception) as failure:  # what pytest's time limit raises is no Exception
+            return None, failure
+
+    def result(world_size: int) -> Result:
+        found, failure = outcome(world_size)
+        if failure is not None:
+            raise failure
+        return cast(Result, found)
+
+    return result
 
 
 def run_ranks(worker: str, world_size: int, arguments: dict[str, Any], folder: Path) -> list[Any]:

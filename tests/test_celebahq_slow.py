@@ -1,7 +1,5 @@
 """The exact google/ddpm-celebahq-256 architecture with random weights: one real update on the CPU."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
 from memdiff.models.architectures import CELEBAHQ_256, CIFAR10_32, DDPM_SCHEDULER
 from memdiff.models.quiet import quiet_libraries
 from memdiff.report.rows import read_rows
+from tests.processes import memdiff
 
 quiet_libraries()
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +23,6 @@ def test_written_down_architectures_have_the_public_parameter_counts(config, par
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
 def test_one_update_of_celebahq_256(tmp_path: Path) -> None:
     """Two images, three steps, in-UNet checkpointing: the weights change, and plain diffusers loads them.
 
@@ -43,8 +41,7 @@ def test_one_update_of_celebahq_256(tmp_path: Path) -> None:
         "run": {"rounds": 1, "images_per_round": 2},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-m", "memdiff", "train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2900)
+    done = memdiff("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     (row,) = read_rows(tmp_path / "run/metrics.jsonl")
     assert row["update"] == 1 and row["skipped"] == 0 and row["grad_norm"] > 0

@@ -4,8 +4,6 @@ Shapes: B images, C channels, H W pixels, S the network's side, D of the embeddi
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from memdiff.rewards.config import RewardPart
 from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, HpsConfig, PickScoreConfig
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD
 from memdiff.rewards.reward import score
+from tests.processes import run_python
 from tests.reward_models import (
     OpenClip,
     aesthetic_weights,
@@ -447,7 +446,8 @@ def test_mistakes_in_a_recipe_are_refused(settings: dict) -> None:
 def test_the_recipe_sections_import_no_torch() -> None:
     """A recipe with these kinds is validated before torch is loaded."""
     code = "import sys, memdiff.rewards.families_config; assert not {'torch', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_torchvision_is_needed() -> None:
@@ -457,7 +457,8 @@ def test_no_torchvision_is_needed() -> None:
         "import memdiff.rewards.clip, memdiff.rewards.detection, memdiff.rewards.jpeg, memdiff.rewards.score_images\n"
         "assert sys.modules['torchvision'] is None"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def _full_text(layers: int, width: int, heads: int, act: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@ import io
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -15,6 +14,7 @@ from memdiff.doctor.host import HostFacts
 from memdiff.doctor.hub import HubFacts
 from memdiff.doctor.packages import PackageFacts
 from memdiff.doctor.table import Finding
+from tests.processes import SECONDS_UNTIL_HUNG
 
 GIB = 2**30
 T4 = Device("Tesla T4", 15 * GIB, (7, 5))
@@ -198,20 +198,19 @@ def test_hub(change, state, words):
 
 
 def test_hub_probe_is_bounded(monkeypatch):
-    """A closed port, a broken address and a server that never answers all end as a text, the last within 4 s."""
+    """A closed port, a broken address and a server that never answers all end as a text: the last one, which waits for
+    as long as it is asked to, is not waited for."""
     assert "refused" in hub._head_problem("http://127.0.0.1:9")
     assert hub._head_problem("no address")
     released = threading.Event()
 
     def hang(*_, **__):
-        released.wait(30)
+        released.wait()
         raise OSError("released")
 
     monkeypatch.setattr(hub, "SECONDS_HUB", 0.2)
     monkeypatch.setattr(hub.urllib.request, "urlopen", hang)
-    began = time.monotonic()
     assert "no answer" in hub._head_problem("http://127.0.0.1:9")
-    assert time.monotonic() - began < 4
     released.set()
 
 
@@ -242,7 +241,7 @@ def test_no_limit_on_open_files_is_fine():
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("import time; time.sleep(60)", "did not load within"),
+        ("import time; time.sleep(3600)", "did not load within"),
         ("import os; os.abort()", "ended with code"),
         ("raise SystemExit(3)", "ended with code 3"),
     ],
@@ -276,11 +275,13 @@ def test_show_prints_all_and_returns_the_exit_code():
     assert examine.show([*findings, Finding("c", "fail", "w")], console) == 2
 
 
-def test_examine_this_machine():
-    """A real run: every check reports, in less than 20 s, with advice wherever something is not well."""
-    began = time.monotonic()
+def test_examine_this_machine(monkeypatch):
+    """A real run: every check reports, with advice wherever something is not well. On a busy machine loading torch and
+    compiling may take longer than the limits, whose sum a user waits for at most."""
+    assert hub.SECONDS_HUB + compiler.SECONDS_COMPILE + devices.SECONDS_DEVICES < 30
+    monkeypatch.setattr(devices, "SECONDS_DEVICES", SECONDS_UNTIL_HUNG)
+    monkeypatch.setattr(compiler, "SECONDS_COMPILE", SECONDS_UNTIL_HUNG)
     findings = examine.examine()
-    assert time.monotonic() - began < 20
     names = [finding.name for finding in findings]
     expected = ["python", "packages", "compiler", "hub", "disk", "shared memory", "open files", "cpu and memory"]
     assert [name for name in names if name != "torchvision"] == [

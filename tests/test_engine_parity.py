@@ -5,14 +5,14 @@ are held to the same truth.
 """
 
 import itertools
-from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
 import torch
 
-from tests.ranks import run_ranks
+from tests import half_precision
+from tests.ranks import once, run_ranks
 
 MODES = [
     {"precision": precision, "offload": offload, "bits": bits}
@@ -22,7 +22,7 @@ MAGNITUDES = [1e-3, 3e-2, 1.0, 30.0, 1e3]
 NAMES = [f"{m['precision']}{'-offload' if m['offload'] else ''}{'-8bit' if m['bits'] == 8 else ''}" for m in MODES]
 
 
-@cache
+@once
 def results(world_size: int) -> list[list[dict]]:
     """One list of modes a rank."""
     arguments = {"device": "cpu", "modes": MODES, "steps": 50, "magnitudes": MAGNITUDES}
@@ -32,12 +32,13 @@ def results(world_size: int) -> list[list[dict]]:
 @pytest.mark.parametrize("mode", range(len(MODES)), ids=NAMES)
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_gradient_equals_plain_autograd(world_size: int, mode: int) -> None:
-    """At equal batch shapes <= 1e-6 relative in fp32, <= 2e-3 in fp16; one graph: <= 1e-5 in fp32; one pass: 1e-4."""
-    for rank in results(world_size):
-        half = MODES[mode]["precision"] == "fp16"
-        assert rank[mode]["error"] <= (2e-3 if half else 1e-6)
-        assert rank[mode]["error_one_graph"] <= (5e-3 if half else 1e-5)
-        assert rank[mode]["error_one_pass"] <= (5e-3 if half else 1e-4)
+    """At equal batch shapes <= 1e-6 relative in fp32; one graph: <= 1e-5; one pass: 1e-4. In fp16 what its rounding
+    costs plain autograd, once at equal batch shapes, where only the scale differs, else twice."""
+    half = MODES[mode]["precision"] == "fp16"
+    for result in (rank[mode] for rank in results(world_size)):
+        assert result["error"] <= (half_precision.most(result["rounding"]) / 2 if half else 1e-6)
+        assert result["error_one_graph"] <= (half_precision.most(result["rounding"]) if half else 1e-5)
+        assert result["error_one_pass"] <= (half_precision.most(result["rounding_one_pass"]) if half else 1e-4)
 
 
 @pytest.mark.parametrize("mode", range(len(MODES)), ids=NAMES)

@@ -5,8 +5,6 @@ Shapes: N images, C channels, H W pixels, D of an embedding.
 
 import json
 import math
-import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from memdiff.report.rows import read_rows
 from memdiff.rewards.guards import alarms, diversity, feature_diversity, pixel_diversity, watched
 from memdiff.rewards.guards_config import GuardsConfig
 from memdiff.rewards.weighted import WeightedPart, WeightedReward
+from tests.processes import memdiff
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -137,11 +136,6 @@ def test_alarms_are_in_the_report(tmp_path: Path) -> None:
         page = write_report(tmp_path).read_text()
         assert ('id="alarms"' in page) == bool(told)
     assert "images grow &lt;script&gt;alike&lt;/script&gt;" in page and '<th scope="row">2</th>' in page
-
-
-def memdiff(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "memdiff", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.slow

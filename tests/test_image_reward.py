@@ -17,6 +17,7 @@ from memdiff.rewards.image_reward import (
     vision_config,
 )
 from memdiff.rewards.reward import score
+from tests import half_precision
 from tests.image_reward_small import (
     PROMPTS,
     RECORD,
@@ -148,16 +149,20 @@ def test_checkpointing_changes_no_gradient_and_keeps_less():
 
 
 def test_fp16_scores_and_gradients_are_near_fp32():
-    """Transformers in fp16, head and scores in fp32: scores to 1e-2, gradients (as a piece pulls them) to 5e-2."""
-    found = {}
+    """Transformers in fp16, head and scores in fp32: scores to 3e-2, gradients (as a piece pulls them) as torch's own.
+
+    Some 40 roundings of 2^-11 in a row are 3e-3 of the features, which are of size 1; the scores, their weighted sums,
+    cancel to 0.18: 1.7e-2 of them.
+    """
+    scores, gradients = {}, {}
     for dtype in (torch.float32, torch.float16):
         reward, images = small_reward(dtype=dtype), small_images().requires_grad_()
-        scores, pull = Pieces(Gradients([])).vjp(lambda x, reward=reward: reward(x, PROMPTS), images)
-        found[dtype] = scores, pull(torch.full((8,), 1e-4))
-        assert scores.dtype == torch.float32
-    (want, slope), (got, half_slope) = found[torch.float32], found[torch.float16]
-    assert relative(got, want) < 1e-2
-    assert relative(half_slope, slope) < 5e-2
+        (gradients[dtype],) = torch.autograd.grad(reward(images, PROMPTS).sum(), images)
+        scores[dtype], pull = Pieces(Gradients([])).vjp(lambda x, reward=reward: reward(x, PROMPTS), images)
+        got = pull(torch.full((8,), 1e-4))
+        assert scores[dtype].dtype == torch.float32 and got is not None
+    assert relative(scores[torch.float16], scores[torch.float32]) < 3e-2
+    half_precision.check([1e4 * got], [gradients[torch.float16]], [gradients[torch.float32]])
 
 
 def test_a_fixed_prompt_replaces_the_images_prompts_and_is_tokenised_once(monkeypatch):

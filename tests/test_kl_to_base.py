@@ -99,15 +99,17 @@ def test_gradient_is_that_of_one_graph(kind: str, reduction: str) -> None:
 def test_zero_at_the_base(kind: str, dtype: torch.dtype) -> None:
     """Before the first update the KL is exactly 0 and adds exactly nothing; away from it, it is positive.
 
-    In fp16 two copies of equal weights may meet different kernels: there to rounding.
+    A kept copy lies elsewhere in memory than the weights, and by alignment kernels may round otherwise (they do with
+    AVX2): there to some 2^-24, or 2^-11 in fp16, in the gradient and their squares in the KL.
     """
     adapter = AdapterConfig(rank=2) if kind == "lora" else None
     policy = tiny_policy(dtype=dtype, adapter=adapter, keep_base=adapter is None)
     objective, plain = reinforce(policy, kl_weight=1.0), reinforce(policy)
     experience = objective.collect(policy, round_of(policy, 6))
     with_kl, without = gradient(objective, policy, experience).clone(), gradient(plain, policy, experience)
-    assert relative([with_kl], [without]) <= (1e-3 if dtype == torch.float16 else 0)
-    assert objective.differentiate(policy, experience)["kl_to_base"] <= (1e-6 if dtype == torch.float16 else 0)
+    rounding = {torch.float16: 2e-3, torch.float32: 0.0 if kind == "lora" else 1e-6}[dtype]
+    assert relative([with_kl], [without]) <= rounding
+    assert objective.differentiate(policy, experience)["kl_to_base"] <= rounding**2
     moved(policy)
     assert objective.differentiate(policy, experience)["kl_to_base"] > 1e-4
     assert "kl_to_base" not in plain.differentiate(policy, experience)

@@ -1,13 +1,13 @@
 """The rooms of the package and the one direction of imports."""
 
 import ast
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.processes import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "memdiff"
@@ -217,8 +217,5 @@ for module in {light}:
     if heavy:
         sys.exit(f"memdiff.{{module}} loads {{heavy}}")
 """
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = run_python("-c", script)
     assert done.returncode == 0, done.stderr

@@ -6,8 +6,6 @@ Shapes: B images, C H W elements of one draw.
 import hashlib
 import itertools
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 import torch
 
 from memdiff.chain.noise import Noise, Stream
+from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (3, 8, 8)
@@ -164,9 +163,7 @@ def test_another_process_draws_the_same_bits():
         "noise = Noise(seed=9, stream=Stream.ROLLOUT, round=4, shape=(3, 8, 8))\n"
         "print(hashlib.sha256(noise.step([1, 6], 2).numpy().tobytes()).hexdigest())\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=True
-    )
+    done = run([sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"})
+    assert done.returncode == 0, done.stderr
     mine = make(seed=9, round=4).step([1, 6], 2).numpy().tobytes()
     assert done.stdout.strip() == hashlib.sha256(mine).hexdigest()

@@ -16,9 +16,10 @@ from memdiff.pieces import Gradients, Pieces
 from memdiff.ranks import Ranks
 from memdiff.recipe_file import check_recipe
 from memdiff.rewards.weighted import WeightedPart, WeightedReward
+from tests import half_precision
 from tests.test_reinforce import autograd_truth, gradient, round_of
 from tests.tiny import CPU, tiny_policy, tiny_stable_diffusion
-from tests.workers.engine_parity import IMAGES, Brightness, knobs, plain_autograd, relative
+from tests.workers.engine_parity import IMAGES, Brightness, knobs, plain_autograd, relative, rounding_of
 
 WEIGHTS = (*[1.0, 0.0, 2.0] * 5, 9.0)  # of 16 steps; the last has no density
 
@@ -93,7 +94,8 @@ def test_checkpointing_guidance_and_prompts_of_a_text_model() -> None:
 @pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=2, convolutions=True)], ids=["whole", "LoRA"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_second_update_replays(adapter: AdapterConfig | None, dtype: torch.dtype) -> None:
-    """With weights as they were: every ratio is exactly 1, and the gradient and its diagnostics are the first's."""
+    """With weights as they were: every ratio is exactly 1, gradient and diagnostics are the first's; in fp16 the
+    gradient is within twice what its rounding costs plain autograd."""
     policy = tiny_policy(steps=8, adapter=adapter, dtype=dtype)
     objective, experience = collected(policy, inner_updates=2)
     objective.pieces.gradients.zero()
@@ -104,7 +106,12 @@ def test_the_second_update_replays(adapter: AdapterConfig | None, dtype: torch.d
         sums.append(torch.cat([total.flatten() for total in objective.pieces.gradients.sums]))
         objective.pieces.gradients.zero()
     assert told[1]["clip_fraction"] == told[1]["approx_kl"] == 0.0
-    assert relative([sums[1]], [sums[0]]) < (1e-4 if dtype == torch.float32 else 5e-3)
+    bound = 1e-4
+    if dtype == torch.float16:
+        ranks = Ranks(0, 1, CPU)
+        truth = plain_autograd(policy, experience, ranks, chunk=16)
+        bound = half_precision.most(rounding_of(policy, truth, experience, ranks, steps=8, adapter=adapter))
+    assert relative([sums[1]], [sums[0]]) < bound
     for name in ("log_prob_mean", "log_prob_sum"):
         assert told[0][name] == pytest.approx(told[1][name], rel=1e-6)
     assert told[0]["step_gradient_norm"][:7] == pytest.approx(told[1]["step_gradient_norm"][:7], rel=1e-5)
@@ -154,12 +161,14 @@ def test_what_it_keeps() -> None:
 
 
 def test_half_precision() -> None:
-    """fp16 against the same trajectory, a pair at a time, at a fixed scale: <= 5e-3."""
+    """fp16 against the same trajectory, a pair at a time, at a fixed scale: twice what rounding costs that."""
     policy = tiny_policy(steps=16, dtype=torch.float16, adapter=AdapterConfig(rank=2))
     objective, experience = collected(policy, IMAGES, inner_updates=2)
-    truth = plain_autograd(policy, experience, Ranks(0, 1, CPU), chunk=1)
+    ranks = Ranks(0, 1, CPU)
+    truth = plain_autograd(policy, experience, ranks, chunk=1)
+    rounding = rounding_of(policy, truth, experience, ranks, steps=16, adapter=AdapterConfig(rank=2))
     gradient(objective, policy, experience)
-    assert relative(list(objective.pieces.gradients.sums), truth) <= 5e-3
+    assert relative(list(objective.pieces.gradients.sums), truth) <= half_precision.most(rounding)
 
 
 def recipe(**sections: Any) -> Recipe:

@@ -1,10 +1,6 @@
 """A recipe is right, or is refused in one line that names the key: what, what was got, what to do."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +9,7 @@ import yaml
 from memdiff.config import Recipe
 from memdiff.errors import ConfigError
 from memdiff.recipe_file import changed_keys, check_recipe, read_recipe, recipe_hash
+from tests.processes import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST = "model: {kind: embedded}\nmethod: {kind: reinforce}\nreward: [{kind: digits}]\n"
@@ -340,21 +337,12 @@ def test_other_keys_may_not(file: Path, overrides: tuple[str, ...], keys: list[s
     assert recipe_hash(old) != recipe_hash(new) and changed_keys(old, new) == keys == changed_keys(new, old)
 
 
-def run_python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A Python process in `folder`, with this checkout's package."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-
-
 def test_the_command_line_says_it_in_one_line(file: Path, tmp_path: Path):
-    """`memdiff train` on a bad recipe: exit code 2, one line on stderr, under 2 s on an idle core, nothing written."""
+    """`memdiff train` on a bad recipe: exit code 2, one line on stderr, nothing written. (That it takes under 2 s, a
+    matter of the machine, follows from torch not being loaded: the next test.)"""
     file.write_text(LEAST + "run: {ruonds: 3}\n")
-    before, began = sorted(tmp_path.rglob("*")), time.monotonic()
-    done = run_python("-m", "memdiff", "train", "recipe.yaml", "--out", "made/run", folder=tmp_path)
-    assert time.monotonic() - began < 4  # the 2 s, and room for what else the machine does
+    before = sorted(tmp_path.rglob("*"))
+    done = run_python("-m", "memdiff", "train", "recipe.yaml", "--out", "made/run", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "memdiff: error[2]: recipe.yaml: unknown key run.ruonds; did you mean rounds?\n"
     assert sorted(tmp_path.rglob("*")) == before
@@ -381,7 +369,7 @@ for command in {commands}:
         codes.append(exit.code)
 print(json.dumps([codes, "torch" in sys.modules]))
 """
-    done = run_python("-c", script, folder=tmp_path)
+    done = run_python("-c", script, cwd=tmp_path)
     assert json.loads(done.stdout) == [[2] * len(commands), False]
     lines = done.stderr.splitlines()
     assert len(lines) == len(commands) and all(line.startswith("memdiff: error[2]: ") for line in lines)
@@ -390,5 +378,5 @@ print(json.dumps([codes, "torch" in sys.modules]))
 
 def test_the_schema_has_the_sections_of_a_recipe(tmp_path: Path):
     """`memdiff schema` is JSON whose sections are the recipe's, so that editors can check recipes."""
-    done = run_python("-m", "memdiff", "schema", folder=tmp_path)
+    done = run_python("-m", "memdiff", "schema", cwd=tmp_path)
     assert done.returncode == 0 and set(json.loads(done.stdout)["properties"]) == set(Recipe.model_fields)

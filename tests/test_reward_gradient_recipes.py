@@ -1,8 +1,6 @@
 """Recipes of the methods that differentiate the reward: what is refused, in which words, and that they train."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from memdiff.errors import ConfigError
 from memdiff.objectives.config import AlignPropConfig, DraftConfig, ReflConfig
 from memdiff.recipe_file import check_recipe
 from memdiff.report.rows import read_rows
+from tests.processes import memdiff
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST = {
@@ -97,10 +96,7 @@ def test_a_run(method: dict[str, object], tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
     for rounds in (2, 3):
-        command = [sys.executable, "-m", "memdiff", "train", str(file), "--gpus", "2", "--out", str(tmp_path / "run")]
-        done = subprocess.run(
-            [*command, "--set", f"run.rounds={rounds}"], cwd=ROOT, capture_output=True, text=True, timeout=500
-        )
+        done = memdiff("train", file, "--gpus", 2, "--out", tmp_path / "run", "--set", f"run.rounds={rounds}")
         assert done.returncode == 0, done.stderr + done.stdout
     rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["round"] > 0]
     assert [row["round"] for row in rows] == [1, 2, 3]

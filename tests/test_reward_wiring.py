@@ -3,9 +3,6 @@
 The families' mathematics is held in their own test files. Shapes: B images, C channels, H W pixels.
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from memdiff.rewards.config import part_name
 from memdiff.rewards.reward import Reward, score
 from memdiff.rewards.weighted import WeightedPart, WeightedReward
 from tests.image_reward_small import RECORD, small_checkpoint, small_net
+from tests.processes import memdiff, run_python
 from tests.reward_models import (
     aesthetic_weights,
     tiny_clip_config,
@@ -205,7 +203,8 @@ def test_parts_are_loaded_lazily() -> None:
         "build_reward(JpegConfig(kind='jpeg'), device=torch.device('cpu'))\n"
         "assert not {'transformers', 'kornia', 'diffusers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 REFUSED = [
@@ -250,12 +249,6 @@ def test_weight_files_beside_the_recipe_are_found(tmp_path: Path) -> None:
     assert found[0].path == str(tmp_path / "sub/ImageReward.pt") and found[1].head == str(tmp_path / "sub/head.pth")
     assert found[2].path == str(tmp_path / "sub/HPS_v2.1_compressed.pt")
     assert found[1].path == "openai/clip-vit-large-patch14"
-
-
-def memdiff(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "memdiff", *map(str, words)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.slow

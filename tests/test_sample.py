@@ -1,20 +1,15 @@
 """`memdiff sample`: exactly N images, each with its own noise, on any number of processes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.processes import memdiff
+
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def sample(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "memdiff", "sample", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
 
 
 def images(folder: Path) -> np.ndarray:
@@ -25,7 +20,7 @@ def images(folder: Path) -> np.ndarray:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven images in batches of three on one process."""
     out = tmp_path_factory.mktemp("alone")
-    done = sample("digits", "--num-images", 7, "--batch-size", 3, "--steps", 4, "--out", out)
+    done = memdiff("sample", "digits", "--num-images", 7, "--batch-size", 3, "--steps", 4, "--out", out)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(out)
     return out
@@ -45,14 +40,27 @@ def test_exactly_n_images_a_grid_and_the_settings(alone: Path) -> None:
 def test_processes_and_batches_change_no_image(alone: Path, tmp_path: Path) -> None:
     """Two processes at the same batch shape: the same bytes. Another batch shape: within one grey level of rounding."""
     assert (
-        sample(
-            "digits", "--num-images", 7, "--batch-size", 3, "--steps", 4, "--gpus", 2, "--out", tmp_path / "two"
+        memdiff(
+            "sample",
+            "digits",
+            "--num-images",
+            7,
+            "--batch-size",
+            3,
+            "--steps",
+            4,
+            "--gpus",
+            2,
+            "--out",
+            tmp_path / "two",
         ).returncode
         == 0
     )
     assert np.array_equal(images(tmp_path / "two"), images(alone))
     assert (
-        sample("digits", "--num-images", 4, "--batch-size", 4, "--steps", 4, "--out", tmp_path / "batch").returncode
+        memdiff(
+            "sample", "digits", "--num-images", 4, "--batch-size", 4, "--steps", 4, "--out", tmp_path / "batch"
+        ).returncode
         == 0
     )
     assert np.abs(images(tmp_path / "batch").astype(int) - images(alone)[:4].astype(int)).max() <= 1
@@ -61,11 +69,13 @@ def test_processes_and_batches_change_no_image(alone: Path, tmp_path: Path) -> N
 def test_fewer_images_the_second_time_leaves_none_over(tmp_path: Path) -> None:
     """The folder always holds the images of the last call, and no one else's images are touched."""
     for count in (3, 2):
-        assert sample("digits", "--num-images", count, "--steps", 2, "--out", tmp_path / "out").returncode == 0
+        assert (
+            memdiff("sample", "digits", "--num-images", count, "--steps", 2, "--out", tmp_path / "out").returncode == 0
+        )
     assert len(images(tmp_path / "out")) == 2
     (tmp_path / "mine").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "mine" / "image_1.png")
-    refused = sample("digits", "--num-images", 1, "--out", tmp_path / "mine")
+    refused = memdiff("sample", "digits", "--num-images", 1, "--out", tmp_path / "mine")
     assert refused.returncode == 2 and "did not write" in refused.stderr
     assert (tmp_path / "mine" / "image_1.png").is_file()
 
@@ -82,6 +92,6 @@ def test_fewer_images_the_second_time_leaves_none_over(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = sample(*arguments, *([] if "--best" in arguments else ["--out", tmp_path / "out"]))
+    done = memdiff("sample", *arguments, *([] if "--best" in arguments else ["--out", tmp_path / "out"]))
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and done.stderr.startswith("memdiff: error[2]: ") and done.stderr.count("\n") == 1

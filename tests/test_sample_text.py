@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from memdiff.models.quiet import quiet_libraries
 from memdiff.run_folder import RunFolder
 from memdiff.sample_request import SampleRequest, make_request
 from memdiff.sampling_processes import grid_of, sample_over_processes
+from tests.processes import memdiff
 
 quiet_libraries()
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,15 +165,10 @@ def test_the_best_weights_of_a_run(runs: Path, tmp_path: Path) -> None:
         request(tmp_path / "run", best=True, mix=[f"{runs / 'a'}=1"])
 
 
-def memdiff(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "memdiff", "sample", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
-
-
 def test_ranks_change_nothing(runs: Path, tmp_path: Path) -> None:
     """The real command on two processes: the bytes of one process, prompts and adapters included."""
     options = ("--num-images", 5, "--batch-size", 2, "--lora-scale", 0.7, "--seed", 5, "--precision", "fp32")
-    done = memdiff(runs / "text", *options, "--gpus", 2, "--out", tmp_path / "two")
+    done = memdiff("sample", runs / "text", *options, "--gpus", 2, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     two = np.stack([np.asarray(Image.open(file)) for file in sorted((tmp_path / "two").glob("image_*.png"))])
     one = sampled(runs / "text", tmp_path / "one", num_images=5, batch_size=2, lora_scale=0.7)
@@ -228,13 +223,15 @@ def test_mistakes_are_told(source: str, options: dict[str, Any], message: str, r
 def test_mistakes_end_the_command_with_2(runs: Path, tmp_path: Path) -> None:
     """One line on stderr."""
     for arguments in (("--adapter-steps", "0:9"), ("--mix", "nonsense")):
-        one_line(memdiff(runs / "a", "--num-images", 2, *arguments, "--out", tmp_path / "out"))
+        one_line(memdiff("sample", runs / "a", "--num-images", 2, *arguments, "--out", tmp_path / "out"))
 
 
 @pytest.mark.slow
 def test_a_sampling_process_that_finds_a_mistake(runs: Path, tmp_path: Path) -> None:
     """Its line and its exit code are the command's."""
-    done = memdiff(runs / "a", "--num-images", 2, "--mix", f"{runs / 'text'}=1", "--gpus", 2, "--out", tmp_path / "out")
+    done = memdiff(
+        "sample", runs / "a", "--num-images", 2, "--mix", f"{runs / 'text'}=1", "--gpus", 2, "--out", tmp_path / "out"
+    )
     one_line(done)
     assert "belongs to another network" in done.stderr
 

@@ -3,9 +3,6 @@
 import io
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from PIL import Image
 from memdiff import cli
 from memdiff.errors import ConfigError
 from memdiff.score_request import given_parts
+from tests.processes import memdiff
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,12 +53,6 @@ def test_badly_given_rewards_are_one_line(text: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         given_parts([text], with_prompts=False)
     assert said in str(caught.value) and "--reward" in str(caught.value)
-
-
-def memdiff(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "memdiff", *map(str, words)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def paint(path: Path, seed: int) -> Path:

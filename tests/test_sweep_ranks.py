@@ -1,14 +1,14 @@
 """Reward gradients over ranks and through DeepSpeed: one graph's, whatever the world size, precision and offload."""
 
 import itertools
-from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
 import torch
 
-from tests.ranks import run_ranks
+from tests import half_precision
+from tests.ranks import once, run_ranks
 
 MODES = [
     {"kind": kind, "precision": precision, "offload": offload}
@@ -19,7 +19,7 @@ MODES = [
 NAMES = [f"{m['kind']}-{m['precision']}{'-offload' if m['offload'] else ''}" for m in MODES]
 
 
-@cache
+@once
 def results(world_size: int) -> list[list[dict]]:
     """One list of modes a rank."""
     return run_ranks("sweep_parity", world_size, {"modes": MODES}, Path(mkdtemp()))
@@ -28,9 +28,10 @@ def results(world_size: int) -> list[list[dict]]:
 @pytest.mark.parametrize("mode", range(len(MODES)), ids=NAMES)
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_gradient_is_that_of_one_graph(world_size: int, mode: int) -> None:
-    """<= 1e-5 relative in fp32, <= 5e-3 in fp16."""
-    for rank in results(world_size):
-        assert rank[mode]["error"] <= (5e-3 if MODES[mode]["precision"] == "fp16" else 1e-5)
+    """<= 1e-5 relative in fp32, in fp16 twice what its rounding costs the one graph."""
+    half = MODES[mode]["precision"] == "fp16"
+    for result in (rank[mode] for rank in results(world_size)):
+        assert result["error"] <= (half_precision.most(result["rounding"]) if half else 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["draft", "alignprop"])

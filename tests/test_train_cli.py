@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from diffusers import DDIMPipeline
 from memdiff.launcher import free_port
 from memdiff.models.quiet import quiet_libraries
 from memdiff.report.rows import read_rows
+from tests import processes
+from tests.processes import SECONDS_UNTIL_HUNG, ended, memdiff
 
 quiet_libraries()
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,11 +38,6 @@ def recipe(folder: Path, **sections: object) -> Path:
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(content))
     return file
-
-
-def memdiff(*arguments: object, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "memdiff", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
 
 def fingerprint(run: Path) -> tuple[str, list[dict]]:
@@ -120,16 +116,15 @@ def test_stopped_and_resumed_is_the_same_run(finished: tuple, tmp_path: Path) ->
     file, run, _ = finished
     out = tmp_path / "run"
     command = [sys.executable, "-m", "memdiff", "train", str(file), "--gpus", "2", "--out", str(out)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 200
-    while not (out / "checkpoints" / "round_000001").is_dir():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.stderr is not None
-    with process.stderr:
-        said = process.stderr.read()
-    assert process.wait(timeout=120) == 75, said
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said)
+    with ended(process):
+        deadline = time.monotonic() + SECONDS_UNTIL_HUNG
+        while not (out / "checkpoints" / "round_000001").is_dir():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=SECONDS_UNTIL_HUNG) == 75, (tmp_path / "said").read_text()
     stopped = json.loads((out / "status.json").read_text())
     assert stopped["state"] == "stopped" and 1 <= stopped["round"] < 4
     done = memdiff("train", file, "--gpus", 2, "--out", out, "--resume", "must")
@@ -145,9 +140,7 @@ def test_the_deepspeed_launcher_does_the_same_job(finished: tuple, tmp_path: Pat
         sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port()),
         "--module", "memdiff", "train", str(file), "--out", str(out),
     ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    done = processes.run(command, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     assert fingerprint(out) == fingerprint(run)
 

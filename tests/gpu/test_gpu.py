@@ -4,8 +4,6 @@ Run with `make test-gpu`; launch/README.md says what the machine needs.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from memdiff.pieces import Gradients, Pieces
 from memdiff.ranks import Ranks
 from memdiff.report.rows import read_rows
 from memdiff.rewards.weighted import WeightedPart, WeightedReward
+from tests.processes import memdiff
 from tests.ranks import run_ranks
 from tests.tiny import tiny_policy
 from tests.workers.engine_parity import Brightness, knobs, relative
@@ -37,7 +36,7 @@ MODES = [
 
 def parity(world_size: int, folder: Path) -> list[list[dict]]:
     arguments = {"device": "cuda", "modes": MODES, "steps": 50, "magnitudes": [1e-3, 1.0, 1e3]}
-    return run_ranks("engine_parity", world_size, arguments, folder, timeout=900)
+    return run_ranks("engine_parity", world_size, arguments, folder)
 
 
 def check_parity(results: list[list[dict]]) -> None:
@@ -60,9 +59,7 @@ def test_engine_parity_over_nccl(tmp_path: Path) -> None:
 def test_demo_recipe_in_real_fp16(tmp_path: Path) -> None:
     """Three rounds of the demo: fp16 is chosen, nothing is skipped or redone, a peak is measured, the model samples."""
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "memdiff", "train", "launch/recipes/digits_reinforce.yaml", "--gpus", "1"]
-    command += ["--out", str(run), "--set", "run.rounds=3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = memdiff("train", "launch/recipes/digits_reinforce.yaml", "--gpus", 1, "--out", run, "--set", "run.rounds=3")
     assert done.returncode == 0, done.stderr
     rows = read_rows(run / "metrics.jsonl")[1:]
     assert len(rows) == 3
@@ -70,18 +67,7 @@ def test_demo_recipe_in_real_fp16(tmp_path: Path) -> None:
         assert row["skipped"] == 0 and row["pieces_redone"] == 0 and row["peak_bytes"] > 0
         assert row["loss_scale"] != 1.0  # fp16: set from the gradient
     assert json.loads((run / "status.json").read_text())["state"] == "complete"
-    sample = [
-        sys.executable,
-        "-m",
-        "memdiff",
-        "sample",
-        str(run),
-        "--num-images",
-        "8",
-        "--out",
-        str(tmp_path / "images"),
-    ]
-    assert subprocess.run(sample, cwd=ROOT, timeout=300).returncode == 0
+    assert memdiff("sample", run, "--num-images", 8, "--out", tmp_path / "images").returncode == 0
     assert len(list((tmp_path / "images").glob("image_*.png"))) == 8
 
 

@@ -22,6 +22,7 @@ from memdiff.objectives.reinforce import Experience, Reinforce
 from memdiff.pieces import Gradients, Pieces
 from memdiff.ranks import Ranks, ranks_of_this_process
 from memdiff.rewards.weighted import WeightedPart, WeightedReward
+from tests import half_precision
 from tests.half_on_cpu import allow_half
 from tests.tiny import CPU, tiny_policy
 
@@ -54,12 +55,14 @@ def knobs(micro_batch: int, **changes: bool) -> Knobs:
     return Knobs(micro_batch=micro_batch, rollout_batch=3, **values)
 
 
-def plain_autograd(policy, experience: Experience, ranks: Ranks, chunk: int) -> list[torch.Tensor]:
+def plain_autograd(policy, experience: Experience, ranks: Ranks, chunk: int, exact=None) -> list[torch.Tensor]:
     """d loss / d parameters, loss = -1/N sum_i A_i sum_k log p, averaged over ranks as 1/W sum of W-fold shares.
 
-    Plain autograd on `chunk` rows at a time, summed in fp32; fp16 under a fixed scale.
+    Plain autograd on `chunk` rows at a time, summed in fp32; fp16 under a fixed scale. With `exact`, an fp32 policy of
+    the same weights, the means are still the fp16 policy's, and only their gradient is computed in fp32: the difference
+    is what fp16's rounding costs a backward on this processor.
     """
-    parameters = list(policy.trainable().values())
+    parameters = list((exact or policy).trainable().values())
     totals = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
     pairs = [(i, k) for k in policy.schedule.steps_with_density for i in range(experience.trajectory.images)]
     scale = 1024.0 if policy.dtype == torch.float16 else 1.0
@@ -68,6 +71,9 @@ def plain_autograd(policy, experience: Experience, ranks: Ranks, chunk: int) -> 
         x_t, x_s = experience.trajectory.transitions(rows)
         steps = [k for _, k in rows]
         mean = policy.mean(x_t, steps)
+        if exact is not None:
+            in_full = exact.mean(x_t.float(), steps)
+            mean = in_full + (mean - in_full).detach()
         value = log_prob(x_s.float(), mean, step_sigma(steps, policy.schedule, mean), reduction="mean")
         advantage = experience.advantages_n[[i for i, _ in rows]]
         loss = -(advantage * value).sum() / IMAGES * scale
@@ -97,6 +103,7 @@ def probe(
     assert with_baseline.step_advantages_Kn is not None
     truth = plain_autograd(policy, experience, ranks, chunk=16)
     whole_chain = plain_autograd(policy, experience, ranks, chunk=10**6)
+    rounding = rounding_of(policy, truth, experience, ranks, steps=steps, clip=ranks.device.type == "cuda")
     objective.differentiate(policy, experience)
     sums = [total.clone() for total in engine.gradients.sums]
     scale = engine.hand_over()
@@ -113,6 +120,7 @@ def probe(
     return {
         "error": relative(got, truth),
         "error_one_graph": relative(got, whole_chain),
+        "rounding": rounding,
         "skipped": skipped,
         "updates": engine.updates,
         "noise": [float(noise.initial([image]).sum()) for image in block],
@@ -125,7 +133,16 @@ def probe(
     }
 
 
-def one_pass_error(ranks: Ranks, dtype: torch.dtype) -> float:
+def rounding_of(policy, truth: list[torch.Tensor], experience: Experience, ranks: Ranks, **options: Any) -> float:
+    """Relative error of plain fp16's gradient, from fp16's rounding alone; 0 in other precisions."""
+    if policy.dtype != torch.float16:
+        return 0.0
+    exact = tiny_policy(device=ranks.device, **options)
+    half_precision.put_weights(exact, policy)
+    return relative(truth, plain_autograd(policy, experience, ranks, chunk=16, exact=exact))
+
+
+def one_pass_errors(ranks: Ranks, dtype: torch.dtype) -> dict[str, float]:
     """Of an adapter's gradient over 5 steps, four images a piece, the last piece of each rank filled up."""
     policy = tiny_policy(steps=5, dtype=dtype, device=ranks.device, adapter=AdapterConfig(rank=2))
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=ranks.device)
@@ -137,7 +154,9 @@ def one_pass_error(ranks: Ranks, dtype: torch.dtype) -> float:
     experience = objective.collect(policy, Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device)))
     truth = plain_autograd(policy, experience, ranks, chunk=16)
     objective.differentiate(policy, experience)
-    return relative([ranks.sum(total) / ranks.world_size for total in pieces.gradients.sums], truth)
+    got = [ranks.sum(total) / ranks.world_size for total in pieces.gradients.sums]
+    rounding = rounding_of(policy, truth, experience, ranks, steps=5, adapter=AdapterConfig(rank=2))
+    return {"error_one_pass": relative(got, truth), "rounding_one_pass": rounding}
 
 
 def main() -> None:
@@ -147,10 +166,9 @@ def main() -> None:
     if ranks.device == CPU and any(mode["precision"] == "fp16" for mode in options["modes"]):
         allow_half()
     start_process_group(ranks)
-    in_one_pass = {"fp32": one_pass_error(ranks, torch.float32), "fp16": one_pass_error(ranks, torch.float16)}
+    in_one_pass = {"fp32": one_pass_errors(ranks, torch.float32), "fp16": one_pass_errors(ranks, torch.float16)}
     results = [
-        probe(ranks, steps=options["steps"], magnitudes=options["magnitudes"], **mode)
-        | {"error_one_pass": in_one_pass[mode["precision"]]}
+        probe(ranks, steps=options["steps"], magnitudes=options["magnitudes"], **mode) | in_one_pass[mode["precision"]]
         for mode in options["modes"]
     ]
     Path(sys.argv[2]).write_text(json.dumps(results))

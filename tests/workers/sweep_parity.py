@@ -16,6 +16,7 @@ from memdiff.objectives.config import AlignPropConfig, DraftConfig
 from memdiff.objectives.draft import Draft
 from memdiff.pieces import Pieces
 from memdiff.ranks import Ranks
+from tests import half_precision
 from tests.half_on_cpu import allow_half
 from tests.one_graph import knobs, round_of, truth_of, waves
 from tests.tiny import CPU, tiny_policy
@@ -43,12 +44,19 @@ def probe(ranks: Ranks, *, kind: str, precision: str, offload: bool) -> dict[str
     experience = objective.collect(policy, round)
     metrics = objective.differentiate(policy, experience)
     truth = ranks.sum(truth_of(policy, round, experience.starts_n).float())
+    rounding = 0.0
+    if precision == "fp16":
+        exact = tiny_policy(steps=STEPS, clip=True)
+        half_precision.put_weights(exact, policy)
+        in_full = ranks.sum(truth_of(exact, round_of(exact, IMAGES, ranks=ranks), experience.starts_n))
+        rounding = half_precision.relative_error([truth], [in_full])
     scale = engine.hand_over()
     read: Any = safe_get_full_grad
     got = torch.cat([(read(p).float() / scale).flatten() for p in policy.trainable().values()])
     engine._engine.step()
     return {
         "error": float((got - truth).norm() / truth.norm()),
+        "rounding": rounding,
         "gradient": got[::50].tolist(),
         "rewards": experience.rewards_N.tolist(),
         "costate_norm": metrics["costate_norm"],
