@@ -6,9 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import pytest
 
@@ -16,20 +15,20 @@ from memdiff.launcher import free_port
 from tests.processes import ROOT, SECONDS_UNTIL_HUNG, ended
 
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 
-def once(run: Callable[[int], Result]) -> Callable[[int], Result]:
-    """`run` by world size, once each, a failure too: the tests that share it would else each wait for it again."""
+def once(run: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """`run` once for each of its arguments, a failure too: else each test that shares it would wait for it again."""
+    outcomes: dict[tuple, tuple[Result | None, BaseException | None]] = {}
 
-    @cache
-    def outcome(world_size: int) -> tuple[Result | None, BaseException | None]:
-        try:
-            return run(world_size), None
-        except (Exception, pytest.fail.Exception) as failure:  # what pytest's time limit raises is no Exception
-            return None, failure
-
-    def result(world_size: int) -> Result:
-        found, failure = outcome(world_size)
+    def result(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        if arguments not in outcomes:
+            try:
+                outcomes[arguments] = run(*arguments, **named), None
+            except (Exception, pytest.fail.Exception) as failure:  # what pytest's time limit raises is no Exception
+                outcomes[arguments] = None, failure
+        found, failure = outcomes[arguments]
         if failure is not None:
             raise failure
         return cast(Result, found)

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from deepspeed.utils import safe_get_full_grad
@@ -82,8 +82,23 @@ def plain_autograd(policy, experience: Experience, ranks: Ranks, chunk: int, exa
     return [ranks.sum(total) for total in totals]
 
 
+class Shared(NamedTuple):
+    """What the modes of one precision have in common, since weights and noise are the same: it is computed once."""
+
+    one_graph: list[torch.Tensor]
+    rounding: float
+    step_advantages: list[list[float]]
+
+
 def probe(
-    ranks: Ranks, *, precision: str, bits: Literal[8, 32], offload: bool, steps: int, magnitudes: list[float]
+    ranks: Ranks,
+    shared: dict[str, Shared],
+    *,
+    precision: str,
+    bits: Literal[8, 32],
+    offload: bool,
+    steps: int,
+    magnitudes: list[float],
 ) -> dict:
     """One engine: relative errors, skipped updates and what the ranks must agree on."""
     dtype = torch.float16 if precision == "fp16" else torch.float32
@@ -98,12 +113,17 @@ def probe(
     block = ranks.block(IMAGES)
     round = Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device))
     experience = objective.collect(policy, round)
-    by_step = ReinforceConfig(kind="reinforce", baseline="predicted_image")
-    with_baseline = Reinforce(by_step, reward, Pieces(engine.gradients), ranks, knobs(16)).collect(policy, round)
-    assert with_baseline.step_advantages_Kn is not None
     truth = plain_autograd(policy, experience, ranks, chunk=16)
-    whole_chain = plain_autograd(policy, experience, ranks, chunk=10**6)
-    rounding = rounding_of(policy, truth, experience, ranks, steps=steps, clip=ranks.device.type == "cuda")
+    if precision not in shared:
+        by_step = ReinforceConfig(kind="reinforce", baseline="predicted_image")
+        with_baseline = Reinforce(by_step, reward, Pieces(engine.gradients), ranks, knobs(16)).collect(policy, round)
+        assert with_baseline.step_advantages_Kn is not None
+        shared[precision] = Shared(
+            plain_autograd(policy, experience, ranks, chunk=10**6),
+            rounding_of(policy, truth, experience, ranks, steps=steps, clip=ranks.device.type == "cuda"),
+            with_baseline.step_advantages_Kn.T.tolist(),
+        )
+    of_precision = shared[precision]
     objective.differentiate(policy, experience)
     sums = [total.clone() for total in engine.gradients.sums]
     scale = engine.hand_over()
@@ -119,13 +139,13 @@ def probe(
     weights = engine.weights()
     return {
         "error": relative(got, truth),
-        "error_one_graph": relative(got, whole_chain),
-        "rounding": rounding,
+        "error_one_graph": relative(got, of_precision.one_graph),
+        "rounding": of_precision.rounding,
         "skipped": skipped,
         "updates": engine.updates,
         "noise": [float(noise.initial([image]).sum()) for image in block],
         "advantages": experience.advantages_n.tolist(),
-        "step_advantages": with_baseline.step_advantages_Kn.T.tolist(),
+        "step_advantages": of_precision.step_advantages,
         "gradient": torch.cat([gradient.flatten() for gradient in got])[::50].tolist(),
         "working_copy_error": max(
             float((weights[name] - p.detach().float()).abs().max()) for name, p in policy.trainable().items()
@@ -167,8 +187,10 @@ def main() -> None:
         allow_half()
     start_process_group(ranks)
     in_one_pass = {"fp32": one_pass_errors(ranks, torch.float32), "fp16": one_pass_errors(ranks, torch.float16)}
+    shared: dict[str, Shared] = {}
     results = [
-        probe(ranks, steps=options["steps"], magnitudes=options["magnitudes"], **mode) | in_one_pass[mode["precision"]]
+        probe(ranks, shared, steps=options["steps"], magnitudes=options["magnitudes"], **mode)
+        | in_one_pass[mode["precision"]]
         for mode in options["modes"]
     ]
     Path(sys.argv[2]).write_text(json.dumps(results))
