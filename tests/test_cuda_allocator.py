@@ -105,11 +105,7 @@ def test_benchmark_workers_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     seen = tmp_path / "environment.json"
     worker = tmp_path / "python"
     tell = f"import json, os; open({str(seen)!r}, 'w').write(json.dumps(dict(os.environ)))"
-    worker.write_text(f"#!{sys.executable}
-{tell}
-")
-        f"#!{sys.executable}\nimport json, os\nopen({str(seen)!r}, 'w').write(json.dumps(dict(os.environ)))\n"
-    )
+    worker.write_text(f"#!{sys.executable}\n{tell}\n")
     worker.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(worker))
     runner.run_case(Case("cpu", "x", "training", {}))
@@ -118,9 +114,7 @@ def test_benchmark_workers_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_runs_record_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Ranks(0, 1, torch.device("cpu"))
-    knobs = resolve_knobs(
-        MemoryConfig(), pixels=64, element_bytes=4, images=4, states=5, channels=1, device_bytes=None
-    )
+    knobs = resolve_knobs(MemoryConfig(), pixels=64, element_bytes=4, images=4, states=5, channels=1, device_bytes=None)
     assert describe(ranks, knobs)["allocator"] == "torch's default"
     monkeypatch.setitem(os.environ, "PYTORCH_ALLOC_CONF", "expandable_segments:True")
     assert describe(ranks, knobs)["allocator"] == SET

@@ -10,6 +10,7 @@ from tempfile import mkdtemp
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests import half_precision
 from tests.ranks import once, run_ranks
@@ -70,6 +71,18 @@ def test_working_copies_follow_the_masters(mode: str) -> None:
     """After updates the network's own parameters are the fp32 masters, rounded to its precision (values below 4)."""
     for result in results(2, mode):
         assert result["working_copy_error"] <= (4 * 2**-11 if MODES[mode]["precision"] == "fp16" else 0)
+
+
+def test_working_copies_on_a_gpu_are_compared_on_the_host() -> None:
+    """Fake tensors of a CUDA device, which refuse to meet those of the host as a GPU's do."""
+    from tests.workers.engine_parity import working_copy_error
+
+    with FakeTensorMode():
+        weights = {"w": torch.zeros(3)}
+        copies = {"w": torch.zeros(3, dtype=torch.float16, device="cuda", requires_grad=True)}
+        with pytest.raises(RuntimeError, match="same device"):
+            weights["w"] - copies["w"]
+        assert working_copy_error(weights, copies).device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])

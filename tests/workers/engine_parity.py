@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from memdiff.objectives.config import ReinforceConfig
 from memdiff.objectives.experience import Batch, Clock, Round
 from memdiff.objectives.reinforce import Experience, Reinforce
 from memdiff.pieces import Gradients, Pieces
+from memdiff.placement import HOST, place
 from memdiff.ranks import Ranks, ranks_of_this_process
 from memdiff.rewards.weighted import WeightedPart, WeightedReward
 from tests import half_precision
@@ -127,12 +129,14 @@ def probe(
     objective.differentiate(policy, experience)
     sums = [total.clone() for total in engine.gradients.sums]
     scale = engine.hand_over()
+    wait(ranks.device)  # with offload DeepSpeed's copies to the host are still under way
     read: Any = safe_get_full_grad
     got = [read(p).float() / scale for p in policy.trainable().values()]
     engine._engine.step()
     skipped = 0
     for magnitude in magnitudes:
-        largest = float(ranks.max(torch.stack([total.abs().max() for total in sums]).max()))
+        # Sums lie on the host with offload, where NCCL does not reach.
+        largest = float(ranks.max(place(torch.stack([total.abs().max() for total in sums]).max(), ranks.device)))
         for target, total in zip(engine.gradients.sums, sums, strict=True):
             target.copy_(total * (magnitude / largest))
         skipped += engine.apply().skipped
@@ -147,10 +151,15 @@ def probe(
         "advantages": experience.advantages_n.tolist(),
         "step_advantages": of_precision.step_advantages,
         "gradient": torch.cat([gradient.flatten() for gradient in got])[::50].tolist(),
-        "working_copy_error": max(
-            float((weights[name] - p.detach().float()).abs().max()) for name, p in policy.trainable().items()
-        ),
+        "working_copy_error": float(working_copy_error(weights, policy.trainable())),
     }
+
+
+def working_copy_error(weights: Mapping[str, torch.Tensor], trainable: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Largest difference of the engine's full weights, which are on the host, and the network's own parameters."""
+    return torch.stack(
+        [(weights[name] - place(p.detach(), HOST).float()).abs().max() for name, p in trainable.items()]
+    ).max()
 
 
 def rounding_of(policy, truth: list[torch.Tensor], experience: Experience, ranks: Ranks, **options: Any) -> float:
@@ -185,6 +194,8 @@ def main() -> None:
     ranks = ranks_of_this_process() if options["device"] == "cuda" else Ranks(*rank_and_size(), CPU)
     if ranks.device == CPU and any(mode["precision"] == "fp16" for mode in options["modes"]):
         allow_half()
+    # cuDNN rounds fp32 convolutions to TF32 by default, and other batch shapes to other bits: 1e-3, not 1e-5.
+    torch.backends.fp32_precision = "ieee"
     start_process_group(ranks)
     in_one_pass = {"fp32": one_pass_errors(ranks, torch.float32), "fp16": one_pass_errors(ranks, torch.float16)}
     shared: dict[str, Shared] = {}
@@ -196,14 +207,20 @@ def main() -> None:
     Path(sys.argv[2]).write_text(json.dumps(results))
 
 
+def wait(device: torch.device) -> None:
+    """Until the device has done everything that it was told, on every stream."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def rank_and_size() -> tuple[int, int]:
     """As the launcher says."""
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def relative(got: list[torch.Tensor], truth: list[torch.Tensor]) -> float:
-    """|got - truth| / |truth| over all parameters."""
-    a, b = (torch.cat([tensor.flatten().double() for tensor in tensors]) for tensors in (got, truth))
+    """|got - truth| / |truth| over all parameters, wherever they lie."""
+    a, b = (torch.cat([place(tensor, HOST).flatten().double() for tensor in tensors]) for tensors in (got, truth))
     return float((a - b).norm() / b.norm())
 
 
