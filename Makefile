@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # ninja and the compiler wrappers lie beside the venv's python
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test test-slow test-gpu lint format bench bench-peers bench-gpu clean
+.PHONY: setup demo test test-slow test-gpu lint format bench bench-peers bench-gpu record-check clean
 
 setup: $(READY)
 
@@ -54,6 +54,9 @@ bench-peers: $(READY)
 
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks run gpu
+
+record-check: $(READY)
+	$(BIN)/python -m benchmarks.recorder check
 
 clean:
 	rm -rf .cache .pytest_cache .ruff_cache build dist

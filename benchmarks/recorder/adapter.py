@@ -1,0 +1,195 @@
+"""All access of the recorder to the inside of memdiff. A change of that inside edits this file and no other.
+
+    run(words)                       a command of `memdiff` in this process; its exit code must be 0
+    watched(seen)                    inside, trainings tell `seen`, on each rank:
+        seen.start                   what is trained before the first update, fp32
+        seen.x_0                     what was decoded, each once, in order
+        seen.gradients               the sums handed to the engine, one list an update
+        seen.advantages              of this rank's images, a round; by step where a baseline tells steps apart
+        seen.eligibilities           of one pass, a round: sums and log-probs of each batch
+    in_half()                        inside, DeepSpeed's fp16 path runs on a CPU
+    composed_and_whole(recipe, ...)  bytes by phase as the planner composes them, and simulated whole
+
+`knobs` of compositions are the planner's: some of its choices no recipe can say.
+"""
+
+import dataclasses
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+from unittest import mock
+
+import torch
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+from memdiff import train
+from memdiff.build import Parts
+from memdiff.cli import main
+from memdiff.config import Recipe
+from memdiff.engine.ds_config import make_ds_config
+from memdiff.memory.knobs import Knobs
+from memdiff.memory.states import States, training_states
+from memdiff.plan.compose import look_ahead
+from memdiff.plan.graphs import Graphs
+from memdiff.plan.job import job_of, sizes_to_measure
+from memdiff.plan.measure import Measured, measure, resident
+from memdiff.recipe_file import check_recipe
+
+RESIDENT = Knobs(1, 1, "none", False, False, False, False, False)
+
+
+def run(words: Sequence[str]) -> None:
+    """What it prints is kept for the error's text. Raises RuntimeError where it fails."""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            main(words)
+    except SystemExit as end:
+        if end.code:
+            raise RuntimeError(f"memdiff {' '.join(words)} ended with {end.code}: {said.getvalue()[-2000:]}") from None
+
+
+@dataclass
+class Seen:
+    """What one training told of itself."""
+
+    start: list[torch.Tensor] = field(default_factory=list)
+    x_0: list[torch.Tensor] = field(default_factory=list)
+    gradients: list[list[torch.Tensor]] = field(default_factory=list)
+    advantages: list[torch.Tensor] = field(default_factory=list)
+    eligibilities: list[list[torch.Tensor]] = field(default_factory=list)
+
+
+@contextmanager
+def watched(seen: Seen) -> Iterator[None]:
+    """The parts of every training that is built inside are listened to. Rehearsals are not."""
+    build, rehearse = train.build_parts, train.rehearse
+    rehearsing: list[bool] = []
+
+    def build_and_listen(*words: Any, **options: Any) -> Parts:
+        parts = build(*words, **options)
+        seen.start = list(parts.engine.weights().values())
+        _listen(parts, seen, rehearsing)
+        return parts
+
+    def rehearse_unheard(parts: Parts) -> None:
+        rehearsing.append(True)
+        rehearse(parts)
+        rehearsing.clear()
+
+    with (
+        mock.patch.object(train, "build_parts", build_and_listen),
+        mock.patch.object(train, "rehearse", rehearse_unheard),
+    ):
+        yield
+
+
+def _listen(parts: Parts, seen: Seen, rehearsing: list[bool]) -> None:
+    known: set[bytes] = set()
+
+    def decoded(x_0_BCHW: torch.Tensor) -> None:
+        x = x_0_BCHW.detach().clone()
+        content = x.flatten().view(torch.uint8).numpy().tobytes()
+        if not rehearsing and content not in known:  # a decoder that is made again sees the same
+            known.add(content)
+            seen.x_0.append(x)
+
+    def differentiated(_: Any, experience: Any) -> None:
+        advantages = getattr(experience, "advantages_n", None)
+        if advantages is None or getattr(experience, "old_log_probs", None) is not None:
+            return  # a method without advantages; a later update of the same round
+        by_step = experience.step_advantages_Kn
+        seen.advantages.append((advantages if by_step is None else by_step).clone())
+        if experience.eligibilities:
+            own = [[*each.sums.sums, each.log_probs_KB] for each in experience.eligibilities]
+            seen.eligibilities.append([tensor.clone() for tensors in own for tensor in tensors])
+
+    def applied() -> None:
+        seen.gradients.append([total.clone() for total in parts.engine.gradients.sums])
+
+    for owner, name, told in (
+        (parts.policy, "decode", decoded),
+        (parts.objective, "differentiate", differentiated),
+        (parts.engine, "apply", applied),
+    ):
+        setattr(owner, name, _telling(getattr(owner, name), told))
+
+
+def _telling(function: Callable[..., Any], told: Callable[..., None]) -> Callable[..., Any]:
+    def call(*words: Any) -> Any:
+        told(*words)
+        return function(*words)
+
+    return call
+
+
+@contextmanager
+def in_half() -> Iterator[None]:
+    """DeepSpeed refuses fp16 on CPUs; torch's CPU kernels do it."""
+    with (
+        mock.patch.object(CPU_Accelerator, "is_fp16_supported", lambda self: True),
+        mock.patch.object(CPU_Accelerator, "supported_dtypes", lambda self: [torch.float, torch.bfloat16, torch.half]),
+    ):
+        yield
+
+
+def composed_and_whole(raw: Mapping[str, Any], knobs: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """`composed`: bytes by phase and category, FLOPs, bytes moved and on the host, from short rounds.
+
+    `whole`: peaks by phase and category of the same round simulated at full length; no optimizer takes part in it.
+    """
+    recipe = check_recipe(raw, source="case")
+    chosen = dataclasses.replace(RESIDENT, **knobs)
+    job = job_of(recipe, ranks=1, precision=precision)
+    alone = dataclasses.replace(resident(chosen), kept_steps=1 if job.direct else 0)
+    sizes = sorted({*sizes_to_measure(recipe, job), chosen.micro_batch})
+    rounds = [
+        _short_round(
+            recipe, dataclasses.replace(alone, micro_batch=images, rollout_batch=images, decode_batch=images),
+            precision, images, job.evaluated if images == sizes[0] else 0,
+        )
+        for images in sizes
+    ]  # fmt: skip
+    graphs = Graphs.of(rounds, direct=job.direct)
+    outlook = look_ahead(job, chosen, graphs, _states(recipe, graphs, precision, offload=chosen.offload_optimizer))
+    whole = measure(
+        recipe, chosen, precision=precision, images=job.images, steps=recipe.sampler.steps, paths=False,
+        cut_method=False, evaluated=job.evaluated,
+    )  # fmt: skip
+    return {
+        "composed": {
+            "phases": {phase: _present(parts) for phase, parts in outlook.phases.items()},
+            "peak_phase": outlook.peak_phase,
+            "flops": outlook.flops,
+            "flops_ideal": outlook.flops_ideal,
+            "moved_bytes": outlook.moved_bytes,
+            "host_bytes": outlook.host_bytes,
+        },
+        "whole": {
+            "phases": {phase: _present(peak.categories) for phase, peak in whole.peaks.items()},
+            "flops": dict(whole.flops),
+        },
+    }
+
+
+@cache  # compositions of one recipe share them
+def _short_round(recipe: Recipe, knobs: Knobs, precision: str, images: int, evaluated: int) -> Measured:
+    return measure(recipe, knobs, precision=precision, images=images, paths=False, evaluated=evaluated)
+
+
+def _states(recipe: Recipe, graphs: Graphs, precision: str, *, offload: bool) -> States:
+    """Of the recipe's own optimizer on one rank, as a plan counts them."""
+    sizes, optimizer = graphs.sizes, recipe.optimizer
+    zero = make_ds_config(optimizer, precision=precision, offload=False, trainable_elements=sizes.elements)
+    return training_states(
+        sizes.elements, ranks=1, half=precision != "fp32", bits=optimizer.bits, ema=optimizer.ema is not None,
+        offload=offload, bucket_elements=zero["zero_optimization"]["reduce_bucket_size"],
+        largest_elements=sizes.largest_elements,
+    )  # fmt: skip
+
+
+def _present(parts: Mapping[Any, int]) -> dict[str, int]:
+    return {str(category): size for category, size in parts.items() if size}

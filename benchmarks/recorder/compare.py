@@ -1,0 +1,113 @@
+"""Two records side by side: `==` on one machine and one set of libraries, close numbers elsewhere. No torch.
+
+Elsewhere means another torch (or another library that computes), another set of instructions or another processor: then
+checksums that differ are no finding, and the numbers beside them decide. Bounds of that, relative to a tensor's root
+mean square, are wider than one operator's rounding since three steps, a backward and an update lie between:
+`CLOSE` for fp32 is 1e-6 times what they amplify, for fp16 it is 2^-11 times the same.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CASES, ENVIRONMENT, PLANS = "cases.jsonl", "environment.json", "plans"
+DECIDING = ("packages", "instructions", "processor")  # of an environment: where one differs, bits may
+CLOSE = {False: 1e-3, True: 5e-2}  # by whether the network runs in fp16
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value of one case."""
+
+    case: str
+    where: str
+    stored: Any
+    found: Any
+
+    def __str__(self) -> str:
+        """In one line."""
+        return f"{self.case}: {self.where}: stored {_shown(self.stored)}, found {_shown(self.found)}"
+
+
+def read_cases(folder: Path) -> dict[str, dict[str, Any]]:
+    """Values by the case's name, plans among them as plan/RECIPE."""
+    lines = (folder / CASES).read_text().splitlines()
+    found = {row["case"]: row["values"] for row in map(json.loads, lines)}
+    return found | {f"plan/{file.stem}": json.loads(file.read_text()) for file in (folder / PLANS).glob("*.json")}
+
+
+def write_cases(folder: Path, values: Mapping[str, Any], *, order: Sequence[str]) -> None:
+    """One line a case, so that a change shows by case; those that are there already stay, unless they are made anew."""
+    every = {**(read_cases(folder) if (folder / CASES).is_file() else {}), **values}
+    rows = [json.dumps({"case": name, "values": every[name]}) + "\n" for name in order if name in every]
+    (folder / CASES).write_text("".join(rows))
+
+
+def elsewhere(stored: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """What tells two environments apart, of all that may change bits."""
+    return [
+        f"{key}: {_shown(stored.get(key))} stored, {_shown(found.get(key))} here"
+        for key in DECIDING
+        if stored.get(key) != found.get(key)
+    ]
+
+
+def differences(
+    stored: Mapping[str, Any], found: Mapping[str, Any], names: Sequence[str], *, exact: bool, half: Sequence[str] = ()
+) -> list[Difference]:
+    """Every value of the named cases that differs; `half` are those that run in fp16."""
+    result: list[Difference] = []
+    for name in names:
+        if name not in stored:
+            result.append(Difference(name, "the case", "nothing", "a value; write the record again to take it in"))
+            continue
+        close = 0.0 if exact else CLOSE[name in half]
+        result += [Difference(name, *rest) for rest in _differing(stored[name], found[name], "", close)]
+    return result
+
+
+def _differing(stored: Any, found: Any, where: str, close: float) -> Iterator[tuple[str, Any, Any]]:
+    """(path, stored, found) of each leaf; a tensor's summary is a leaf."""
+    if _is_tensor(stored) and _is_tensor(found):
+        if stored != found and not (close and _near(stored, found, close)):
+            yield where, stored, found
+    elif isinstance(stored, Mapping) and isinstance(found, Mapping):
+        for key in [*stored, *(key for key in found if key not in stored)]:
+            yield from _differing(
+                stored.get(key, "nothing"), found.get(key, "nothing"), f"{where}.{key}" if where else str(key), close
+            )
+    elif isinstance(stored, list) and isinstance(found, list) and len(stored) == len(found):
+        for number, (one, other) in enumerate(zip(stored, found, strict=True)):
+            yield from _differing(one, other, f"{where}[{number}]", close)
+    elif stored != found and not (close and _both_numbers(stored, found) and _near_numbers(stored, found, close)):
+        yield where, stored, found
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Mapping) and "sha256" in value
+
+
+def _near(stored: Mapping[str, Any], found: Mapping[str, Any], close: float) -> bool:
+    """Of equal size and, relative to their root mean square, close in norm and in the numbers shown."""
+    if stored["elements"] != found["elements"] or stored.get("names") != found.get("names"):
+        return False
+    size = stored["norm"] / math.sqrt(max(1, stored["elements"]))
+    pairs = [(stored["norm"] / size, found["norm"] / size)] if size else []
+    pairs += [(one / size, other / size) for one, other in zip(stored["some"], found["some"], strict=True) if size]
+    return all(abs(one - other) <= close * max(1.0, abs(one)) for one, other in pairs)
+
+
+def _both_numbers(*values: Any) -> bool:
+    return all(isinstance(value, float) and not isinstance(value, bool) for value in values)
+
+
+def _near_numbers(stored: float, found: float, close: float) -> bool:
+    return abs(stored - found) <= close * max(abs(stored), abs(found), 1e-3)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 160 else text[:157] + "..."

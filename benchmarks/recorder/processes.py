@@ -1,0 +1,97 @@
+"""Starts the workers: on one thread each, and on AVX2 wherever the processor has more, so that bits agree. No torch."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.recorder.case import Case
+from memdiff.launcher import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXED = {
+    "OMP_NUM_THREADS": "1",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "AVX2,STRICT",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+}
+SIDE_BY_SIDE = 2
+MOST_SECONDS = 1500
+
+
+def environment(rank: int = 0, ranks: int = 1, port: int = 0) -> dict[str, str]:
+    """Of one rank."""
+    found = {**os.environ, **FIXED, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
+    found |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    found.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions"))
+    return found
+
+
+def run_cases(
+    cases: Sequence[Case], kept: Path, *, make_kept: bool = False, say: Callable[[str], None] = print
+) -> dict[str, dict[str, Any]]:
+    """Values by case. Raises RuntimeError with the log of a worker that ended badly."""
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="recorder_") as scratch:
+        if make_kept:
+            say("making the run and the models that are kept")
+            _finish(_start(Path(scratch) / "keeping", [], kept, 1, make_kept=True))
+        alone = [case.name for case in cases if case.ranks == 1]
+        jobs = [(alone[part::SIDE_BY_SIDE], 1) for part in range(SIDE_BY_SIDE)]
+        started = [_start(Path(scratch) / str(part), names, kept, 1) for part, (names, _) in enumerate(jobs) if names]
+        say(f"{len(alone)} cases on one rank, {len(started)} processes side by side")
+        for each in started:
+            found |= _finish(each)
+        together = [case.name for case in cases if case.ranks > 1]
+        if together:
+            say(f"{len(together)} cases on two ranks")
+            found |= _finish(_start(Path(scratch) / "ranks", together, kept, 2))
+    return found
+
+
+Started = list[tuple[subprocess.Popen[bytes], Path]]
+
+
+def _start(scratch: Path, names: Sequence[str], kept: Path, ranks: int, *, make_kept: bool = False) -> Started:
+    scratch.mkdir()
+    job = {"cases": list(names), "scratch": str(scratch), "kept": str(kept.resolve()), "make_kept": make_kept}
+    (scratch / "job.json").write_text(json.dumps(job))
+    port, started = free_port(), []
+    for rank in range(ranks):
+        words = [sys.executable, "-m", "benchmarks.recorder.worker", str(scratch / "job.json"),
+                 str(scratch / f"result_{rank}.json")]  # fmt: skip
+        with (scratch / f"log_{rank}").open("wb") as log:
+            process = subprocess.Popen(words, env=environment(rank, ranks, port), cwd=ROOT, stdout=log, stderr=log)
+        started.append((process, scratch / f"result_{rank}.json"))
+    return started
+
+
+def _finish(started: Started) -> dict[str, dict[str, Any]]:
+    """One rank's values as they are, several ranks' as rank_0, rank_1."""
+    try:
+        codes = [process.wait(timeout=MOST_SECONDS) for process, _ in started]
+    finally:
+        for process, _ in started:
+            process.kill()
+            process.wait()
+    for (_, result), code in zip(started, codes, strict=True):
+        if code:
+            log = result.with_name(result.name.replace("result", "log").removesuffix(".json")).read_text()
+            raise RuntimeError(f"a worker ended with {code}:\n{log[-4000:]}")
+    results = [json.loads(result.read_text()) if result.is_file() else {} for _, result in started]
+    if len(results) == 1:
+        return results[0]
+    return {
+        name: {
+            "seconds": first["seconds"],
+            "values": {f"rank_{rank}": result[name]["values"] for rank, result in enumerate(results)},
+        }
+        for name, first in results[0].items()
+    }
