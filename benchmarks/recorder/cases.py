@@ -42,6 +42,7 @@ BASES: Mapping[str, Mapping[str, Any]] = {
 
 LORA = {"adapter": {"rank": 2, "alpha": 4, "convolutions": True}}
 HALF = {"model.precision": "fp16"}
+SHORT = {"sampler.steps": 2, "run.images_per_round": 2}  # fp16 is slow on CPUs without instructions for it
 HELD_OUT = {"evaluate": {"every": 1, "images": 5, "rewards": [JUDGE]}}
 DIRECT = {"reward": [LOG_PROBABILITY], "sampler.eta": 0.0}
 DRAFT = {**DIRECT, "method": {"kind": "draft", "last_steps": "all"}}
@@ -210,9 +211,11 @@ IN_HALF = [
     Training("half/draft", "states in fp32", {**HALF, **DRAFT, **LORA, "memory.kept_steps": 1}),
     Training("half/draft_offload", "CPU Adam, blocks", {**HALF, **DRAFT, "memory.offload_optimizer": True,
                                                       "memory.activation_checkpointing": "blocks"}),
-    Training("half/text_draft", "two networks in one scale", {**HALF, **TEXT_DRAFT}, "digits_text"),
-    Training("half/text_alignprop", "random K", {**HALF, **TEXT_DRAFT, "method": {"kind": "alignprop"}}, "digits_text"),
-    Training("half/text_refl", "one step", {**HALF, **TEXT_REFL}, "digits_text"),
+    Training("half/text_draft", "two networks in one scale", {**HALF, **SHORT, **TEXT_DRAFT}, "digits_text"),
+    Training("half/text_alignprop", "random K", {**HALF, **SHORT, **TEXT_DRAFT, "method": {"kind": "alignprop"}},
+             "digits_text"),
+    Training("half/text_refl", "one step",
+             {**HALF, **SHORT, **TEXT_REFL, "method.first_step": 1, "method.last_step": 1}, "digits_text"),
     Training("half/sdxl_draft", "a VAE that is upcast", {**HALF, **TEXT_DRAFT}, "sdxl"),
 ]  # fmt: skip
 

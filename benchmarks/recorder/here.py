@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.provenance import of_tree
 from benchmarks.recorder.processes import FIXED, ROOT, environment
 
 ASK = """
@@ -22,19 +21,26 @@ TOLD = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OMP_NUM_THREAD
 
 
 def describe() -> dict[str, Any]:
-    """Commit, packages, instructions and processor, asked in a process of the workers' settings."""
+    """The last commit that changed memdiff, packages, instructions and processor, asked in a process of the workers' settings."""
     done = subprocess.run(
         [sys.executable, "-c", ASK], env=environment(), cwd=ROOT, capture_output=True, text=True, check=True
     )
     asked = json.loads(done.stdout)
     return {
-        **of_tree(),
+        "commit": _git("log", "-1", "--format=%h", "--abbrev=12", "--", "memdiff"),
+        "clean": _git("status", "--porcelain", "--", "memdiff") == "",
         "python": platform.python_version(),
         "device": "CPU",
         "packages": asked["packages"],
         "instructions": {"torch": asked["capability"], **{name: FIXED[name] for name in TOLD}},
         "processor": processor(),
     }
+
+
+def _git(*words: str) -> str | None:
+    """None outside a checkout."""
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def processor() -> str:

@@ -72,7 +72,8 @@ def _run(scratch: Path, words: list[str], run: Path) -> dict[str, Any]:
         "advantages": [of_tensors([each]) for each in seen.advantages],
         "eligibilities": [of_tensors(each) for each in seen.eligibilities],
     }
-    return {key: value for key, value in mine.items() if value != []} | (_left(run) if _is_first() else {})
+    everything = mine | (_left(run) if _is_first() else {})
+    return {key: value for key, value in everything.items() if value}
 
 
 def _left(run: Path) -> dict[str, Any]:
@@ -82,14 +83,17 @@ def _left(run: Path) -> dict[str, Any]:
     state: Mapping[str, Any] = json.loads((last / "state.json").read_text())
     return {
         "weights": of_weights(run / "model"),
-        "best": of_weights(run / "model_best") if (run / "model_best").is_dir() else {},
+        "best": of_weights(run / "model_best"),
         "rows": [{key: value for key, value in row.items() if not key.startswith(UNEQUAL)} for row in rows],
         "state": state,
         "evaluations": [of_pictures([file]) for file in sorted((run / "samples").glob("round_*.png"))],
-        "files": sorted(
-            str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() and "samples" not in file.parts
-        ),
+        "files": sorted(str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() and _is_ours(file)),
     }
+
+
+def _is_ours(file: Path) -> bool:
+    """Not DeepSpeed's, of which there are many, nor a picture."""
+    return "checkpoints" not in file.parts and "samples" not in file.parts
 
 
 def _is_first() -> bool:
