@@ -82,7 +82,7 @@ def _differing(stored: Any, found: Any, where: str, close: float) -> Iterator[tu
     elif isinstance(stored, list) and isinstance(found, list) and len(stored) == len(found):
         for number, (one, other) in enumerate(zip(stored, found, strict=True)):
             yield from _differing(one, other, f"{where}[{number}]", close)
-    elif stored != found and not (close and _both_numbers(stored, found) and _near_numbers(stored, found, close)):
+    elif stored != found and not (close and _near_numbers(stored, found, close)):
         yield where, stored, found
 
 
@@ -100,11 +100,9 @@ def _near(stored: Mapping[str, Any], found: Mapping[str, Any], close: float) -> 
     return all(abs(one - other) <= close * max(1.0, abs(one)) for one, other in pairs)
 
 
-def _both_numbers(*values: Any) -> bool:
-    return all(isinstance(value, float) and not isinstance(value, bool) for value in values)
-
-
-def _near_numbers(stored: float, found: float, close: float) -> bool:
+def _near_numbers(stored: Any, found: Any, close: float) -> bool:
+    if not isinstance(stored, float) or not isinstance(found, float):
+        return False  # counts and words are equal or not
     return abs(stored - found) <= close * max(abs(stored), abs(found), 1e-3)
 
 

@@ -56,16 +56,20 @@ def make(folder: Path, scratch: Path) -> None:
     for name in RUNS:
         _keep(work / name, folder / name, LEFT_OUT)
         _forget_left_out(folder / name)
-        status = folder / name / "status.json"
-        known = json.loads(status.read_text())
-        status.write_text(json.dumps({key: value for key, value in known.items() if key != "pid"}, indent=2))
+        _without(folder / name / "status.json", "pid")
     _keep(work / "digits_text_run" / "model", folder / "digits_text_lora")
     _keep(work / "ddpm_run" / "model", folder / "ddpm")
+    _without(folder / "ddpm" / "unet" / "config.json", "_name_or_path")  # a folder of this machine's
     shutil.rmtree(work)
 
 
 def _keep(source: Path, target: Path, left_out: Sequence[str] = ()) -> None:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(*left_out))
+
+
+def _without(file: Path, key: str) -> None:
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in known.items() if name != key}, indent=2) + "\n")
 
 
 def _forget_left_out(run: Path) -> None:

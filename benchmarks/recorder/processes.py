@@ -47,7 +47,8 @@ def run_cases(
         others = [case.name for case in alone if not isinstance(case, Training)]  # compositions share measurements
         jobs = [names for names in (runs[::2], runs[1::2], others) if names]
         started = [_start(Path(scratch) / str(part), names, kept, 1) for part, names in enumerate(jobs)]
-        say(f"{len(alone)} cases on one rank, in {len(started)} processes side by side")
+        if started:
+            say(f"{len(alone)} cases on one rank, in {len(started)} processes side by side")
         for each in started:
             found |= _finish(each)
         together = [case.name for case in cases if case.ranks > 1]
