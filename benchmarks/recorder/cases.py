@@ -42,13 +42,13 @@ BASES: Mapping[str, Mapping[str, Any]] = {
 
 LORA = {"adapter": {"rank": 2, "alpha": 4, "convolutions": True}}
 HALF = {"model.precision": "fp16"}
-SHORT = {"sampler.steps": 2, "run.images_per_round": 2}  # fp16 is slow on CPUs without instructions for it
 HELD_OUT = {"evaluate": {"every": 1, "images": 5, "rewards": [JUDGE]}}
 DIRECT = {"reward": [LOG_PROBABILITY], "sampler.eta": 0.0}
 DRAFT = {**DIRECT, "method": {"kind": "draft", "last_steps": "all"}}
 DRAFT_1 = {**DIRECT, "method": {"kind": "draft", "last_steps": 1}}
 ALIGNPROP = {**DIRECT, "method": {"kind": "alignprop"}}
 REFL = {**DIRECT, "method": {"kind": "refl", "first_step": 1, "last_step": 2}}
+TINY_DRAFT = {"sampler.eta": 0.0, "method": DRAFT["method"]}
 TEXT_DRAFT = {"sampler.eta": 0.0, "method": {"kind": "draft", "last_steps": "all"}}
 TEXT_REFL = {"sampler.eta": 0.0, "method": REFL["method"]}
 SHARES = {
@@ -188,7 +188,7 @@ REWARD_GRADIENTS = [
 
 OTHER_MODELS = [
     Training("ddpm/reinforce", "a pipeline folder, linear schedule, clipped", {}, "ddpm"),
-    Training("ddpm/draft", "the same differentiated", {"sampler.eta": 0.0, "method": DRAFT["method"]}, "ddpm"),
+    Training("ddpm/draft", "the same differentiated", TINY_DRAFT, "ddpm"),
     Training("sd/reinforce", "Stable Diffusion, adapter", {}, "sd"),
     Training("sd/reinforce_full", "all of its UNet", {"adapter": None, "sampler.guidance": 1.0}, "sd"),
     Training("sd/draft", "through its decoder", TEXT_DRAFT, "sd"),
@@ -200,23 +200,29 @@ OTHER_MODELS = [
              {**TEXT_DRAFT, "method": {"kind": "alignprop"}, "memory.guidance_passes": 2}, "sdxl"),
 ]  # fmt: skip
 
+# On the small models: convolutions in fp16 are slow on CPUs without instructions for it.
 IN_HALF = [
-    Training("half/reinforce", "fp32 masters, loss scale", HALF),
-    Training("half/reinforce_lora", "adapter", {**HALF, **LORA, **HELD_OUT, "optimizer.ema": 0.7}),
-    Training("half/reinforce_one_pass", "eligibilities", {**HALF, **LORA, "memory.one_pass": True}),
+    Training("half/reinforce", "fp32 masters, loss scale", HALF, "ddpm"),
+    Training("half/reinforce_lora", "adapter, average", {**HALF, **LORA, "optimizer.ema": 0.7}, "ddpm"),
+    Training("half/reinforce_one_pass", "eligibilities", {**HALF, **LORA, "memory.one_pass": True}, "ddpm"),
     Training("half/reinforce_kl_inner_updates_2", "base, ratio",
-             {**HALF, **LORA, "method.kl_weight": 0.2, "method.inner_updates": 2, "method.ratio_clip": 1e-2}),
+             {**HALF, **LORA, "method.kl_weight": 0.2, "method.inner_updates": 2, "method.ratio_clip": 1e-2}, "ddpm"),
+    Training("half/reinforce_kl_full", "a frozen copy as base", {**HALF, "method.kl_weight": 0.2}, "ddpm"),
     Training("half/reinforce_offload_8bit", "optimizer on the host",
-             {**HALF, "memory.offload_optimizer": True, "optimizer.bits": 8}),
-    Training("half/draft", "states in fp32", {**HALF, **DRAFT, **LORA, "memory.kept_steps": 1}),
-    Training("half/draft_offload", "CPU Adam, blocks", {**HALF, **DRAFT, "memory.offload_optimizer": True,
-                                                      "memory.activation_checkpointing": "blocks"}),
-    Training("half/text_draft", "two networks in one scale", {**HALF, **SHORT, **TEXT_DRAFT}, "digits_text"),
-    Training("half/text_alignprop", "random K", {**HALF, **SHORT, **TEXT_DRAFT, "method": {"kind": "alignprop"}},
-             "digits_text"),
-    Training("half/text_refl", "one step",
-             {**HALF, **SHORT, **TEXT_REFL, "method.first_step": 1, "method.last_step": 1}, "digits_text"),
+             {**HALF, "memory.offload_optimizer": True, "optimizer.bits": 8}, "ddpm"),
+    Training("half/reinforce_offload", "CPU Adam", {**HALF, "memory.offload_optimizer": True}, "ddpm"),
+    Training("half/draft", "states in fp32, a graph kept",
+             {**HALF, **TINY_DRAFT, **LORA, "memory.kept_steps": 1}, "ddpm"),
+    Training("half/draft_offload", "CPU Adam, blocks", {**HALF, **TINY_DRAFT, "memory.offload_optimizer": True,
+                                                      "memory.activation_checkpointing": "blocks"}, "ddpm"),
+    Training("half/sd_reinforce", "guided", HALF, "sd"),
+    Training("half/sd_draft", "two networks in one scale", {**HALF, **TEXT_DRAFT}, "sd"),
+    Training("half/sd_alignprop", "random K", {**HALF, **TEXT_DRAFT, "method": {"kind": "alignprop"}}, "sd"),
+    Training("half/sd_refl", "one step", {**HALF, **TEXT_REFL}, "sd"),
     Training("half/sdxl_draft", "a VAE that is upcast", {**HALF, **TEXT_DRAFT}, "sdxl"),
+    Training("half/digits", "the embedded model, evaluations",
+             {**HALF, **LORA, **HELD_OUT, "sampler.steps": 2, "run.images_per_round": 2, "run.rounds": 1,
+              "evaluate.images": 2}),
 ]  # fmt: skip
 
 ON_TWO_RANKS = [
@@ -233,8 +239,8 @@ ON_TWO_RANKS = [
     Training("ranks_2/draft", "whole chain, normalised", {**DRAFT, **LORA, **NORMALISED}, ranks=2),
     Training("ranks_2/alignprop", "other depths on other ranks", {**ALIGNPROP, **LORA}, ranks=2),
     Training("ranks_2/text_refl", "one step", TEXT_REFL, "digits_text", ranks=2),
-    Training("ranks_2/half_reinforce", "loss scale over ranks", HALF, ranks=2),
-    Training("ranks_2/half_draft", "the same differentiated", {**HALF, **DRAFT, **LORA}, ranks=2),
+    Training("ranks_2/half_reinforce", "loss scale over ranks", HALF, "ddpm", ranks=2),
+    Training("ranks_2/half_draft", "the same differentiated", {**HALF, **TINY_DRAFT, **LORA}, "ddpm", ranks=2),
 ]  # fmt: skip
 
 TEXT_ROUND = {"sampler.steps": 5, "run.images_per_round": 6, "evaluate": {"every": 1, "images": 4, "rewards": [JUDGE]}}
