@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.recorder import compare
 from benchmarks.recorder.__main__ import KEPT, RECORD, main
-from benchmarks.recorder.cases import CASES, PLANNED
+from benchmarks.recorder.cases import CASES, PLANNED_BY_DEFAULT
 
 CHEAP = ("reinforce/lora_one_pass", "kept/sample_ddpm")
 
@@ -57,7 +57,7 @@ def test_every_value_that_moved_is_told_at_once(
 def test_elsewhere_numbers_are_compared_and_it_says_so(
     taken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another torch: checksums may differ, numbers a thousandth apart may not; `--exact` asks for checksums again."""
+    """Another torch: checksums may differ, numbers a hundredth apart may not; `--exact` asks for checksums again."""
     changed = tmp_path / "record"
     shutil.copytree(taken, changed)
     environment = json.loads((changed / compare.ENVIRONMENT).read_text())
@@ -76,8 +76,8 @@ def test_elsewhere_numbers_are_compared_and_it_says_so(
 
 
 def test_the_record_holds_every_case() -> None:
-    """And every plan; together below a megabyte."""
-    every = {case.name for case in CASES} | {f"plan/{name}" for name in PLANNED}
+    """And the plans that are checked by default; together below a megabyte."""
+    every = {case.name for case in CASES} | {f"plan/{name}" for name in PLANNED_BY_DEFAULT}
     assert every - compare.read_cases(RECORD).keys() == set()
     assert sum(file.stat().st_size for file in RECORD.rglob("*") if file.is_file()) < 1_000_000
 

@@ -175,9 +175,8 @@ def composed_and_whole(raw: Mapping[str, Any], knobs: Mapping[str, Any], precisi
     }
 
 
-# Compositions of one recipe share them. A recipe is frozen, so that pydantic makes it hashable, which pyright can't see.
-@cache
-def _short_round(recipe: Recipe | Any, knobs: Knobs, precision: str, images: int, evaluated: int) -> Measured:
+@cache  # compositions of one recipe share them
+def _short_round(recipe: Any, knobs: Knobs, precision: str, images: int, evaluated: int) -> Measured:
     return measure(recipe, knobs, precision=precision, images=images, paths=False, evaluated=evaluated)
 
 

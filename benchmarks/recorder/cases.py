@@ -308,4 +308,3 @@ CASES: list[Case] = [
 ]  # fmt: skip
 PLANNED = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 PLANNED_BY_DEFAULT = ("digits_reinforce", "digits_draft")  # half a minute; the others are asked for
-QUICK = ("reinforce/lora_one_pass", "draft/text", "compose/text_decoder_off", "kept/sample_ddpm")

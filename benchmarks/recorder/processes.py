@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ FIXED = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
 }
-MOST_SECONDS = 3000  # on a machine that others use
+MOST_SECONDS = 3 * 3600  # of a worker, on a machine that others use
 
 
 def environment(rank: int = 0, ranks: int = 1, port: int = 0) -> dict[str, str]:
@@ -36,25 +37,39 @@ def environment(rank: int = 0, ranks: int = 1, port: int = 0) -> dict[str, str]:
 def run_cases(
     cases: Sequence[Case], kept: Path, *, make_kept: bool = False, say: Callable[[str], None] = print
 ) -> dict[str, dict[str, Any]]:
-    """Values by case. Raises RuntimeError with the log of a worker that ended badly."""
-    found: dict[str, dict[str, Any]] = {}
+    """Values by case; of a worker that ended badly its log, as the values of all its cases."""
+    alone = [case for case in cases if case.ranks == 1]
+    runs = [case.name for case in alone if isinstance(case, Training)]
+    others = [case.name for case in alone if not isinstance(case, Training)]  # compositions share measurements
+    together = [case.name for case in cases if case.ranks > 1]
     with tempfile.TemporaryDirectory(prefix="recorder_") as scratch:
         if make_kept:
-            say("making the run and the models that are kept")
+            say("making the runs and the models that are kept")
             _finish(_start(Path(scratch) / "keeping", [], kept, 1, make_kept=True))
-        alone = [case for case in cases if case.ranks == 1]
-        runs = [case.name for case in alone if isinstance(case, Training)]
-        others = [case.name for case in alone if not isinstance(case, Training)]  # compositions share measurements
-        jobs = [names for names in (runs[::2], runs[1::2], others) if names]
-        started = [_start(Path(scratch) / str(part), names, kept, 1) for part, names in enumerate(jobs)]
-        if started:
-            say(f"{len(alone)} cases on one rank, in {len(started)} processes side by side")
-        for each in started:
-            found |= _finish(each)
-        together = [case.name for case in cases if case.ranks > 1]
-        if together:
-            say(f"{len(together)} cases on two ranks")
-            found |= _finish(_start(Path(scratch) / "ranks", together, kept, 2))
+        found: dict[str, dict[str, Any]] = {}
+        for jobs, ranks in ([runs[::2], runs[1::2], others], 1), ([together], 2):
+            jobs = [names for names in jobs if names]
+            if jobs:
+                say(f"{sum(map(len, jobs))} cases, ranks: {ranks}, jobs side by side: {len(jobs)}")
+                found |= _side_by_side(jobs, ranks, Path(scratch), kept)
+    return found
+
+
+def _side_by_side(jobs: Sequence[Sequence[str]], ranks: int, scratch: Path, kept: Path) -> dict[str, dict[str, Any]]:
+    started: list[Started] = []
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        for part, names in enumerate(jobs):
+            started.append(_start(scratch / f"{ranks}_{part}", names, kept, ranks))
+        for names, each in zip(jobs, started, strict=True):
+            try:
+                found |= _finish(each)
+            except RuntimeError as error:
+                found |= {name: {"seconds": 0.0, "values": {"failed": str(error)}} for name in names}
+    finally:
+        for process, _ in (one for each in started for one in each):
+            process.kill()  # SIGTERM would only ask a training to stop after its round
+            process.wait()
     return found
 
 
@@ -76,15 +91,21 @@ def _start(scratch: Path, names: Sequence[str], kept: Path, ranks: int, *, make_
 
 
 def _finish(started: Started) -> dict[str, dict[str, Any]]:
-    """One rank's values as they are, several ranks' as rank_0, rank_1."""
-    try:
-        codes = [process.wait(timeout=MOST_SECONDS) for process, _ in started]
-    finally:
-        for process, _ in started:
-            process.kill()
-            process.wait()
-    for (_, result), code in zip(started, codes, strict=True):
-        if code:
+    """One rank's values as they are, several ranks' as rank_0, rank_1. A rank that fails ends the others.
+
+    Raises RuntimeError with its log.
+    """
+    deadline = time.monotonic() + MOST_SECONDS
+    while any(process.poll() is None for process, _ in started) and time.monotonic() < deadline:
+        if any(process.poll() for process, _ in started):
+            break
+        time.sleep(0.2)
+    codes = [process.poll() for process, _ in started]
+    for process, _ in started:
+        process.kill()
+        process.wait()
+    for (_, result), code in sorted(zip(started, codes, strict=True), key=lambda each: each[1] is None):
+        if code != 0:
             log = result.with_name(result.name.replace("result", "log").removesuffix(".json")).read_text()
             raise RuntimeError(f"a worker ended with {code}:\n{log[-4000:]}")
     results = [json.loads(result.read_text()) if result.is_file() else {} for _, result in started]

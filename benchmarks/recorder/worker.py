@@ -125,6 +125,8 @@ def main() -> None:
         try:
             values = values_of(named[name], folder, kept_folder)
         except Exception:
+            if named[name].ranks > 1:
+                raise  # the others would wait for this one
             values = {"failed": traceback.format_exc()}
         found[name] = {"seconds": round(time.monotonic() - begun, 2), "values": values}
         result.write_text(json.dumps(found))
