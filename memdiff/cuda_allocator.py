@@ -30,5 +30,6 @@ def setting_of(environment: Mapping[str, str] = os.environ) -> str | None:
 def has_expandable_segments(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether segments expand under that setting. They do not by default, nor under `backend:cudaMallocAsync`."""
     _, _, value = (setting_of(environment) or "").partition("=")
-    options = dict(option.replace(" ", "").partition(":")[::2] for option in value.split(","))
+    pairs = (option.replace(" ", "").partition(":") for option in value.split(","))
+    options = {name: chosen for name, _, chosen in pairs}
     return options.get("expandable_segments") == "True" and options.get("backend", "native") == "native"

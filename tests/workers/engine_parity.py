@@ -195,7 +195,7 @@ def main() -> None:
     if ranks.device == CPU and any(mode["precision"] == "fp16" for mode in options["modes"]):
         allow_half()
     # cuDNN rounds fp32 convolutions to TF32 by default, and other batch shapes to other bits: 1e-3, not 1e-5.
-    torch.backends.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     start_process_group(ranks)
     in_one_pass = {"fp32": one_pass_errors(ranks, torch.float32), "fp16": one_pass_errors(ranks, torch.float16)}
     shared: dict[str, Shared] = {}
