@@ -117,9 +117,10 @@ def _signal_ranks(session: int, number: int) -> None:
 def _end_session(session: int) -> None:
     """Kills what is left of a launch whose first process has ended, once ranks have had time to say why."""
     deadline = time.monotonic() + SECONDS_FOR_RANKS
-    while (left := of_session(session)) and time.monotonic() < deadline:
+    while left := of_session(session):
+        if time.monotonic() > deadline:
+            kill(left)
         time.sleep(0.05)
-    kill(left)
 
 
 def _tell_failure(folder: RunFolder, log: Path, code: int) -> int:

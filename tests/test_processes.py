@@ -12,7 +12,7 @@ import pytest
 
 from memdiff.processes import ancestors
 from memdiff.processes.bound import bound_command, bound_environment
-from memdiff.processes.identity import descendants, identity, kill, lives, of_session, own_identity
+from memdiff.processes.identity import descendants, identity, is_orphan, kill, lives, of_session, own_identity
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 30.0  # far more than is needed: the machine may be busy
@@ -143,3 +143,22 @@ def test_a_rank_whose_ancestor_is_gone_before_it_starts_ends(tmp_path: Path, end
     ended.append(rank)
     assert rank.wait(timeout=SECONDS) == -signal.SIGKILL and rank.stderr is not None
     assert f"memdiff (pid {os.getpid()}) is gone, so rank 0 ends too" in rank.stderr.read()
+
+
+@pytest.mark.parametrize("killed", ["the deepspeed runner", "deepspeed's launch.py"])
+def test_a_launcher_that_ended_before_its_rank_looked_is_missed(killed: str, tmp_path: Path, ended: list) -> None:
+    """kill -9 while the rank's Python starts: an orphan of the launcher ends too, by what adopted it."""
+    file, go = tmp_path / "pids", tmp_path / "go"
+    slow = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.02)\n{RANK}"
+    launch = [sys.executable, "-c", STARTS, ancestors.LAUNCH, sys.executable, "-c", slow, str(file)]
+    runner = python(STARTS, ancestors.RUNNER, *launch, **{ancestors.SET_BY_LAUNCH: "0", "RANK": "0"})
+    ended.append(runner)
+    until(lambda: len(descendants(runner.pid)) == 2, "the rank did not start")
+    launcher, rank = descendants(runner.pid)
+    processes = [identity(pid) for pid in (launcher, rank)]
+    os.kill(runner.pid if killed == "the deepspeed runner" else launcher, signal.SIGKILL)
+    until(lambda: is_orphan(launcher) or is_orphan(rank), "nobody is an orphan")
+    go.touch()
+    until(lambda: not any(lives(process) for process in processes if process), "an orphan lives on")
+    assert runner.stderr is not None
+    assert f"{killed} is gone, so rank 0 ends too" in runner.stderr.read()

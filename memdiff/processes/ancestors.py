@@ -11,10 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from memdiff.processes.identity import identity, lives, parent_of, pid_of, words_of
+from memdiff.processes.identity import identity, is_orphan, lives, parent_of, pid_of, words_of
 
 VARIABLE = "MEMDIFF_ANCESTORS"  # `memdiff=PID:START`, set by `memdiff train` for all that follows from it
 LAUNCH, RUNNER = "deepspeed.launcher.launch", "deepspeed.launcher.runner"
+SET_BY_LAUNCH = "CROSS_RANK"  # in the environment of each rank that launch.py starts
+GONE = "0:0"  # the identity of a process that ended before it could be looked up
 LAUNCHERS = ("deepspeed's launch.py", "the deepspeed runner")
 
 
@@ -42,19 +44,25 @@ def ancestors() -> dict[str, str]:
     does, launch.py with neither. A process that something else started has none of the launcher's: its parent may end
     first, as a shell does.
     """
-    parent = os.getppid()
+    parent, found = os.getppid(), ancestors_of_environment()
     if LAUNCH not in words_of(parent):
-        return ancestors_of_environment()
-    found = _entry(LAUNCHERS[0], parent) | ancestors_of_environment()
+        lost = SET_BY_LAUNCH in os.environ and is_orphan(os.getpid())
+        return {LAUNCHERS[0]: GONE} | found if lost else found
+    found = {LAUNCHERS[0]: identity(parent) or GONE} | found
     above = parent_of(parent)
     if above is not None and any(word == RUNNER or Path(word).name == "deepspeed" for word in words_of(above)):
-        found |= _entry(LAUNCHERS[1], above)
+        found[LAUNCHERS[1]] = identity(above) or GONE
+    elif is_orphan(parent):
+        found[LAUNCHERS[1]] = GONE
     return found
 
 
 def first_gone(processes: dict[str, str]) -> str | None:
-    """`NAME (pid N)` of the first that has ended."""
-    return next((f"{name} (pid {pid_of(process)})" for name, process in processes.items() if not lives(process)), None)
+    """`NAME (pid N)` of the first that has ended; its name alone where it had before anybody looked."""
+    for name, process in processes.items():
+        if not lives(process):
+            return name if process == GONE else f"{name} (pid {pid_of(process)})"
+    return None
 
 
 def watch_ancestors() -> None:
@@ -76,11 +84,6 @@ def watch_ancestors() -> None:
 def farewell(gone: str, label: str) -> str:
     """What happened, what follows, what to do."""
     return f"{gone} is gone, so {label} ends too; the same command goes on from the last checkpoint"
-
-
-def _entry(name: str, pid: int) -> dict[str, str]:
-    process = identity(pid)
-    return {} if process is None else {name: process}
 
 
 def _end(watcher: "subprocess.Popen[bytes]") -> None:

@@ -37,6 +37,15 @@ def parent_of(pid: int) -> int | None:
     return None if fields is None else int(fields[PARENT])
 
 
+def is_orphan(pid: int) -> bool:
+    """Whether the process that started it has ended: whoever adopts its children lives in another session."""
+    own = _stat(pid)
+    if own is None or int(own[SESSION]) == pid:
+        return False
+    above = _stat(int(own[PARENT]))
+    return above is None or above[SESSION] != own[SESSION]
+
+
 def words_of(pid: int) -> list[str]:
     """A process's command line; empty where it has ended or belongs to another user who hides it."""
     try:
