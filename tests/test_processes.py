@@ -162,3 +162,13 @@ def test_a_launcher_that_ended_before_its_rank_looked_is_missed(killed: str, tmp
     until(lambda: not any(lives(process) for process in processes if process), "an orphan lives on")
     assert runner.stderr is not None
     assert f"{killed} is gone, so rank 0 ends too" in runner.stderr.read()
+
+
+def test_a_launcher_that_is_ending_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes a killed process's command line away before its children are adopted."""
+    monkeypatch.setenv(ancestors.SET_BY_LAUNCH, "0")
+    assert ancestors.ancestors() == {}
+    monkeypatch.setattr(ancestors, "words_of", lambda pid: [])
+    assert ancestors.ancestors() == {"deepspeed's launch.py": ancestors.GONE}
+    monkeypatch.setattr(ancestors, "words_of", lambda pid: [ancestors.LAUNCH] if pid == os.getppid() else [])
+    assert list(ancestors.ancestors().values()) == [identity(os.getppid()), ancestors.GONE]

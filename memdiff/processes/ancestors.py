@@ -45,14 +45,16 @@ def ancestors() -> dict[str, str]:
     first, as a shell does.
     """
     parent, found = os.getppid(), ancestors_of_environment()
-    if LAUNCH not in words_of(parent):
-        lost = SET_BY_LAUNCH in os.environ and is_orphan(os.getpid())
+    words = words_of(parent)
+    if LAUNCH not in words:
+        lost = SET_BY_LAUNCH in os.environ and (not words or is_orphan(os.getpid()))
         return {LAUNCHERS[0]: GONE} | found if lost else found
     found = {LAUNCHERS[0]: identity(parent) or GONE} | found
     above = parent_of(parent)
-    if above is not None and any(word == RUNNER or Path(word).name == "deepspeed" for word in words_of(above)):
+    words = words_of(above) if above is not None else []
+    if above is not None and any(word == RUNNER or Path(word).name == "deepspeed" for word in words):
         found[LAUNCHERS[1]] = identity(above) or GONE
-    elif is_orphan(parent):
+    elif not words or is_orphan(parent):
         found[LAUNCHERS[1]] = GONE
     return found
 

@@ -47,11 +47,12 @@ def is_orphan(pid: int) -> bool:
 
 
 def words_of(pid: int) -> list[str]:
-    """A process's command line; empty where it has ended or belongs to another user who hides it."""
+    """A process's command line; empty where it has ended, and while it ends."""
     try:
-        return [word.decode(errors="replace") for word in (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")]
+        text = (PROC / str(pid) / "cmdline").read_text(errors="replace").rstrip("\0")
     except OSError:
         return []
+    return text.split("\0") if text else []
 
 
 def all_pids() -> Iterator[int]:
