@@ -95,19 +95,21 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("reinforce", {"micro_batch": 5, "rollout_batch": 6}),
     ("reinforce", {"micro_batch": 4, "rollout_batch": 3, "trajectory_on_host": True, "rewards_off_when_idle": True}),
     ("reinforce with LoRA", {"micro_batch": 6, "rollout_batch": 2, "activation_checkpointing": "blocks"}),
-    ("reinforce with LoRA", {"micro_batch": 1, "rollout_batch": 6, "one_pass": True}),
     ("reinforce with LoRA", {"micro_batch": 4, "rollout_batch": 6, "one_pass": True}),
     ("reinforce with LoRA", {"micro_batch": 3, "rollout_batch": 6, "one_pass": True, "accumulators_on_host": True}),
-    ("reinforce", {"micro_batch": 1, "rollout_batch": 6, "one_pass": True}),
     ("draft", {"micro_batch": 6, "rollout_batch": 6, "decode_batch": 6}),
     ("draft", {"micro_batch": 3, "rollout_batch": 3, "decode_batch": 3, "kept_steps": 3}),
-    ("draft", {"micro_batch": 2, "rollout_batch": 2, "kept_steps": 5, "accumulators_on_host": True}),
     ("draft, trained whole", {"micro_batch": 3, "rollout_batch": 3, "decode_batch": 3, "kept_steps": 2}),
-    ("draft, last three", {"micro_batch": 6, "rollout_batch": 6, "decode_batch": 6, "kept_steps": 1}),
     ("alignprop", {"micro_batch": 6, "rollout_batch": 6, "decode_batch": 6, "activation_checkpointing": "blocks"}),
     ("alignprop", {"micro_batch": 3, "rollout_batch": 3, "rewards_off_when_idle": True, "unet_off_when_idle": True}),
     ("text", {"micro_batch": 6, "rollout_batch": 6}),
     ("text", {"micro_batch": 3, "rollout_batch": 3, "activation_checkpointing": "feed_forwards", "kept_steps": 2}),
+]
+MORE_SETTINGS: list[tuple[str, dict[str, Any]]] = [  # near to one above: with `-m slow`
+    ("reinforce with LoRA", {"micro_batch": 1, "rollout_batch": 6, "one_pass": True}),
+    ("reinforce", {"micro_batch": 1, "rollout_batch": 6, "one_pass": True}),
+    ("draft", {"micro_batch": 2, "rollout_batch": 2, "kept_steps": 5, "accumulators_on_host": True}),
+    ("draft, last three", {"micro_batch": 6, "rollout_batch": 6, "decode_batch": 6, "kept_steps": 1}),
 ]
 
 
@@ -143,7 +145,9 @@ def composed_and_whole(recipe: Recipe, knobs: Knobs) -> tuple[dict[str, int], di
     )
 
 
-@pytest.mark.parametrize(("name", "knobs"), SETTINGS)
+@pytest.mark.parametrize(
+    ("name", "knobs"), [*SETTINGS, *(pytest.param(*setting, marks=pytest.mark.slow) for setting in MORE_SETTINGS)]
+)
 def test_composition_is_the_whole_round(name: str, knobs: dict[str, Any]) -> None:
     """Measured at two steps, composed to five: the largest peak within 1 %, FLOPs within 3 %. What is left: a chain's
     first step needs no gradient for its x; the short chain has it once in two steps, the whole one once in five, and

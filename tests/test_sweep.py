@@ -1,5 +1,6 @@
 """The reverse sweep gives the gradient of one autograd graph, and its memory does not grow with the chain."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -39,10 +40,19 @@ def test_gradient_is_that_of_one_graph(steps: int, last: int, clip: bool, eta: f
     assert differentiated == [step >= steps - last for step in range(steps)]
 
 
-@pytest.mark.parametrize("guidance", [None, 5.0])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(("steps", "last"), [(7, 1), (7, 2), (7, 7), (50, 50)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+LONG = [(torch.float64, True, 5.0), (torch.float32, False, None)]  # of 50 steps, without `-m slow`
+TEXT = [
+    pytest.param(
+        steps, last, guidance, checkpointing, dtype,
+        marks=[pytest.mark.slow] if steps == 50 and (dtype, checkpointing, guidance) not in LONG else [],
+    )
+    for dtype, (steps, last), checkpointing, guidance in itertools.product(
+        (torch.float64, torch.float32), ((7, 1), (7, 2), (7, 7), (50, 50)), (False, True), (None, 5.0)
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("steps", "last", "guidance", "checkpointing", "dtype"), TEXT)
 def test_text_models_with_and_without_guidance(
     steps: int, last: int, guidance: float | None, checkpointing: bool, dtype: torch.dtype
 ) -> None:

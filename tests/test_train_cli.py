@@ -132,6 +132,7 @@ def test_stopped_and_resumed_is_the_same_run(finished: tuple, tmp_path: Path) ->
     assert fingerprint(out) == fingerprint(run)
 
 
+@pytest.mark.slow
 def test_the_deepspeed_launcher_does_the_same_job(finished: tuple, tmp_path: Path) -> None:
     """`deepspeed --num_gpus 2 --module memdiff train ...`: the same weights and rows, bit for bit."""
     file, run, _ = finished
@@ -174,7 +175,9 @@ REWARDS = {
 }
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "raises" else [pytest.mark.slow]) for name in REWARDS]
+)
 def test_a_bad_reward_ends_every_rank_with_code_3(name: str, tmp_path: Path) -> None:
     """One line on stderr that names the reward; status.json says failed."""
     source, message = REWARDS[name]
