@@ -22,7 +22,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput") or session.config.option.collectonly:
         return
     writer = session.config.get_terminal_writer()
-    build_operators(lambda words: writer.line(words))
+
+    def say(words: str) -> None:
+        writer.line(words)
+        writer.flush()
+
+    build_operators(say)
 
 
 @pytest.fixture(autouse=True, scope="session")
