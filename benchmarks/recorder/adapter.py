@@ -148,7 +148,8 @@ def composed_and_whole(raw: Mapping[str, Any], knobs: Mapping[str, Any], precisi
     sizes = sorted({*sizes_to_measure(recipe, job), chosen.micro_batch})
     rounds = [
         _short_round(
-            recipe, dataclasses.replace(alone, micro_batch=images, rollout_batch=images, decode_batch=images),
+            recipe,  # pyright: ignore[reportArgumentType]  frozen sections have a hash
+            dataclasses.replace(alone, micro_batch=images, rollout_batch=images, decode_batch=images),
             precision, images, job.evaluated if images == sizes[0] else 0,
         )
         for images in sizes
