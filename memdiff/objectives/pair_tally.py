@@ -57,8 +57,8 @@ class PairTally:
         step_B = torch.tensor(steps, device=log_prob_B.device)
         per_dimension_B = log_prob_B if self._reduction == "mean" else log_prob_B / self._dimensions
         clipped = ((slope_B == 0) & (advantage_B != 0)).float()
-        kl_B = ratio_B - 1 - torch.log(ratio_B)  # Schulman's low-variance estimator
-        rows = torch.stack([torch.ones_like(clipped), clipped, kl_B, per_dimension_B])
+        approx_kl_B = ratio_B - 1 - torch.log(ratio_B)  # Schulman's low-variance estimator
+        rows = torch.stack([torch.ones_like(clipped), clipped, approx_kl_B, per_dimension_B])
         totals_4 = self.sums.totals_4 + rows[:, :count].sum(dim=1)
         # log p gives the length of z = (x_s - mean) / sigma, and d log p / d mean = z / sigma.
         sigma_B = self._sigma_K[step_B]
