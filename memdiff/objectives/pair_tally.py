@@ -51,9 +51,9 @@ class PairTally:
         advantage_B: torch.Tensor,
         steps: Sequence[int],
         count: int,
-        kl_B: torch.Tensor | None = None,
+        to_base_B: torch.Tensor | None = None,
     ) -> PairSums:
-        """The sums with one piece more, of which only the first `count` rows are meant. `kl_B`: to the base."""
+        """The sums with one piece more; only its first `count` rows are meant. `to_base_B`: the KL to the base."""
         step_B = torch.tensor(steps, device=log_prob_B.device)
         per_dimension_B = log_prob_B if self._reduction == "mean" else log_prob_B / self._dimensions
         clipped = ((slope_B == 0) & (advantage_B != 0)).float()
@@ -67,7 +67,7 @@ class PairTally:
         per_mean_B = per_mean_B / self._dimensions if self._reduction == "mean" else per_mean_B
         norm_B = d_loss_B.abs() * per_mean_B * self._per_prediction_K[step_B]
         squares_K = self.sums.squares_K.index_add(0, step_B[:count], norm_B[:count].square())
-        kl_to_base = self.sums.kl_to_base if kl_B is None else self.sums.kl_to_base + kl_B[:count].sum()
+        kl_to_base = self.sums.kl_to_base if to_base_B is None else self.sums.kl_to_base + to_base_B[:count].sum()
         return PairSums(totals_4, squares_K, kl_to_base)
 
     def metrics(self, ranks: Ranks) -> Metrics:

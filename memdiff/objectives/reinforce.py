@@ -305,8 +305,8 @@ class Reinforce:
                 d_terms.append(self.config.kl_weight * weight_B * scale)
             if first_pass:
                 old_P[padded[:count]] = log_prob_B[:count].detach()
-            kl_B = terms_RB[1] if self.config.kl_weight else None
-            told = tally.after(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count, kl_B)
+            to_base_B = terms_RB[1] if self.config.kl_weight else None
+            told = tally.after(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count, to_base_B)
             pull(torch.stack(d_terms))
             return told
 
