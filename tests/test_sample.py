@@ -74,10 +74,10 @@ def test_fewer_images_the_second_time_leaves_none_over(tmp_path: Path) -> None:
         )
     assert len(images(tmp_path / "out")) == 2
     (tmp_path / "mine").mkdir()
-    Image.new("L", (4, 4)).save(tmp_path / "mine" / "image_1.png")
+    Image.new("L", (4, 4)).save(tmp_path / "mine" / "image_000001.png")
     refused = memdiff("sample", "digits", "--num-images", 1, "--out", tmp_path / "mine")
     assert refused.returncode == 2 and "did not write" in refused.stderr
-    assert (tmp_path / "mine" / "image_1.png").is_file()
+    assert (tmp_path / "mine" / "image_000001.png").is_file()
 
 
 @pytest.mark.parametrize(
