@@ -17,8 +17,10 @@ SECONDS_BETWEEN_LOOKS = 0.25
 def watch(label: str, rank: str, ancestors: dict[str, str]) -> None:
     """Waits for the end of the rank, or of an ancestor; then the rank, all it started, and its launcher are killed."""
     while lives(rank):
-        gone = first_gone(ancestors)
-        if gone is not None:
+        if first_gone(ancestors) is not None:
+            # Asked again: another rank's watcher may have ended a launcher since the outermost one was looked at.
+            gone = first_gone(ancestors)
+            assert gone is not None, "a process that is gone stays gone"
             sys.stderr.write(f"memdiff: error[6]: {farewell(gone, label)}\n")
             sys.stderr.flush()
             kill([pid_of(rank)], signal.SIGSTOP)  # so that it starts no more
