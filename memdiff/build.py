@@ -62,7 +62,7 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
     policy = make_policy(load_policy, recipe, memory, device=ranks.device, precision=precision)
     images = len(ranks.block(recipe.run.images_per_round))
     knobs = plan.chosen() if plan else knobs_for(memory, policy, images=images)
-    reward_device = HOST if knobs.rewards_on_host else ranks.device
+    reward_device = HOST if knobs.rewards == "cpu" else ranks.device
     reward = build_weighted(recipe.reward, device=reward_device)
     held_out = build_weighted(recipe.evaluate.rewards, device=reward_device)
     return connect(recipe, ranks, policy, reward, held_out, knobs, plan, precision, ds_config_file)
@@ -114,12 +114,12 @@ def connect(
             trainable_elements=sum(parameter.numel() for parameter in trainable.values()),
             user_file=ds_config_file,
         ),
-        gradients_on_host=knobs.accumulators_on_host,
+        gradients_on_host=knobs.accumulators == "host",
     )
     judged = WeightedReward([*reward.parts, *held_out.parts], device=reward.device)
     pieces = Pieces(engine.gradients)
     objective = build_objective(recipe.method, reward, pieces, ranks, knobs)
-    if knobs.rewards_off_when_idle:
+    if knobs.rewards == "idle_off":
         judged.move(HOST)
     rest(policy, knobs)
     prompts = PromptSet.read(recipe.prompts)

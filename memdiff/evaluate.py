@@ -54,7 +54,7 @@ def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistic
             parts.judged.move(parts.judged.device)
             raw_Pn = parts.judged.raw(images_nCHW, prompts)
             differences = diversity(parts.reward, images_nCHW, ranks, num_images=count)
-            if parts.knobs.rewards_off_when_idle:
+            if parts.knobs.rewards == "idle_off":
                 parts.judged.move(HOST)
     raw_PN = ranks.gather(raw_Pn.T.contiguous(), count).T
     images_NCHW = ranks.gather(to_uint8(images_nCHW), count)

@@ -245,7 +245,7 @@ def rehearse(parts: Parts) -> None:
         images_BCHW = policy.decode(noise.initial(range(count)).to(policy.device))
         parts.judged.move(parts.judged.device)
         parts.judged.raw(images_BCHW, prompts)
-        if knobs.rewards_off_when_idle:
+        if knobs.rewards == "idle_off":
             parts.judged.move(HOST)
     parts.engine.gradients.zero()
 

@@ -48,10 +48,9 @@ def knobs(micro_batch: int = 4, **changes: Any) -> Knobs:
         "micro_batch": micro_batch,
         "rollout_batch": 4,
         "activation_checkpointing": "none",
-        "trajectory_on_host": False,
-        "accumulators_on_host": False,
-        "rewards_on_host": False,
-        "rewards_off_when_idle": False,
+        "trajectory": "gpu",
+        "accumulators": "gpu",
+        "rewards": "gpu",
         "offload_optimizer": False,
     }
     return Knobs(**(plain | changes))

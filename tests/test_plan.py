@@ -57,12 +57,13 @@ from memdiff.recipe_file import check_recipe, read_recipe
 from memdiff.rewards.build import build_weighted
 from memdiff.rewards.weighted import WeightedPart, WeightedReward
 from memdiff.train import memory_told
+from tests.one_graph import knobs as everything_here
 from tests.tiny import tiny_unet
 
 quiet_libraries()
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "launch/recipes"
-EVERYTHING_HERE = Knobs(1, 1, "none", False, False, False, False, False)
+EVERYTHING_HERE = everything_here(1, rollout_batch=1)
 SCORE = {"kind": "digits", "mode": "log_probability"}
 
 
@@ -93,22 +94,22 @@ METHODS = {
 }  # fmt: skip
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("reinforce", {"micro_batch": 5, "rollout_batch": 6}),
-    ("reinforce", {"micro_batch": 4, "rollout_batch": 3, "trajectory_on_host": True, "rewards_off_when_idle": True}),
+    ("reinforce", {"micro_batch": 4, "rollout_batch": 3, "trajectory": "host", "rewards": "idle_off"}),
     ("reinforce with LoRA", {"micro_batch": 6, "rollout_batch": 2, "activation_checkpointing": "blocks"}),
     ("reinforce with LoRA", {"micro_batch": 4, "rollout_batch": 6, "one_pass": True}),
-    ("reinforce with LoRA", {"micro_batch": 3, "rollout_batch": 6, "one_pass": True, "accumulators_on_host": True}),
+    ("reinforce with LoRA", {"micro_batch": 3, "rollout_batch": 6, "one_pass": True, "accumulators": "host"}),
     ("draft", {"micro_batch": 6, "rollout_batch": 6, "decode_batch": 6}),
     ("draft", {"micro_batch": 3, "rollout_batch": 3, "decode_batch": 3, "kept_steps": 3}),
     ("draft, trained whole", {"micro_batch": 3, "rollout_batch": 3, "decode_batch": 3, "kept_steps": 2}),
     ("alignprop", {"micro_batch": 6, "rollout_batch": 6, "decode_batch": 6, "activation_checkpointing": "blocks"}),
-    ("alignprop", {"micro_batch": 3, "rollout_batch": 3, "rewards_off_when_idle": True, "unet_off_when_idle": True}),
+    ("alignprop", {"micro_batch": 3, "rollout_batch": 3, "rewards": "idle_off", "idle_unet": "host"}),
     ("text", {"micro_batch": 6, "rollout_batch": 6}),
     ("text", {"micro_batch": 3, "rollout_batch": 3, "activation_checkpointing": "feed_forwards", "kept_steps": 2}),
 ]
 MORE_SETTINGS: list[tuple[str, dict[str, Any]]] = [  # near to one above: with `-m slow`
     ("reinforce with LoRA", {"micro_batch": 1, "rollout_batch": 6, "one_pass": True}),
     ("reinforce", {"micro_batch": 1, "rollout_batch": 6, "one_pass": True}),
-    ("draft", {"micro_batch": 2, "rollout_batch": 2, "kept_steps": 5, "accumulators_on_host": True}),
+    ("draft", {"micro_batch": 2, "rollout_batch": 2, "kept_steps": 5, "accumulators": "host"}),
     ("draft, last three", {"micro_batch": 6, "rollout_batch": 6, "decode_batch": 6, "kept_steps": 1}),
 ]
 
@@ -273,7 +274,7 @@ def test_the_evaluation_by_hand() -> None:
     outlook = look_ahead(job, knobs, graphs, states)
     assert outlook.live("evaluate") == 10_070
     assert outlook.phases["evaluate"]["trajectory"] == 0 < outlook.phases["train"]["trajectory"]
-    away = dataclasses.replace(knobs, unet_off_when_idle=True, decoder_off_when_idle=True, rewards_off_when_idle=True)
+    away = dataclasses.replace(knobs, idle_unet="host", idle_decoder="host", rewards="idle_off")
     assert look_ahead(job, away, graphs, states).live("evaluate") == 9170
     never = look_ahead(dataclasses.replace(job, evaluated=0), knobs, graphs, states)
     assert "evaluate" not in never.phases
@@ -389,7 +390,7 @@ def test_what_the_recipe_says_stays(measured: tuple[Recipe, dict[Way, Graphs]]) 
     """Only what is `auto` is chosen."""
     plan = chosen(measured, 100 * GIB, micro_batch=2, kept_steps=3, trajectory="host", rewards="idle_off")
     assert plan.knobs["micro_batch"] == 2 and plan.knobs["kept_steps"] == 3
-    assert plan.knobs["trajectory_on_host"] and plan.knobs["rewards_off_when_idle"]
+    assert plan.knobs["trajectory"] == "host" and plan.knobs["rewards"] == "idle_off"
     assert plan.chosen().micro_batch == 2
 
 
@@ -399,7 +400,7 @@ def test_the_items_are_the_peak_and_changes_are_differences(measured: tuple[Reci
     assert plan.peak_bytes == held(max(plan.phases.values()))
     by_knob = {change.knob: change for change in plan.changes}  # of activation_checkpointing the last: blocks
     assert by_knob["activation_checkpointing"].peak_bytes < 0 < by_knob["activation_checkpointing"].flops
-    assert by_knob["micro_batch"].peak_bytes < 0 and by_knob["trajectory_on_host"].moved_seconds > 0
+    assert by_knob["micro_batch"].peak_bytes < 0 and by_knob["trajectory"].moved_seconds > 0
     turned = chosen(measured, 100 * GIB, kept_steps=0, micro_batch=8, activation_checkpointing="blocks")
     assert turned.peak_bytes - plan.peak_bytes == by_knob["activation_checkpointing"].peak_bytes
     text = console_text(plan)

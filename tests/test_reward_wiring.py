@@ -185,7 +185,7 @@ def test_idle_rewards_are_on_the_host_while_training(idle_off: bool, expected: l
     weighted = WeightedReward([WeightedPart("moving", Moving(diary))], device=torch.device("cpu:0"))
     objective = Reinforce(
         ReinforceConfig(kind="reinforce"), weighted, Pieces(Gradients(list(policy.trainable().values()))),
-        Ranks(0, 1, CPU), knobs(4, rewards_off_when_idle=idle_off),
+        Ranks(0, 1, CPU), knobs(4, rewards="idle_off" if idle_off else "gpu"),
     )  # fmt: skip
     noise = Noise(seed=0, stream=Stream.ROLLOUT, round=1, shape=policy.shape)
     experience = objective.collect(policy, Round(Batch(range(2), [""] * 2, 2, noise), Clock(CPU)))

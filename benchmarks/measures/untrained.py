@@ -62,7 +62,7 @@ def random_parts(recipe: Recipe, ranks: Ranks) -> Parts:
     # Made on the host, as loaded weights are: SDXL in fp32 would not fit under the cap.
     policy = make_policy(untrained_policy, recipe, memory, device=ranks.device, precision=precision)
     knobs = knobs_for(memory, policy, images=len(ranks.block(recipe.run.images_per_round)))
-    device = HOST if knobs.rewards_on_host else ranks.device
+    device = HOST if knobs.rewards == "cpu" else ranks.device
     reward, held_out = untrained_weighted(recipe.reward, device=device), WeightedReward((), device=device)
     return connect(recipe, ranks, policy, reward, held_out, knobs, None, precision)
 

@@ -29,17 +29,16 @@ class Knobs:
     micro_batch: int
     rollout_batch: int
     activation_checkpointing: ActivationCheckpointing  # what the backward through the UNet recomputes
-    trajectory_on_host: bool
-    accumulators_on_host: bool
-    rewards_on_host: bool
-    rewards_off_when_idle: bool
+    trajectory: Literal["gpu", "host"]  # where the stored x_t wait
+    accumulators: Literal["gpu", "host"]  # where the fp32 gradients wait
+    rewards: Literal["gpu", "cpu", "idle_off"]  # where they run; idle_off: on the GPU, on the host while training
     offload_optimizer: bool
     kept_steps: int = 0  # last steps whose graph is kept from the rollout, of methods that differentiate the chain
     decode_batch: int = 1  # images whose decoder graph lives at once
     guidance_passes: Literal[1, 2] = 1  # calls of the network for one guided prediction
     vae_checkpointing: VaeCheckpointing = "layers"  # what the backward through the decoder recomputes at a time
-    unet_off_when_idle: bool = False  # its frozen weights are on the host while images are decoded and scored
-    decoder_off_when_idle: bool = False  # and the decoder's while the chain runs
+    idle_unet: Literal["gpu", "host"] = "gpu"  # where its frozen weights are while images are decoded and scored
+    idle_decoder: Literal["gpu", "host"] = "gpu"  # and the decoder's while the chain runs
     one_pass: bool = False  # REINFORCE takes the images' gradients while it samples them
 
 
@@ -68,19 +67,24 @@ def resolve_knobs(
         micro_batch=_decide(config.micro_batch, micro_batch),
         rollout_batch=min(_decide(config.rollout_batch, rollout_batch), max(1, images)),
         activation_checkpointing=checkpointing,
-        trajectory_on_host=large if config.trajectory == "auto" else config.trajectory == "host",
-        accumulators_on_host=config.accumulators == "host",
-        rewards_on_host=config.rewards == "cpu",
-        rewards_off_when_idle=config.rewards == "idle_off",
+        trajectory=("host" if large else "gpu") if config.trajectory == "auto" else config.trajectory,
+        accumulators="gpu" if config.accumulators == "auto" else config.accumulators,
+        rewards="gpu" if config.rewards == "auto" else config.rewards,
         offload_optimizer=_decide(config.offload_optimizer, False),
         kept_steps=_decide(config.kept_steps, 0),
         guidance_passes=1 if config.guidance_passes == "auto" else config.guidance_passes,
         vae_checkpointing="layers" if config.vae_checkpointing == "auto" else config.vae_checkpointing,
         one_pass=_decide(config.one_pass, False),
-        unet_off_when_idle=config.idle_parts == "leave",
-        decoder_off_when_idle=config.idle_parts == "leave",
+        idle_unet="host" if config.idle_parts == "leave" else "gpu",
+        idle_decoder="host" if config.idle_parts == "leave" else "gpu",
         decode_batch=_decide(config.decode_batch, max(1, min(LARGEST_ON_CPU, LATENT_PIXELS_DECODED // pixels))),
     )
+
+
+def idle_place(config: MemoryConfig) -> Literal["auto", "gpu", "host"]:
+    """Where what is idle waits, in the words of the knobs."""
+    places: dict[str, Literal["auto", "gpu", "host"]] = {"auto": "auto", "stay": "gpu", "leave": "host"}
+    return places[config.idle_parts]
 
 
 def _decide(value: T | str, otherwise: T) -> T:

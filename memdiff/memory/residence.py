@@ -47,23 +47,23 @@ def come(network: torch.nn.Module, device: torch.device, category: Category) -> 
 def decoding(policy: Policy, knobs: Knobs) -> Iterator[None]:
     """While it lasts images are decoded and scored: the decoder is on the device, and the UNet where `knobs` say."""
     unet, decoder = policy.networks["unet"], policy.networks.get("vae")
-    if knobs.unet_off_when_idle:
+    if knobs.idle_unet == "host":
         leave(unet, policy.device)
-    if decoder is not None and knobs.decoder_off_when_idle:
+    if decoder is not None and knobs.idle_decoder == "host":
         come(decoder, policy.device, "decoder")
     try:
         yield
     finally:
-        if decoder is not None and knobs.decoder_off_when_idle:
+        if decoder is not None and knobs.idle_decoder == "host":
             leave(decoder, policy.device)
-        if knobs.unet_off_when_idle:
+        if knobs.idle_unet == "host":
             come(unet, policy.device, "weights")
 
 
 def rest(policy: Policy, knobs: Knobs) -> None:
     """Where things are before the first `decoding`."""
     decoder = policy.networks.get("vae")
-    if decoder is not None and knobs.decoder_off_when_idle:
+    if decoder is not None and knobs.idle_decoder == "host":
         leave(decoder, policy.device)
 
 

@@ -224,7 +224,7 @@ class DirectGradient:
             shape=policy.shape,
             dtype=_wide(policy),
             device=policy.device,
-            on_host=self.knobs.trajectory_on_host,
+            on_host=self.knobs.trajectory == "host",
         )
 
     def _conclude(
@@ -250,7 +250,7 @@ class DirectGradient:
             experience.rewards_N = self.reward.combine(raw_PN, self.reward.statistics)
 
     def _idle(self) -> None:
-        if self.knobs.rewards_off_when_idle:
+        if self.knobs.rewards == "idle_off":
             self.reward.move(HOST)
 
 

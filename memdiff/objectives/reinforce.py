@@ -75,7 +75,7 @@ class Reinforce:
             shape=policy.shape,
             dtype=policy.dtype,
             device=policy.device,
-            on_host=self.knobs.trajectory_on_host,
+            on_host=self.knobs.trajectory == "host",
         )
         with round.clock.phase("rollout"):
             x_0, eligibilities = self._sample(policy, round, trajectory)
@@ -84,7 +84,7 @@ class Reinforce:
             images_nCHW = policy.decode(x_0)
             raw_Pn = self.reward.raw(images_nCHW, batch.prompts)
             differences = diversity(self.reward, images_nCHW, self.ranks, num_images=batch.num_images)
-            if self.knobs.rewards_off_when_idle:
+            if self.knobs.rewards == "idle_off":
                 self.reward.move(HOST)
             raw_PN = self.ranks.gather(raw_Pn.T.contiguous(), batch.num_images).T
             refuse_non_finite(raw_PN, self.reward.names)
@@ -118,7 +118,7 @@ class Reinforce:
                 reduction=self.config.log_prob_reduction,
                 storage=trajectory.dtype,
                 store=store,
-                on_host=self.knobs.accumulators_on_host,
+                on_host=self.knobs.accumulators == "host",
             )
         x_0 = sample(policy, round.batch, self.knobs, storage=trajectory.dtype, store=store, on_step=round.advance)
         return x_0, []
@@ -131,7 +131,7 @@ class Reinforce:
         values_SN = predicted_rewards(
             policy, experience.trajectory, experience.round, steps, self.reward, slopes, self.ranks, self.knobs
         )
-        if self.knobs.rewards_off_when_idle:
+        if self.knobs.rewards == "idle_off":
             self.reward.move(HOST)
         return self.advantages.of_steps(advantages_N, experience.rewards_N, values_SN, steps, policy.schedule.steps)
 

@@ -74,7 +74,7 @@ class Scoring:
             images_BCHW = torch.cat([policy.decode(x_BCHW) for x_BCHW in x_0_BCHW.split(size)])
         self.reward.move(self.reward.device)
         raw_PB, d_images_BCHW = self._rewards(place(images_BCHW, self.reward.device), rows)
-        if self.knobs.rewards_off_when_idle:
+        if self.knobs.rewards == "idle_off":
             self.reward.move(HOST)
         d_images_BCHW = place(d_images_BCHW, policy.device)
         found = []

@@ -67,9 +67,9 @@ def _turns(knobs: Knobs, job: Job, graphs: Mapping[Way, Graphs]) -> list[tuple[s
     sizes = next(iter(graphs.values())).sizes
     turns: list[tuple[str, Any, str]] = []
 
-    def turn(knob: str, key: str, off: str, on: str) -> None:
-        before = getattr(knobs, knob)
-        turns.append((knob, not before, f"memory.{key}={off if before else on}"))
+    def turn(knob: str, off: Any, on: Any, key: str = "", said: Mapping[Any, str] | None = None) -> None:
+        after = off if getattr(knobs, knob) == on else on
+        turns.append((knob, after, f"memory.{key or knob}={(said or {}).get(after, after)}"))
 
     if knobs.micro_batch > 1:
         half = knobs.micro_batch // 2
@@ -80,16 +80,16 @@ def _turns(knobs: Knobs, job: Job, graphs: Mapping[Way, Graphs]) -> list[tuple[s
         if other != knobs.activation_checkpointing
     ]
     if job.may_take_one_pass:
-        turn("one_pass", "one_pass", "false", "true")
-    turn("trajectory_on_host", "trajectory", "gpu", "host")
-    turn("accumulators_on_host", "accumulators", "gpu", "host")
-    turn("offload_optimizer", "offload_optimizer", "false", "true")
-    if sizes.rewards and not knobs.rewards_on_host:
-        turn("rewards_off_when_idle", "rewards", "gpu", "idle_off")
+        turn("one_pass", False, True, said={False: "false", True: "true"})
+    turn("trajectory", "gpu", "host")
+    turn("accumulators", "gpu", "host")
+    turn("offload_optimizer", False, True, said={False: "false", True: "true"})
+    if sizes.rewards and knobs.rewards != "cpu":
+        turn("rewards", "gpu", "idle_off")
     if sizes.decoder:
-        turn("decoder_off_when_idle", "idle_parts", "stay", "leave")
+        turn("idle_decoder", "gpu", "host", "idle_parts", {"gpu": "stay", "host": "leave"})
     if sizes.unet > sizes.unet_trained:
-        turn("unet_off_when_idle", "idle_parts", "stay", "leave")
+        turn("idle_unet", "gpu", "host", "idle_parts", {"gpu": "stay", "host": "leave"})
     if job.direct and knobs.kept_steps:
         turns.append(("kept_steps", 0, "memory.kept_steps=0"))
     if job.direct and knobs.kept_steps < job.most_kept():

@@ -57,13 +57,13 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
     trajectory = stored * sizes.state_elements * job.state_bytes
     always: dict[Category, int] = {
         "weights": sizes.unet,
-        "gradients": 0 if knobs.accumulators_on_host else states.accumulators,
+        "gradients": 0 if knobs.accumulators == "host" else states.accumulators,
         "optimizer": states.optimizer_on_gpu,
         "engine buckets": states.engine_resident,
-        "trajectory": 0 if knobs.trajectory_on_host else trajectory,
+        "trajectory": 0 if knobs.trajectory == "host" else trajectory,
         "activations": 0,
-        "decoder": 0 if knobs.decoder_off_when_idle else sizes.decoder,
-        "reward": 0 if knobs.rewards_on_host or knobs.rewards_off_when_idle else sizes.rewards + sizes.held_out,
+        "decoder": 0 if knobs.idle_decoder == "host" else sizes.decoder,
+        "reward": sizes.rewards + sizes.held_out if knobs.rewards == "gpu" else 0,
     }
     phases = {phase: dict(always) for phase in PHASES}
     if not sizes.encoders:
@@ -75,17 +75,17 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
     _reward(phases["reward"], job, knobs, graphs, kept)
     if job.replays(knobs):
         _train(phases["train"], graphs, rows, kept, built=job.direct)
-    if knobs.unet_off_when_idle:
+    if knobs.idle_unet == "host":
         # It leaves inside the phase: what was there before is part of its peak.
         before: dict[Category, int] = {**always, "activations": kept * graphs.kept.at(rows)}
         phases["reward"] = max(phases["reward"], before, key=lambda parts: sum(parts.values()))
     if knobs.one_pass:
-        if not knobs.accumulators_on_host:
+        if knobs.accumulators != "host":
             for phase in ("rollout", "reward", "train"):
                 phases[phase]["gradients"] += job.eligibilities(knobs) * states.accumulators
         phases["train"]["gradients"] += sizes.largest_elements * FULL  # an image's, multiplied, one by one
     phases["apply"]["engine buckets"] += states.engine_buckets
-    if knobs.accumulators_on_host:  # they come one by one
+    if knobs.accumulators == "host":  # they come one by one
         phases["apply"]["gradients"] += sizes.largest_elements * FULL
     if job.evaluated and graphs.evaluation:
         phases["evaluate"] = _evaluate(always, job, knobs, graphs, states)
@@ -151,10 +151,10 @@ def _reward(phase: dict[Category, int], job: Job, knobs: Knobs, graphs: Graphs, 
     if job.baseline_steps:  # the UNet is asked between the scorings
         asked = graphs.transient["rollout without a graph"]["activations"].at(min(knobs.rollout_batch, job.images))
         phase["activations"] = max(phase["activations"], asked)
-    if not knobs.rewards_on_host:
-        held_out = 0 if knobs.rewards_off_when_idle else graphs.sizes.held_out  # not asked here, nor taken away
+    if knobs.rewards != "cpu":
+        held_out = 0 if knobs.rewards == "idle_off" else graphs.sizes.held_out  # not asked here, nor taken away
         phase["reward"] = graphs.sizes.rewards + held_out + transient["reward"].at(min(rows, job.chunk))
-    if knobs.unet_off_when_idle and not kept:
+    if knobs.idle_unet == "host" and not kept:
         phase["weights"] = graphs.sizes.unet_trained
 
 
@@ -173,11 +173,11 @@ def _evaluate(
     for category, curve in graphs.evaluation.items():
         score[category] += curve.at(images)
     score["decoder"] += sizes.decoder - always["decoder"]
-    if knobs.rewards_on_host:
+    if knobs.rewards == "cpu":
         score["reward"] = 0
     else:
         score["reward"] += sizes.rewards + sizes.held_out - always["reward"]
-    if knobs.unet_off_when_idle:
+    if knobs.idle_unet == "host":
         score["weights"] -= sizes.unet - sizes.unet_trained
     return max(exchange, chain, score, key=lambda parts: sum(parts.values()))
 
@@ -195,11 +195,11 @@ def _moved(job: Job, knobs: Knobs, sizes: Sizes, states: States, trajectory: int
     visits = -(-job.images // knobs.micro_batch) if job.direct else 1  # times that images are decoded and scored
     pieces = -(-job.images // job.rows(knobs)) * (len_pulled(job) if job.direct else job.weighted_steps)
     moved = 0.0
-    moved += 2 * visits * sizes.rewards if knobs.rewards_off_when_idle else 0
-    moved += visits * (sizes.unet - sizes.unet_trained) if knobs.unet_off_when_idle else 0  # frozen: one way
-    moved += visits * sizes.decoder if knobs.decoder_off_when_idle else 0
-    moved += 2 * trajectory * (visits if job.direct else 1) if knobs.trajectory_on_host else 0
-    moved += pieces * states.accumulators if knobs.accumulators_on_host else 0
+    moved += 2 * visits * sizes.rewards if knobs.rewards == "idle_off" else 0
+    moved += visits * (sizes.unet - sizes.unet_trained) if knobs.idle_unet == "host" else 0  # frozen: one way
+    moved += visits * sizes.decoder if knobs.idle_decoder == "host" else 0
+    moved += 2 * trajectory * (visits if job.direct else 1) if knobs.trajectory == "host" else 0
+    moved += pieces * states.accumulators if knobs.accumulators == "host" else 0
     return moved + (3 * states.accumulators if states.offloaded else 0)
 
 
@@ -211,12 +211,12 @@ def len_pulled(job: Job) -> int:
 def _on_host(job: Job, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> int:
     found = sizes.encoders
     found += states.optimizer if states.offloaded else 0
-    found += (1 + job.eligibilities(knobs)) * states.accumulators if knobs.accumulators_on_host else 0
-    found += trajectory if knobs.trajectory_on_host else 0
-    found += sizes.rewards + sizes.held_out if knobs.rewards_on_host or knobs.rewards_off_when_idle else 0
+    found += (1 + job.eligibilities(knobs)) * states.accumulators if knobs.accumulators == "host" else 0
+    found += trajectory if knobs.trajectory == "host" else 0
+    found += sizes.rewards + sizes.held_out if knobs.rewards != "gpu" else 0
     found += sizes.elements * FULL if states.set_aside else 0  # the average, gathered for an evaluation
-    found += sizes.unet - sizes.unet_trained if knobs.unet_off_when_idle else 0
-    return found + (sizes.decoder if knobs.decoder_off_when_idle else 0)
+    found += sizes.unet - sizes.unet_trained if knobs.idle_unet == "host" else 0
+    return found + (sizes.decoder if knobs.idle_decoder == "host" else 0)
 
 
 def total(parts: Mapping[Category, int]) -> dict[str, int]:

@@ -90,16 +90,16 @@ def measure(
     prompts = [PROMPT] * images
     with fake_gpu():
         policy = make_policy(recipe, knobs, precision, steps)
-        scoring = HOST if knobs.rewards_on_host else GPU
+        scoring = HOST if knobs.rewards == "cpu" else GPU
         reward = untrained_weighted(recipe.reward, device=scoring)
         held_out = untrained_weighted(recipe.evaluate.rewards, device=scoring)
         ledger = Ledger(device=GPU, networks=_named(policy, reward) if paths else None)
         sizes = enter(ledger, policy, reward, held_out)
         with ledger:
-            gradients = Gradients(list(policy.trainable().values()), on_host=knobs.accumulators_on_host)
+            gradients = Gradients(list(policy.trainable().values()), on_host=knobs.accumulators == "host")
             pieces = _Watched(gradients, ledger)
             judged = WeightedReward([*reward.parts, *held_out.parts], device=reward.device)
-            if knobs.rewards_off_when_idle:
+            if knobs.rewards == "idle_off":
                 judged.move(HOST)
             rest(policy, knobs)
             method = cut(recipe.method, steps) if cut_method else recipe.method
@@ -151,7 +151,7 @@ def score_evaluation(policy: Policy, reward: WeightedReward, judged: WeightedRew
         judged.move(judged.device)
         judged.raw(images_nCHW, prompts)
         diversity(reward, images_nCHW, Ranks(0, 1, policy.device), num_images=images)
-        if knobs.rewards_off_when_idle:
+        if knobs.rewards == "idle_off":
             judged.move(HOST)
     to_uint8(images_nCHW)
 
@@ -276,12 +276,11 @@ def resident(knobs: Knobs) -> Knobs:
     """The same pieces with everything on the GPU all the time."""
     return replace(
         knobs,
-        trajectory_on_host=False,
-        accumulators_on_host=False,
-        rewards_on_host=False,
-        rewards_off_when_idle=False,
+        trajectory="gpu",
+        accumulators="gpu",
+        rewards="gpu",
         offload_optimizer=False,
         one_pass=False,
-        unet_off_when_idle=False,
-        decoder_off_when_idle=False,
+        idle_unet="gpu",
+        idle_decoder="gpu",
     )

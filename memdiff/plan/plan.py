@@ -8,7 +8,7 @@ from typing import Any, Literal
 from memdiff.config import Recipe
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.memory.gpus import CARDS, FRAGMENTATION, WORKSPACE_BYTES, Gpu
-from memdiff.memory.knobs import Knobs
+from memdiff.memory.knobs import Knobs, idle_place
 from memdiff.memory.states import States, training_states
 from memdiff.models.config import ActivationCheckpointing, DdpmConfig, EmbeddedConfig, Precision
 from memdiff.models.load import embedded_source
@@ -179,18 +179,17 @@ def _base(recipe: Recipe) -> Knobs:
         micro_batch=given(memory.micro_batch, 1),
         rollout_batch=given(memory.rollout_batch, 1),
         activation_checkpointing=given(memory.activation_checkpointing, "none"),
-        trajectory_on_host=memory.trajectory == "host",
-        accumulators_on_host=memory.accumulators == "host",
-        rewards_on_host=memory.rewards == "cpu",
-        rewards_off_when_idle=memory.rewards == "idle_off",
+        trajectory=given(memory.trajectory, "gpu"),
+        accumulators=given(memory.accumulators, "gpu"),
+        rewards=given(memory.rewards, "gpu"),
         offload_optimizer=given(memory.offload_optimizer, False),
         kept_steps=given(memory.kept_steps, 0),
         decode_batch=given(memory.decode_batch, 1),
         guidance_passes=given(memory.guidance_passes, 1),
         one_pass=given(memory.one_pass, False),
         vae_checkpointing=given(memory.vae_checkpointing, "layers"),
-        unet_off_when_idle=memory.idle_parts == "leave",
-        decoder_off_when_idle=memory.idle_parts == "leave",
+        idle_unet=given(idle_place(memory), "gpu"),
+        idle_decoder=given(idle_place(memory), "gpu"),
     )
 
 

@@ -8,10 +8,11 @@ setting with the least recomputation, of those the one that moves least, of thos
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from memdiff.memory.config import MemoryConfig
 from memdiff.memory.gpus import FRAGMENTATION, MATRIX_SHARE, PCIE_BYTES_A_SECOND, WORKSPACE_BYTES
-from memdiff.memory.knobs import Knobs
+from memdiff.memory.knobs import Knobs, idle_place
 from memdiff.memory.states import States
 from memdiff.models.config import ActivationCheckpointing
 from memdiff.plan.compose import Outlook, look_ahead
@@ -147,38 +148,22 @@ def _sizes(largest: int) -> Iterator[int]:
         size += max(1, size // 8)
 
 
-def _places(memory: MemoryConfig, graphs: Graphs) -> Iterator[dict[str, bool]]:
+def _places(memory: MemoryConfig, graphs: Graphs) -> Iterator[dict[str, Any]]:
     """Where things wait. What is not there doesn't leave."""
     sizes = graphs.sizes
     frozen = sizes.unet > sizes.unet_trained
-    trajectory = _open(memory.trajectory, {"gpu": False, "host": True})
-    accumulators = _open(memory.accumulators, {"gpu": False, "host": True})
+    trajectory = _open(memory.trajectory, ("gpu", "host"))
+    accumulators = _open(memory.accumulators, ("gpu", "host"))
     offload = (False, True) if memory.offload_optimizer == "auto" else (memory.offload_optimizer,)
-    idle = _open(memory.idle_parts, {"stay": False, "leave": True})
-    rewards = {"gpu": (False, False), "cpu": (True, False), "idle_off": (False, True)}
-    of_rewards = (
-        ((False, False), *(((False, True),) if sizes.rewards else ()))
-        if memory.rewards == "auto"
-        else (rewards[memory.rewards],)
-    )
-    for on_host, sums, moved, unet, decoder, (cpu, off) in product(
-        trajectory,
-        accumulators,
-        offload,
-        idle if frozen else (False,),
-        idle if sizes.decoder else (False,),
-        of_rewards,
+    idle = _open(idle_place(memory), ("gpu", "host"))
+    here: tuple[str, ...] = ("gpu",)
+    rewards = _open(memory.rewards, ("gpu", "idle_off") if sizes.rewards else here)
+    names = ("trajectory", "accumulators", "offload_optimizer", "idle_unet", "idle_decoder", "rewards")
+    for values in product(
+        trajectory, accumulators, offload, idle if frozen else here, idle if sizes.decoder else here, rewards
     ):
-        yield {
-            "trajectory_on_host": on_host,
-            "accumulators_on_host": sums,
-            "offload_optimizer": moved,
-            "unet_off_when_idle": unet,
-            "decoder_off_when_idle": decoder,
-            "rewards_on_host": cpu,
-            "rewards_off_when_idle": off,
-        }
+        yield dict(zip(names, values, strict=True))
 
 
-def _open(value: str, meanings: Mapping[str, bool]) -> tuple[bool, ...]:
-    return (False, True) if value == "auto" else (meanings[value],)
+def _open(value: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+    return choices if value == "auto" else (value,)

@@ -79,7 +79,8 @@ def one_round(*, on_host: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
     policy = tiny_policy(steps=10, dtype=torch.float16, device=device, clip=True)
     gradients = Gradients(list(policy.trainable().values()), on_host=on_host)
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=device)
-    settings = knobs(16, trajectory_on_host=on_host, accumulators_on_host=on_host)
+    place = "host" if on_host else "gpu"
+    settings = knobs(16, trajectory=place, accumulators=place)
     objective = Reinforce(ReinforceConfig(kind="reinforce"), reward, Pieces(gradients), Ranks(0, 1, device), settings)
     noise = Noise(seed=3, stream=Stream.ROLLOUT, round=1, shape=policy.shape)
     experience = objective.collect(policy, Round(Batch(range(6), [""] * 6, 6, noise), Clock(device)))

@@ -26,6 +26,7 @@ from memdiff.ranks import Ranks, ranks_of_this_process
 from memdiff.rewards.weighted import WeightedPart, WeightedReward
 from tests import half_precision
 from tests.half_on_cpu import allow_half
+from tests.one_graph import knobs as everything_here
 from tests.tiny import CPU, tiny_policy
 
 IMAGES = 6
@@ -41,20 +42,9 @@ class Brightness:
         return images_BCHW.mean(dim=(1, 2, 3))
 
 
-def knobs(micro_batch: int, **changes: bool) -> Knobs:
+def knobs(micro_batch: int, **changes: Any) -> Knobs:
     """The plain ones."""
-    plain = dict.fromkeys(
-        (
-            "trajectory_on_host",
-            "accumulators_on_host",
-            "rewards_on_host",
-            "rewards_off_when_idle",
-            "offload_optimizer",
-        ),
-        False,
-    )
-    values: dict[str, Any] = plain | {"activation_checkpointing": "none"} | changes
-    return Knobs(micro_batch=micro_batch, rollout_batch=3, **values)
+    return everything_here(micro_batch, rollout_batch=3, **changes)
 
 
 def plain_autograd(policy, experience: Experience, ranks: Ranks, chunk: int, exact=None) -> list[torch.Tensor]:
