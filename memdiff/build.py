@@ -119,9 +119,7 @@ def connect(
     judged = WeightedReward([*reward.parts, *held_out.parts], device=reward.device)
     pieces = Pieces(engine.gradients)
     objective = build_objective(recipe.method, reward, pieces, ranks, knobs)
-    if knobs.rewards == "idle_off":
-        judged.move(HOST)
-    rest(policy, knobs)
+    rest(policy, judged, knobs)
     prompts = PromptSet.read(recipe.prompts)
     return Parts(recipe, ranks, policy, prompts, reward, judged, held_out.names, engine, pieces, objective, knobs, plan)
 

@@ -11,7 +11,7 @@ import torch
 
 from memdiff.build import Parts
 from memdiff.chain.noise import Noise, Stream
-from memdiff.memory.residence import decoding
+from memdiff.memory.residence import looking_at
 from memdiff.models.finite_states import FiniteStates, decoded
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import rollout
@@ -49,14 +49,11 @@ def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistic
             policy, noise, block, prompts, batch=batch, storage=policy.dtype, store=states.store, on_step=advance
         )
         states.check(policy, block)
-        with decoding(policy, parts.knobs):
+        with looking_at(policy, parts.judged, parts.knobs):
             images_nCHW = decoded(policy, x_0, block)
-            parts.judged.move(parts.judged.device)
             raw_Pn = parts.judged.raw(images_nCHW, prompts)
             differences = diversity(parts.reward, images_nCHW, ranks, num_images=count)
-            if parts.knobs.rewards == "idle_off":
-                parts.judged.move(HOST)
-    raw_PN = ranks.gather(raw_Pn.T.contiguous(), count).T
+    raw_PN = ranks.gather(raw_Pn, count, dim=1)
     images_NCHW = ranks.gather(to_uint8(images_nCHW), count)
     refuse_non_finite(raw_PN, parts.judged.names)
     trained_PN, held_out_PN = raw_PN.split([len(parts.reward.parts), len(raw_PN) - len(parts.reward.parts)])

@@ -29,8 +29,13 @@ class Ranks:
         """This rank's share of `count` things: contiguous, balanced, exactly `count` over all ranks."""
         return range(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
 
-    def gather(self, values_n: torch.Tensor, count: int) -> torch.Tensor:
-        """Every rank's block of `count` values, in order, on every rank: n -> N. Blocks may differ by one in length."""
+    def gather(self, values_n: torch.Tensor, count: int, *, dim: int = 0) -> torch.Tensor:
+        """Every rank's block of `count` values along `dim`, in order, on every rank: n -> N.
+
+        Blocks may differ by one in length.
+        """
+        if dim != 0:
+            return self.gather(values_n.movedim(dim, 0).contiguous(), count).movedim(0, dim)
         if self.world_size == 1:
             return values_n
         lengths = [len(Ranks(rank, self.world_size, self.device).block(count)) for rank in range(self.world_size)]

@@ -17,10 +17,10 @@ from memdiff.engine.engine import start_process_group
 from memdiff.environment import describe
 from memdiff.errors import EXIT_STOPPED, CheckpointError, OutOfMemoryError
 from memdiff.evaluate import evaluate
-from memdiff.memory.residence import decoding
+from memdiff.memory.residence import looking_at
 from memdiff.metrics import plain_row, reset_peak, round_row
 from memdiff.objectives.experience import Batch, Clock, Metrics, Round
-from memdiff.placement import HOST
+from memdiff.objectives.micro_batches import fits
 from memdiff.plan.advice import three_best
 from memdiff.plan.plan import Plan
 from memdiff.progress import RunProgress, shown
@@ -239,24 +239,12 @@ def rehearse(parts: Parts) -> None:
     noise = Noise(seed=parts.recipe.run.seed, stream=Stream.PROBE, round=0, shape=policy.shape)
     prompts = parts.prompts.of_evaluation(range(count))
     policy.encode(prompts)
-    while not _rehearsed(parts, noise, count, prompts):
+    while not fits(parts.objective.rehearse, policy, noise, count, prompts):
         parts.objective.halve()
-    with torch.no_grad(), decoding(policy, knobs):
+    with torch.no_grad(), looking_at(policy, parts.judged, knobs):
         images_BCHW = policy.decode(noise.initial(range(count)).to(policy.device))
-        parts.judged.move(parts.judged.device)
         parts.judged.raw(images_BCHW, prompts)
-        if knobs.rewards == "idle_off":
-            parts.judged.move(HOST)
     parts.engine.gradients.zero()
-
-
-def _rehearsed(parts: Parts, noise: Noise, images: int, prompts: Sequence[str]) -> bool:
-    """False where memory ran out; the failed call's frames are gone by then."""
-    try:
-        parts.objective.rehearse(parts.policy, noise, images, prompts)
-    except torch.OutOfMemoryError:
-        return False
-    return True
 
 
 @contextmanager

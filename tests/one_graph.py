@@ -73,7 +73,7 @@ def make(kind: Any, config: Any, policy: Any, reward: WeightedReward | None = No
 
 def gradient_of(objective: Any, policy: Any, round: Round) -> tuple[torch.Tensor, dict[str, Any]]:
     """What one update of a round adds to the sums, flat, and its diagnostics."""
-    gradients = objective.direct.pieces.gradients
+    gradients = objective.pieces.gradients
     gradients.zero()
     experience = objective.collect(policy, round)
     (part,) = objective.updates(experience)

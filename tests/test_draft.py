@@ -13,8 +13,8 @@ from memdiff.engine.reference import ReferenceEngine
 from memdiff.errors import ConfigError, RewardError
 from memdiff.models.config import AdapterConfig
 from memdiff.objectives.config import DraftConfig
-from memdiff.objectives.direct import even_size
 from memdiff.objectives.draft import Draft
+from memdiff.objectives.reward_gradient import even_size
 from memdiff.pieces import Pieces
 from memdiff.rewards.normalise import EPSILON
 from memdiff.rewards.weighted import WeightedPart, WeightedReward
@@ -210,7 +210,7 @@ def test_rehearsal_makes_every_kind_of_piece_and_leaves_the_weights() -> None:
         before = [parameter.detach().clone() for parameter in policy.trainable().values()]
         noise = Noise(seed=0, stream=Stream.PROBE, round=0, shape=policy.shape)
         objective.rehearse(policy, noise, 3, ["text"])
-        assert 0 < float(objective.direct.pieces.gradients.max_abs()) < math.inf
+        assert 0 < float(objective.pieces.gradients.max_abs()) < math.inf
         assert all(torch.equal(a, b) for a, b in zip(before, policy.trainable().values(), strict=True))
 
 

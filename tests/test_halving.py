@@ -11,7 +11,7 @@ from memdiff.errors import OutOfMemoryError
 from memdiff.objectives.config import DraftConfig, ReinforceConfig
 from memdiff.objectives.draft import Draft
 from memdiff.objectives.experience import Batch, Clock, Round
-from memdiff.objectives.halving import PieceSize, in_pieces
+from memdiff.objectives.micro_batches import PieceSize, micro_batches
 from memdiff.objectives.reinforce import Reinforce
 from memdiff.pieces import Gradients, Pieces
 from memdiff.ranks import Ranks
@@ -33,7 +33,8 @@ def test_batches_shrink_and_cover_everything_once() -> None:
         done.append(batch[:count])
 
     size = PieceSize(6)
-    in_pieces(range(10), size, work)
+    for batch in micro_batches(range(10), size):
+        batch.run(work)
     assert done == [[0, 1, 2], [3, 4], [5, 6], [7, 8], [9]]
     assert (size.rows, size.halved) == (2, 2)
 
@@ -43,7 +44,8 @@ def test_one_at_a_time_is_the_end() -> None:
         raise torch.OutOfMemoryError("no room")
 
     with pytest.raises(OutOfMemoryError, match="one image at a time") as raised:
-        in_pieces(range(4), PieceSize(4), work)
+        for batch in micro_batches(range(4), PieceSize(4)):
+            batch.run(work)
     assert raised.value.exit_code == 7
 
 
@@ -95,7 +97,7 @@ def test_the_gradient_is_the_same(make: Any, after: int) -> None:
     found, metrics, refused, objective = gradient(make, rows=2, after=after)
     assert refused == 2  # six rows, then three; two fit
     assert relative(found, wanted) < 1e-4
-    assert (objective.size if make is reinforce else objective.direct.size).rows == 2
+    assert objective.size.rows == 2
     for key in ("costate_norm", "clip_fraction", "last_steps_mean"):
         if key in told:
             assert metrics[key] == pytest.approx(told[key], rel=1e-3)

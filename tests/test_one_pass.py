@@ -12,6 +12,7 @@ from memdiff.models.config import AdapterConfig
 from memdiff.objectives.config import ReinforceConfig
 from memdiff.objectives.experience import Metrics
 from memdiff.objectives.reinforce import Experience, Reinforce
+from memdiff.objectives.reinforce_one_pass import ReinforceOnePass
 from memdiff.pieces import Gradients, Pieces
 from memdiff.ranks import Ranks
 from memdiff.recipe_file import check_recipe
@@ -28,7 +29,8 @@ def objective_of(policy: Any, *, one_pass: bool = True, micro_batch: int = 4, **
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=CPU)
     pieces = Pieces(Gradients(list(policy.trainable().values())))
     settings = ReinforceConfig.model_validate({"kind": "reinforce", **config})
-    return Reinforce(settings, reward, pieces, Ranks(0, 1, CPU), knobs(micro_batch, one_pass=one_pass))
+    kind = ReinforceOnePass if one_pass else Reinforce
+    return kind(settings, reward, pieces, Ranks(0, 1, CPU), knobs(micro_batch, one_pass=one_pass))
 
 
 def collected(policy: Any, images: int = 6, **options: Any) -> tuple[Reinforce, Experience]:

@@ -14,6 +14,7 @@ from memdiff.counted import Category, counted_as
 from memdiff.memory.knobs import Knobs
 from memdiff.models.policy import Policy
 from memdiff.placement import HOST, download, host_buffer, place, put_in_place, settle
+from memdiff.rewards.weighted import WeightedReward
 
 # The host's copies of each network's frozen parameters, by name; they go when the network goes.
 _on_host: "WeakKeyDictionary[torch.nn.Module, Mapping[str, torch.Tensor]]" = WeakKeyDictionary()
@@ -60,8 +61,28 @@ def decoding(policy: Policy, knobs: Knobs) -> Iterator[None]:
             come(unet, policy.device, "weights")
 
 
-def rest(policy: Policy, knobs: Knobs) -> None:
-    """Where things are before the first `decoding`."""
+@contextmanager
+def scoring(reward: WeightedReward, knobs: Knobs) -> Iterator[None]:
+    """While it lasts the rewards are where they run; afterwards they wait where `knobs` say."""
+    reward.move(reward.device)
+    try:
+        yield
+    finally:
+        if knobs.rewards == "idle_off":
+            reward.move(HOST)
+
+
+@contextmanager
+def looking_at(policy: Policy, reward: WeightedReward, knobs: Knobs) -> Iterator[None]:
+    """While it lasts images are decoded and scored."""
+    with decoding(policy, knobs), scoring(reward, knobs):
+        yield
+
+
+def rest(policy: Policy, reward: WeightedReward, knobs: Knobs) -> None:
+    """Where things are before anything is looked at."""
+    if knobs.rewards == "idle_off":
+        reward.move(HOST)
     decoder = policy.networks.get("vae")
     if decoder is not None and knobs.idle_decoder == "host":
         leave(decoder, policy.device)

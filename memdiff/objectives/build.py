@@ -17,8 +17,9 @@ def build_objective(
     match method:
         case ReinforceConfig():
             from memdiff.objectives.reinforce import Reinforce
+            from memdiff.objectives.reinforce_one_pass import ReinforceOnePass
 
-            return Reinforce(method, reward, pieces, ranks, knobs)
+            return (ReinforceOnePass if knobs.one_pass else Reinforce)(method, reward, pieces, ranks, knobs)
         case DraftConfig():
             from memdiff.objectives.draft import Draft
 

@@ -12,7 +12,7 @@ noised anew to the last timestep t, and averages; x_0 itself is sampled without 
 Where the last step adds noise, that of the chain's own last step serves all n.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -21,82 +21,57 @@ from memdiff.chain.noise import Noise, Stream
 from memdiff.memory.knobs import Knobs
 from memdiff.models.policy import Policy
 from memdiff.objectives.config import DraftConfig
-from memdiff.objectives.direct import DirectGradient, Experience, Walk
-from memdiff.objectives.experience import Metrics, Round
-from memdiff.objectives.scoring import Scored
+from memdiff.objectives.experience import Round
+from memdiff.objectives.reward_gradient import Group, RewardGradient
+from memdiff.objectives.scoring import Rows, Scored
+from memdiff.objectives.sweep import Sweep
 from memdiff.pieces import Pieces
 from memdiff.placement import place
 from memdiff.ranks import Ranks
 from memdiff.rewards.weighted import WeightedReward
 
 
-class Draft:
-    """Fulfils memdiff.objectives.objective.Objective."""
+class Draft(RewardGradient[DraftConfig]):
+    """Every image's gradient begins at the same step."""
 
     def __init__(self, config: DraftConfig, reward: WeightedReward, pieces: Pieces, ranks: Ranks, knobs: Knobs) -> None:
-        self.config, self.pieces = config, pieces
-        self.direct = DirectGradient(config, reward, pieces, ranks, knobs, queries=config.noise_samples or 1)
+        super().__init__(config, reward, pieces, ranks, knobs)
+        self.queries = config.noise_samples or 1
 
-    def collect(self, policy: Policy, round: Round) -> Experience:
-        """Where the gradient begins: the same step for every image."""
-        start = policy.schedule.steps - self.config.steps_of(policy.schedule.steps)
-        return self.direct.collect(policy, round, [start] * len(round.batch.images))
+    def starts(self, policy: Policy, round: Round) -> Sequence[int]:
+        """T - K."""
+        steps = policy.schedule.steps
+        return [steps - self.config.steps_of(steps)] * len(round.batch.images)
 
-    def updates(self, experience: Experience) -> Iterator[Experience]:
-        """One."""
-        return self.direct.updates(experience)
+    def begin(self, policy: Policy, starts: Sequence[int]) -> int:
+        """DRaFT-LV samples the whole chain without a graph."""
+        return super().begin(policy, starts) if self.config.noise_samples is None else policy.schedule.steps
 
-    def differentiate(self, policy: Policy, part: Experience) -> Metrics:
-        """Adds the gradient of the loss to the pieces' sums."""
+    def forward_backward(self, policy: Policy, round: Round, rows: Rows, group: Group, sweep: Sweep) -> Scored:
+        """Through the last K steps; DRaFT-LV through the last one, n times.
+
+        DRaFT-LV's scores are the mean over the n samples, its images those of the last one.
+        """
         if self.config.noise_samples is None:
-            return self.direct.differentiate(policy, part, self.direct.through_the_chain)
-        return self.direct.differentiate(policy, part, self._from_new_noise, prefix=policy.schedule.steps)
+            return super().forward_backward(policy, round, rows, group, sweep)
+        last, noise = policy.schedule.steps - 1, round.batch.noise
+        ab_t = policy.schedule.alpha_bar_t[last]
+        renoise = Noise(seed=noise.seed, stream=Stream.RENOISE, round=noise.round, shape=policy.shape)
+        each = replace(rows, weight=rows.weight / self.config.noise_samples)
+        scores = []
+        for sample in range(self.config.noise_samples):
+            e_BCHW = place(renoise.step(rows.images, sample), policy.device)
+            x_t_BCHW = ab_t**0.5 * group.x_BCHW + (1 - ab_t) ** 0.5 * e_BCHW
+            scored = sweep.run(policy, round, each, x_t_BCHW, begin=last, pull_back=self.scoring.pull_back)
+            scores.append(scored.raw_PB)
+        return replace(scored, raw_PB=torch.stack(scores).mean(dim=0))
 
-    def rehearse(self, policy: Policy, noise: Noise, images: int, prompts: Sequence[str]) -> None:
-        """One micro-batch over the steps that are kept and one more."""
-        go = self.direct.through_the_chain if self.config.noise_samples is None else self._from_new_noise
-        start = policy.schedule.steps - 1 if self.config.steps_of(policy.schedule.steps) == 1 else None
-        self.direct.rehearse(policy, noise, images, prompts, go, start=start)
-
-    def halve(self) -> None:
-        """Smaller micro-batches from here on."""
-        self.direct.size.halve()
+    def rehearsed_start(self, policy: Policy) -> int:
+        """The last step where it alone is differentiated."""
+        steps = policy.schedule.steps
+        return steps - 1 if self.config.steps_of(steps) == 1 else super().rehearsed_start(policy)
 
     def passes(self, policy: Policy) -> int:
         """All steps forward, the differentiated ones back."""
-        steps = policy.schedule.steps
-        return steps + (
-            self.config.steps_of(steps) if self.config.noise_samples is None else 2 * self.config.noise_samples
-        )
-
-    def state(self) -> dict[str, list[float]]:
-        """Nothing is learnt but the weights."""
-        return {}
-
-    def restore(self, state: dict[str, list[float]]) -> None:
-        """Nothing."""
-
-    def _from_new_noise(self, walk: Walk) -> Scored:
-        """`walk.x_BCHW` is x_0. The scores are the mean over the n samples, the images those of the last one."""
-        policy, count = walk.policy, self.config.noise_samples
-        assert count is not None
-        last, noise = policy.schedule.steps - 1, walk.round.batch.noise
-        ab_t = policy.schedule.alpha_bar_t[last]
-        new = Noise(seed=noise.seed, stream=Stream.RENOISE, round=noise.round, shape=policy.shape)
-        rows = replace(walk.rows, weight=walk.rows.weight / count)
-        scores = []
-        for sample in range(count):
-            e_BCHW = place(new.step(rows.images, sample), policy.device)
-            x_BCHW = ab_t**0.5 * walk.x_BCHW + (1 - ab_t) ** 0.5 * e_BCHW
-            scored = walk.sweep.run(
-                policy,
-                walk.round,
-                rows,
-                x_BCHW,
-                begin=last,
-                starts=[last] * len(rows.images),
-                states=walk.states,
-                pull_back=self.direct.scoring.pull_back,
-            )
-            scores.append(scored.raw_PB)
-        return replace(scored, raw_PB=torch.stack(scores).mean(dim=0))
+        steps, samples = policy.schedule.steps, self.config.noise_samples
+        return steps + (self.config.steps_of(steps) if samples is None else 2 * samples)

@@ -56,7 +56,7 @@ def predicted_rewards(
         with decoding(policy, knobs):
             raw_Pn = reward.raw(policy.decode(torch.cat(predicted)), round.batch.prompts)
         found.append(raw_Pn.new_tensor(list(slopes)) @ raw_Pn)
-    values_KN = ranks.gather(torch.stack(found, dim=1), round.batch.num_images).T
+    values_KN = ranks.gather(torch.stack(found), round.batch.num_images, dim=1)
     refuse_non_finite(values_KN, [f"total of what step {step} predicts" for step in steps])
     return values_KN
 

@@ -6,7 +6,7 @@ What is removed from the textbook: no value function, no discount (the reward co
 images. A piece is a micro-batch of (image, step) pairs; pairs of different steps share one. Steps without a density
 (sigma = 0: the last one of most pipelines) are left out of the sum, and those outside an adapter's window.
 
-With the knob `one_pass` the first update's gradient is taken while the images are sampled (`eligibility`).
+The knob `one_pass` takes the first update's gradient while the images are sampled: `reinforce_one_pass`.
 
 With `kl_weight` b the loss is -J plus DPOK's distance to the untrained model (Fan et al. 2023, equation 11 and
 algorithm 1, on the means of the steps), over the same pairs with the same weights:
@@ -22,6 +22,7 @@ Shapes: B pairs of one piece, n images of this rank, N images over all ranks, K 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -32,24 +33,34 @@ from memdiff.chain.surrogate import clipped_slope
 from memdiff.chain.trajectory import Trajectory
 from memdiff.errors import ConfigError
 from memdiff.memory.knobs import Knobs
-from memdiff.memory.residence import decoding
+from memdiff.memory.residence import looking_at, scoring
 from memdiff.models.policy import Policy, sample_step
 from memdiff.objectives.advantages import Advantages
 from memdiff.objectives.config import ReinforceConfig
-from memdiff.objectives.eligibility import Eligibilities, sample_with_eligibilities
 from memdiff.objectives.experience import Metrics, Round
-from memdiff.objectives.halving import PieceSize, in_pieces
+from memdiff.objectives.micro_batches import MicroBatch, PieceSize, micro_batches
 from memdiff.objectives.pair_tally import PairSums, PairTally
 from memdiff.objectives.predicted_baseline import predicted_rewards
 from memdiff.objectives.reinforce_experience import Experience
 from memdiff.objectives.sampling import sample
-from memdiff.pieces import Gradients, Pieces, Pull, fixed_batches, widen
-from memdiff.placement import HOST, place
+from memdiff.pieces import Pieces, Pull, widen
+from memdiff.placement import place
 from memdiff.ranks import Ranks
 from memdiff.rewards.guards import diversity
 from memdiff.rewards.weighted import WeightedReward, refuse_non_finite
 
 Pair = tuple[int, int]  # (image of this rank, step)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One pass over a round's pairs."""
+
+    pairs: Sequence[Pair]
+    weights: Sequence[float]  # of each step
+    tally: PairTally
+    old_P: torch.Tensor  # log-probs of the first pass, which writes them
+    is_first: bool
 
 
 class Reinforce:
@@ -63,94 +74,177 @@ class Reinforce:
         self.advantages = Advantages(config)
 
     def collect(self, policy: Policy, round: Round) -> Experience:
-        """Samples this rank's images, scores them, and computes advantages over all ranks.
+        """Samples this rank's images, scores them, and computes advantages over all ranks. No graph is kept."""
+        x_0, experience = self._sampled(policy, round)
+        advantages_N = self._scored(policy, experience, x_0)
+        if self.config.baseline == "predicted_image":
+            with round.clock.phase("reward"), torch.no_grad():
+                self._add_baseline(policy, experience, advantages_N)
+        return experience
 
-        No graph is made, but for `one_pass`, which takes the images' eligibilities.
-        """
-        batch = round.batch
-        replayed = self.config.replays(one_pass=self.knobs.one_pass)
-        trajectory = Trajectory(
+    def _sampled(self, policy: Policy, round: Round) -> tuple[torch.Tensor, Experience]:
+        """x_0 of this rank's images, n C H W, and their trajectory."""
+        trajectory = self._trajectory(policy, len(round.batch.images))
+        with round.clock.phase("rollout"):
+            x_0 = sample(
+                policy,
+                round.batch,
+                self.knobs,
+                storage=trajectory.dtype,
+                store=trajectory.write,
+                on_step=round.advance,
+            )
+        return x_0, Experience(round, trajectory)
+
+    def _trajectory(self, policy: Policy, images: int) -> Trajectory:
+        return Trajectory(
             steps=policy.schedule.steps,
-            images=len(batch.images) if replayed else 0,
+            images=images,
             shape=policy.shape,
             dtype=policy.dtype,
             device=policy.device,
             on_host=self.knobs.trajectory == "host",
         )
-        with round.clock.phase("rollout"):
-            x_0, eligibilities = self._sample(policy, round, trajectory)
-        with round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
-            self.reward.move(self.reward.device)
-            images_nCHW = policy.decode(x_0)
-            raw_Pn = self.reward.raw(images_nCHW, batch.prompts)
-            differences = diversity(self.reward, images_nCHW, self.ranks, num_images=batch.num_images)
-            if self.knobs.rewards == "idle_off":
-                self.reward.move(HOST)
-            raw_PN = self.ranks.gather(raw_Pn.T.contiguous(), batch.num_images).T
+
+    def _scored(self, policy: Policy, experience: Experience, x_0: torch.Tensor) -> torch.Tensor:
+        """Fills in scores and advantages; returns those of all ranks' images: N."""
+        batch, ranks = experience.round.batch, self.ranks
+        with experience.round.clock.phase("reward"), torch.no_grad():
+            with looking_at(policy, self.reward, self.knobs):
+                images_nCHW = policy.decode(x_0)
+                raw_Pn = self.reward.raw(images_nCHW, batch.prompts)
+                differences = diversity(self.reward, images_nCHW, ranks, num_images=batch.num_images)
+            raw_PN = ranks.gather(raw_Pn, batch.num_images, dim=1)
             refuse_non_finite(raw_PN, self.reward.names)
             self.reward.observe(raw_PN)
             rewards_N = self.reward.combine(raw_PN, self.reward.statistics)
         advantages_N = self.advantages.of_images(rewards_N, batch.all_prompts)
-        mine = slice(batch.images.start, batch.images.stop)
-        metrics: Metrics = {"advantage_std": advantages_N.std(correction=0), "reward_queries": batch.num_images}
-        experience = Experience(
-            round, trajectory, advantages_N[mine], raw_PN, rewards_N, metrics | differences, eligibilities=eligibilities
-        )
-        if self.config.baseline == "predicted_image":
-            with round.clock.phase("reward"), torch.no_grad():
-                by_step_KN = self._step_advantages(policy, experience, advantages_N)
-            experience.step_advantages_Kn = by_step_KN[:, mine]
-            variance = advantages_N.var(correction=0).clamp(min=self.config.advantage_epsilon**2)
-            experience.metrics["reward_queries"] *= 1 + len(self._steps(policy))
-            experience.metrics["step_variance_left"] = by_step_KN.var(dim=1, correction=0) / variance
-        return experience
+        experience.raw_PN, experience.rewards_N = raw_PN, rewards_N
+        experience.advantages_n = advantages_N[batch.images.start : batch.images.stop]
+        experience.metrics = {
+            "advantage_std": advantages_N.std(correction=0), "reward_queries": batch.num_images, **differences
+        }  # fmt: skip
+        return advantages_N
 
-    def _sample(self, policy: Policy, round: Round, trajectory: Trajectory) -> tuple[torch.Tensor, list[Eligibilities]]:
-        """x_0 of this rank's images, n C H W, and with `one_pass` their eligibilities."""
-        store = trajectory.write if trajectory.images else _forget
-        if self.knobs.one_pass:
-            return sample_with_eligibilities(
-                policy,
-                round,
-                self._weights(policy),
-                self.pieces,
-                batch=self._rows(policy),
-                reduction=self.config.log_prob_reduction,
-                storage=trajectory.dtype,
-                store=store,
-                on_host=self.knobs.accumulators == "host",
-            )
-        x_0 = sample(policy, round.batch, self.knobs, storage=trajectory.dtype, store=store, on_step=round.advance)
-        return x_0, []
-
-    def _step_advantages(self, policy: Policy, experience: Experience, advantages_N: torch.Tensor) -> torch.Tensor:
-        """K N, those of steps that don't take part as without a baseline."""
-        steps = self._steps(policy)
+    def _add_baseline(self, policy: Policy, experience: Experience, advantages_N: torch.Tensor) -> None:
+        """Advantages of each step, those of steps that don't take part as without a baseline."""
+        steps, images = self._steps(policy), experience.round.batch.images
         slopes = self.reward.slopes(experience.raw_PN.mean(dim=1).tolist())
-        self.reward.move(self.reward.device)
-        values_SN = predicted_rewards(
-            policy, experience.trajectory, experience.round, steps, self.reward, slopes, self.ranks, self.knobs
+        with scoring(self.reward, self.knobs):
+            values_SN = predicted_rewards(
+                policy, experience.trajectory, experience.round, steps, self.reward, slopes, self.ranks, self.knobs
+            )
+        by_step_KN = self.advantages.of_steps(
+            advantages_N, experience.rewards_N, values_SN, steps, policy.schedule.steps
         )
-        if self.knobs.rewards == "idle_off":
-            self.reward.move(HOST)
-        return self.advantages.of_steps(advantages_N, experience.rewards_N, values_SN, steps, policy.schedule.steps)
-
-    def state(self) -> dict[str, list[float]]:
-        """The latest rewards of each prompt."""
-        return self.advantages.state()
-
-    def restore(self, state: dict[str, list[float]]) -> None:
-        """Takes them up again."""
-        self.advantages.restore(state)
+        experience.step_advantages_Kn = by_step_KN[:, images.start : images.stop]
+        variance = advantages_N.var(correction=0).clamp(min=self.config.advantage_epsilon**2)
+        experience.metrics["reward_queries"] *= 1 + len(steps)
+        experience.metrics["step_variance_left"] = by_step_KN.var(dim=1, correction=0) / variance
 
     def updates(self, experience: Experience) -> Iterator[Experience]:
         """The parts of one round that get an optimizer update each: all of it, `inner_updates` times."""
         for _ in range(self.config.inner_updates):
             yield experience
 
-    def halve(self) -> None:
-        """Smaller pieces from here on."""
-        self.size.halve()
+    def differentiate(self, policy: Policy, experience: Experience) -> Metrics:
+        """Adds the gradient of the loss, -J, to the pieces' sums; returns diagnostics over all ranks."""
+        tally = PairTally(policy, self.config, self._steps(policy), experience.advantages_n.device)
+        with experience.round.clock.phase("train"):
+            self._differentiate(policy, experience, tally)
+        return tally.metrics(self.ranks)
+
+    def _differentiate(self, policy: Policy, experience: Experience, tally: PairTally) -> None:
+        """A pass over the trajectory, in pieces of pairs."""
+        pairs, is_first = self.pairs(policy, experience.trajectory.images), experience.old_log_probs is None
+        old_P = torch.zeros(len(pairs), device=policy.device) if is_first else experience.old_log_probs
+        assert old_P is not None
+        replay = Replay(pairs, self._weights(policy), tally, old_P, is_first)
+        for batch in self._micro_batches(policy, pairs, experience.trajectory.images):
+            batch.run(self._micro_batch, policy, experience, replay)
+        experience.old_log_probs = old_P
+
+    def _micro_batches(self, policy: Policy, pairs: Sequence[Pair], images: int) -> Iterator[MicroBatch[int]]:
+        """Numbers of pairs; pairs of different steps share a micro-batch."""
+        return micro_batches(range(len(pairs)), self.size)
+
+    def _micro_batch(
+        self, numbers: list[int], count: int, policy: Policy, experience: Experience, replay: Replay
+    ) -> None:
+        """Adds the gradient of these pairs."""
+        with self._pieces(policy, len(numbers)) as pieces:
+            told = self._pull(numbers, count, policy, pieces, experience, replay)
+        replay.tally.sums = told
+        experience.round.advance(count)
+
+    def _pull(
+        self,
+        numbers: list[int],
+        count: int,
+        policy: Policy,
+        pieces: Pieces,
+        experience: Experience,
+        replay: Replay,
+    ) -> PairSums:
+        """The gradient is added last: a piece that runs out of memory is made again, and must not count twice."""
+        steps = [replay.pairs[number][1] for number in numbers]
+        images = [replay.pairs[number][0] for number in numbers]
+        batch, kl_weight = experience.round.batch, self.config.kl_weight
+        x_t_BCHW, x_s_BCHW = experience.trajectory.transitions([replay.pairs[number] for number in numbers])
+        prompts = [batch.prompts[image] for image in images]
+        terms_RB, pull = self._piece(policy, pieces, x_t_BCHW, x_s_BCHW, steps, prompts)
+        log_prob_B, to_base_B = terms_RB[0], terms_RB[1] if kl_weight else None
+        # Scored in this grouping, not taken from the rollout's: another one is off by 1e-3 in fp16.
+        old_B = log_prob_B if replay.is_first else replay.old_P[numbers]
+        advantage_B = experience.advantages_of(images, steps)
+        weight_B = advantage_B.new_tensor([replay.weights[step] for step in steps])
+        weight_B[count:] = 0  # what only fills the batch up
+        scale = self.ranks.world_size / batch.num_images
+        ratio_B, slope_B = clipped_slope(log_prob_B, old_B, advantage_B, self.config.ratio_clip)
+        d_loss_B = -slope_B * weight_B * scale
+        d_terms = [d_loss_B, kl_weight * weight_B * scale] if kl_weight else [d_loss_B]
+        if replay.is_first:
+            replay.old_P[numbers[:count]] = log_prob_B[:count].detach()
+        told = replay.tally.after(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count, to_base_B)
+        pull(torch.stack(d_terms))
+        return told
+
+    def _piece(
+        self,
+        policy: Policy,
+        pieces: Pieces,
+        x_t_BCHW: torch.Tensor,
+        x_s_BCHW: torch.Tensor,
+        steps: Sequence[int],
+        prompts: Sequence[str],
+    ) -> tuple[torch.Tensor, Pull]:
+        """x_t -> log p(x_s | x_t) and, where it has a weight, the KL to the base below it: R B, R = 1 or 2.
+
+        The graph is kept: it is pulled at once.
+        """
+        reduction, base_BCHW = self.config.log_prob_reduction, None
+        if self.config.kl_weight:
+            with torch.no_grad(), policy.base():
+                base_BCHW = policy.mean(x_t_BCHW, steps, prompts)
+
+        def terms_of(x_BCHW: torch.Tensor) -> torch.Tensor:
+            mean_BCHW = policy.mean(x_BCHW, steps, prompts)
+            sigma_B111 = step_sigma(steps, policy.schedule, mean_BCHW)
+            terms = [log_prob(widen(x_s_BCHW), mean_BCHW, sigma_B111, reduction=reduction)]
+            if base_BCHW is not None:
+                terms.append(kl_of_means(mean_BCHW, base_BCHW, sigma_B111, reduction=reduction))
+            return torch.stack(terms)
+
+        return pieces.vjp(terms_of, x_t_BCHW, keep=True)
+
+    @contextmanager
+    def _pieces(self, policy: Policy, rows: int) -> Iterator[Pieces]:
+        """What makes a piece of so many rows."""
+        yield self.pieces
+
+    def _rows(self, policy: Policy) -> int:
+        """Of a piece."""
+        return self.size.rows
 
     def pairs(self, policy: Policy, images: int) -> list[Pair]:
         """Every (image, step) that takes part, step by step."""
@@ -185,140 +279,17 @@ class Reinforce:
 
     def passes(self, policy: Policy) -> int:
         """All steps forward, those that take part back, in every update that replays them; forward for a baseline."""
-        again = self.config.inner_updates + (self.config.baseline != "none") - self.knobs.one_pass
+        again = self.config.inner_updates + (self.config.baseline != "none")
         return policy.schedule.steps + again * len(self._steps(policy))
 
-    def _rows(self, policy: Policy) -> int:
-        """Of a piece. In one pass of several where the images of one call can have weights of their own."""
-        return self.size.rows if not self.knobs.one_pass or policy.separable else 1
+    def halve(self) -> None:
+        """Smaller pieces from here on."""
+        self.size.halve()
 
-    @contextmanager
-    def _pieces(self, policy: Policy, rows: int) -> Iterator[Pieces]:
-        """What makes a piece. In one pass as when the images were sampled, so that log-probs are the same bits."""
-        if not self.knobs.one_pass:
-            yield self.pieces
-            return
-        with policy.own_weights(rows) as trained:
-            into = self.pieces.into(Gradients(trained))
-            yield into
-        parameters = self.pieces.gradients.parameters
-        summed = [s.view(rows, *p.shape).sum(dim=0) for s, p in zip(into.gradients.sums, parameters, strict=True)]
-        self.pieces.gradients.add(summed, None)
-        self.pieces.redone += into.redone
+    def state(self) -> dict[str, list[float]]:
+        """The latest rewards of each prompt."""
+        return self.advantages.state()
 
-    def _piece(
-        self,
-        policy: Policy,
-        pieces: Pieces,
-        x_t_BCHW: torch.Tensor,
-        x_s_BCHW: torch.Tensor,
-        steps: Sequence[int],
-        prompts: Sequence[str],
-    ) -> tuple[torch.Tensor, Pull]:
-        """x_t -> log p(x_s | x_t) and, where it has a weight, the KL to the base below it: R B, R = 1 or 2.
-
-        The graph is kept: it is pulled at once.
-        """
-        reduction, base_BCHW = self.config.log_prob_reduction, None
-        if self.config.kl_weight:
-            with torch.no_grad(), policy.base():
-                base_BCHW = policy.mean(x_t_BCHW, steps, prompts)
-
-        def terms_of(x_BCHW: torch.Tensor) -> torch.Tensor:
-            mean_BCHW = policy.mean(x_BCHW, steps, prompts)
-            sigma_B111 = step_sigma(steps, policy.schedule, mean_BCHW)
-            terms = [log_prob(widen(x_s_BCHW), mean_BCHW, sigma_B111, reduction=reduction)]
-            if base_BCHW is not None:
-                terms.append(kl_of_means(mean_BCHW, base_BCHW, sigma_B111, reduction=reduction))
-            return torch.stack(terms)
-
-        return pieces.vjp(terms_of, x_t_BCHW, keep=True)
-
-    def differentiate(self, policy: Policy, experience: Experience) -> Metrics:
-        """Adds the gradient of the loss, -J, to the pieces' sums; returns diagnostics over all ranks."""
-        tally = PairTally(policy, self.config, self._steps(policy), experience.advantages_n.device)
-        with experience.round.clock.phase("train"):
-            if experience.eligibilities:
-                self._weigh(policy, experience, tally)
-            else:
-                self._replay(policy, experience, tally)
-        return tally.metrics(self.ranks)
-
-    def _weigh(self, policy: Policy, experience: Experience, tally: PairTally) -> None:
-        """The first pass where the images' eligibilities are known: -1/N sum_i A_i e_i."""
-        scale = self.ranks.world_size / experience.round.batch.num_images
-        steps, weights = self._steps(policy), self._weights(policy)
-        weight_K1 = experience.advantages_n.new_tensor([[weights[step]] for step in steps])
-        log_probs = []
-        while experience.eligibilities:
-            own = experience.eligibilities[0]
-            advantage_b = experience.advantages_n[own.images.start : own.images.stop]
-            log_prob_Kb = own.log_probs_KB[:, : len(own.images)].float()
-            advantage_Kb = advantage_b.expand_as(log_prob_Kb)
-            told = tally.after(
-                log_prob_Kb.flatten(),
-                torch.ones_like(log_prob_Kb).flatten(),
-                advantage_Kb.flatten(),
-                (-scale * weight_K1 * advantage_Kb).flatten(),
-                advantage_Kb.flatten(),
-                [step for step in steps for _ in own.images],
-                log_prob_Kb.numel(),
-            )
-            own.add_to(self.pieces.gradients, -scale * advantage_b)
-            tally.sums = told
-            log_probs.append(log_prob_Kb)
-            del experience.eligibilities[0]
-        experience.old_log_probs = torch.cat(log_probs, dim=1).flatten()  # step by step, as `pairs` has them
-
-    def _replay(self, policy: Policy, experience: Experience, tally: PairTally) -> None:
-        """A pass over the trajectory, in pieces of pairs."""
-        weights = self._weights(policy)
-        pairs = self.pairs(policy, experience.trajectory.images)
-        first_pass = experience.old_log_probs is None
-        old_P = torch.zeros(len(pairs), device=policy.device) if first_pass else experience.old_log_probs
-        assert old_P is not None
-
-        def piece(padded: list[int], count: int) -> None:
-            with self._pieces(policy, len(padded)) as pieces:
-                told = take(pieces, padded, count)
-            tally.sums = told
-            experience.round.advance(count)
-
-        def take(pieces: Pieces, padded: list[int], count: int) -> PairSums:
-            """The gradient is added last: a piece that runs out of memory is made again, and must not count twice."""
-            steps = [pairs[number][1] for number in padded]
-            images = [pairs[number][0] for number in padded]
-            x_t_BCHW, x_s_BCHW = experience.trajectory.transitions([pairs[number] for number in padded])
-            prompts = [experience.round.batch.prompts[image] for image in images]
-            terms_RB, pull = self._piece(policy, pieces, x_t_BCHW, x_s_BCHW, steps, prompts)
-            log_prob_B = terms_RB[0]
-            # Scored in this grouping, not taken from the rollout's: another one is off by 1e-3 in fp16.
-            old_B = log_prob_B if first_pass else old_P[padded]
-            advantage_B = experience.advantages_of(images, steps)
-            weight_B = advantage_B.new_tensor([weights[step] for step in steps])
-            weight_B[count:] = 0  # what only fills the batch up
-            scale = self.ranks.world_size / experience.round.batch.num_images
-            ratio_B, slope_B = clipped_slope(log_prob_B, old_B, advantage_B, self.config.ratio_clip)
-            d_loss_B = -slope_B * weight_B * scale
-            d_terms = [d_loss_B]
-            if self.config.kl_weight:
-                d_terms.append(self.config.kl_weight * weight_B * scale)
-            if first_pass:
-                old_P[padded[:count]] = log_prob_B[:count].detach()
-            to_base_B = terms_RB[1] if self.config.kl_weight else None
-            told = tally.after(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count, to_base_B)
-            pull(torch.stack(d_terms))
-            return told
-
-        if not self.knobs.one_pass:
-            in_pieces(range(len(pairs)), self.size, piece)
-        else:  # grouped as they were sampled
-            images = experience.trajectory.images
-            for start in range(0, len(pairs), images):
-                for padded, count in fixed_batches(range(start, start + images), self._rows(policy)):
-                    piece(padded, count)
-        experience.old_log_probs = old_P
-
-
-def _forget(state: int, images: range, x_BCHW: torch.Tensor) -> None:
-    """In the place of a trajectory that nothing reads."""
+    def restore(self, state: dict[str, list[float]]) -> None:
+        """Takes them up again."""
+        self.advantages.restore(state)

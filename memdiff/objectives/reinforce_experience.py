@@ -19,10 +19,10 @@ class Experience:
 
     round: Round
     trajectory: Trajectory  # of no images where nothing is replayed
-    advantages_n: torch.Tensor
-    raw_PN: torch.Tensor  # every part's scores of all ranks' images
-    rewards_N: torch.Tensor
-    metrics: Metrics
+    advantages_n: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    raw_PN: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # every part's scores of all ranks' images
+    rewards_N: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    metrics: Metrics = field(default_factory=dict)
     step_advantages_Kn: torch.Tensor | None = None  # where a baseline tells the steps of an image apart
     old_log_probs: torch.Tensor | None = None  # of the first pass, one a pair
     eligibilities: list[Eligibilities] = field(default_factory=list)  # until the first update has taken them

@@ -19,10 +19,10 @@ import torch
 from memdiff.counted import counted_as
 from memdiff.errors import ConfigError, RewardError
 from memdiff.memory.knobs import Knobs
-from memdiff.memory.residence import decoding
+from memdiff.memory.residence import decoding, scoring
 from memdiff.models.policy import Policy
 from memdiff.pieces import Pieces
-from memdiff.placement import HOST, place
+from memdiff.placement import place
 from memdiff.rewards.reward import score
 from memdiff.rewards.weighted import WeightedPart, WeightedReward, refuse_non_finite
 
@@ -31,11 +31,13 @@ from memdiff.rewards.weighted import WeightedPart, WeightedReward, refuse_non_fi
 class Rows:
     """One micro-batch: image numbers in the round and their prompts, filled up to one shape; `count` rows are meant.
 
-    `weight` is what the loss of each of them counts in the sum that is differentiated.
+    `starts` are the steps at which their gradients begin. `weight` is what the loss of each of them counts in the sum
+    that is differentiated.
     """
 
     images: Sequence[int]
     prompts: Sequence[str]
+    starts: Sequence[int]
     count: int
     weight: float
 
@@ -72,10 +74,8 @@ class Scoring:
         size = max(1, self.knobs.decode_batch)
         with torch.no_grad():
             images_BCHW = torch.cat([policy.decode(x_BCHW) for x_BCHW in x_0_BCHW.split(size)])
-        self.reward.move(self.reward.device)
-        raw_PB, d_images_BCHW = self._rewards(place(images_BCHW, self.reward.device), rows)
-        if self.knobs.rewards == "idle_off":
-            self.reward.move(HOST)
+        with scoring(self.reward, self.knobs):
+            raw_PB, d_images_BCHW = self._rewards(place(images_BCHW, self.reward.device), rows)
         d_images_BCHW = place(d_images_BCHW, policy.device)
         found = []
         for x_BCHW, d_BCHW in zip(x_0_BCHW.split(size), d_images_BCHW.split(size), strict=True):

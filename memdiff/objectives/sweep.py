@@ -43,25 +43,15 @@ class Sweep:
     kept_steps: int = 0
     costate_clip: float | None = None
     base_distance: float = 0.0
+    states_on_host: bool = False
 
     def run(
-        self,
-        policy: Policy,
-        round: Round,
-        rows: Rows,
-        x_BCHW: torch.Tensor,
-        *,
-        begin: int,
-        starts: Sequence[int],
-        states: Trajectory,
-        pull_back: PullBack,
+        self, policy: Policy, round: Round, rows: Rows, x_BCHW: torch.Tensor, *, begin: int, pull_back: PullBack
     ) -> Scored:
-        """From x, the state before step `begin`, to x_0, to its loss, and back to each row's own start.
-
-        `states` keeps what is recomputed from: as many images as rows, no fewer states than steps after min(starts).
-        """
+        """From x, the state before step `begin`, to x_0, to its loss, and back to each row's own start."""
         end = policy.schedule.steps
-        first = next((step for step in range(min(starts), end) if policy.trains(step)), end)
+        first = next((step for step in range(min(rows.starts), end) if policy.trains(step)), end)
+        states = self._states(policy, rows)
         kept: dict[int, Pull] = {}
         with round.clock.phase("rollout"):
             for step in range(begin, end):
@@ -82,7 +72,7 @@ class Sweep:
         with round.clock.phase("train"):
             costate_BCHW = scored.costate_BCHW
             for step in reversed(range(first, end)):
-                begun = [row for row in range(rows.count) if starts[row] <= step]
+                begun = [row for row in range(rows.count) if rows.starts[row] <= step]
                 steps = [step] * len(rows.images)
                 costate_BCHW = self.bounded(_of(costate_BCHW, begun), rows)
                 self.tally.costate(steps, costate_BCHW, rows, begun)
@@ -97,6 +87,17 @@ class Sweep:
                     costate_BCHW = passed_on
                 round.advance(len(begun))
         return scored
+
+    def _states(self, policy: Policy, rows: Rows) -> Trajectory:
+        """What is recomputed from: x before each differentiated step, in fp32."""
+        return Trajectory(
+            steps=max(0, policy.schedule.steps - min(rows.starts) - 1),
+            images=len(rows.images),
+            shape=policy.shape,
+            dtype=torch.promote_types(policy.dtype, torch.float32),
+            device=policy.device,
+            on_host=self.states_on_host,
+        )
 
     def pull_to_base(
         self, policy: Policy, rows: Rows, x_BCHW: torch.Tensor, steps: Sequence[int], taking_part: Sequence[int]

@@ -18,7 +18,7 @@ from memdiff.config import Recipe
 from memdiff.counted import Category, counted_as
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.ledger import Ledger, Peak
-from memdiff.memory.residence import decoding, rest
+from memdiff.memory.residence import looking_at, rest
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import Policy
 from memdiff.models.untrained_policy import untrained_policy
@@ -99,9 +99,7 @@ def measure(
             gradients = Gradients(list(policy.trainable().values()), on_host=knobs.accumulators == "host")
             pieces = _Watched(gradients, ledger)
             judged = WeightedReward([*reward.parts, *held_out.parts], device=reward.device)
-            if knobs.rewards == "idle_off":
-                judged.move(HOST)
-            rest(policy, knobs)
+            rest(policy, judged, knobs)
             method = cut(recipe.method, steps) if cut_method else recipe.method
             samples = (method.noise_samples or 1) if isinstance(method, DraftConfig) else 1
             # One rank of several differs from one alone in what it has to do, not in how.
@@ -146,13 +144,10 @@ def score_evaluation(policy: Policy, reward: WeightedReward, judged: WeightedRew
     """The steps of memdiff.evaluate after its rollout, on one rank; a test holds their bytes to its own."""
     prompts = [PROMPT] * images
     x_0 = torch.empty(images, *policy.shape, dtype=policy.dtype).to(policy.device)
-    with torch.no_grad(), decoding(policy, knobs):
+    with torch.no_grad(), looking_at(policy, judged, knobs):
         images_nCHW = policy.decode(x_0)
-        judged.move(judged.device)
         judged.raw(images_nCHW, prompts)
         diversity(reward, images_nCHW, Ranks(0, 1, policy.device), num_images=images)
-        if knobs.rewards == "idle_off":
-            judged.move(HOST)
     to_uint8(images_nCHW)
 
 

@@ -20,6 +20,7 @@ from memdiff.models.config import AdapterConfig
 from memdiff.objectives.config import ReinforceConfig
 from memdiff.objectives.experience import Batch, Clock, Round
 from memdiff.objectives.reinforce import Experience, Reinforce
+from memdiff.objectives.reinforce_one_pass import ReinforceOnePass
 from memdiff.pieces import Gradients, Pieces
 from memdiff.placement import HOST, place
 from memdiff.ranks import Ranks, ranks_of_this_process
@@ -167,7 +168,7 @@ def one_pass_errors(ranks: Ranks, dtype: torch.dtype) -> dict[str, float]:
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=ranks.device)
     pieces = Pieces(Gradients(list(policy.trainable().values())))
     config = ReinforceConfig(kind="reinforce", inner_updates=2)  # two, so that the trajectory is kept
-    objective = Reinforce(config, reward, pieces, ranks, knobs(4, one_pass=True))
+    objective = ReinforceOnePass(config, reward, pieces, ranks, knobs(4, one_pass=True))
     noise = Noise(seed=3, stream=Stream.ROLLOUT, round=1, shape=policy.shape)
     block = ranks.block(IMAGES)
     experience = objective.collect(policy, Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device)))
