@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from benchmarks.provenance import ROOT, of_machine, of_process, of_tree
 from memdiff.chain.noise import Noise, Stream
 from memdiff.models.load import load_policy
+from memdiff.models.options import ModelOptions
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import rollout
-from memdiff.models.precision import resolve_precision
+from memdiff.models.precision import DTYPES, resolve_precision
 from memdiff.models.quiet import quiet_libraries
 from memdiff.ranks import ranks_of_this_process
 from memdiff.report.grid import image_grid
@@ -47,9 +48,8 @@ def request_for(run: Path, scale: float, options: argparse.Namespace) -> SampleR
 
 def sample(request: SampleRequest, device: torch.device) -> torch.Tensor:
     """The images that the request names: N C H W in [0, 1], on the device."""
-    policy = load_policy(
-        request.model, request.sampler, device=device, precision=resolve_precision(request.precision, device)
-    )
+    options = ModelOptions(DTYPES[resolve_precision(request.precision, device)])
+    policy = load_policy(request.model, request.sampler, options, device=device)
     sources = [(Path(adapter.file), adapter.weight) for adapter in request.adapters]
     policy.attach(sources, scale=request.lora_scale, steps=request.adapter_steps)
     images = range(request.num_images)

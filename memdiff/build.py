@@ -1,6 +1,6 @@
 """From a recipe to the parts of a run. The one place where rooms meet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from memdiff.plan.for_run import plan_of_run
 from memdiff.plan.plan import Plan
 from memdiff.prompts import PromptSet
 from memdiff.ranks import Ranks
+from memdiff.recipe_model import model_options
 from memdiff.rewards.build import build_weighted
 from memdiff.rewards.weighted import WeightedReward
 
@@ -59,35 +60,14 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
     check_precision(precision)
     plan = plan_of_run(recipe, ranks, precision)
     memory = decided(recipe.memory, plan)
-    policy = make_policy(load_policy, recipe, memory, device=ranks.device, precision=precision)
+    options = model_options(recipe, memory, precision=precision)
+    policy = load_policy(recipe.model, recipe.sampler, options, device=ranks.device)
     images = len(ranks.block(recipe.run.images_per_round))
     knobs = plan.chosen() if plan else knobs_for(memory, policy, images=images)
     reward_device = HOST if knobs.rewards == "cpu" else ranks.device
     reward = build_weighted(recipe.reward, device=reward_device)
     held_out = build_weighted(recipe.evaluate.rewards, device=reward_device)
     return connect(recipe, ranks, policy, reward, held_out, knobs, plan, precision, ds_config_file)
-
-
-def make_policy(
-    make: Callable[..., Policy], recipe: Recipe, memory: MemoryConfig, *, device: torch.device, precision: str
-) -> Policy:
-    """What `make`, `load_policy` or `untrained_policy`, gives for a recipe and its memory section."""
-    policy = make(
-        recipe.model,
-        recipe.sampler,
-        device=device,
-        precision=precision,
-        adapter=recipe.adapter,
-        activation_checkpointing=(
-            "none" if memory.activation_checkpointing == "auto" else memory.activation_checkpointing
-        ),
-        guidance_in_two=memory.guidance_passes == 2,
-        vae_checkpointing="layers" if memory.vae_checkpointing == "auto" else memory.vae_checkpointing,
-        keep_base=recipe.method.needs_base,
-    )
-    if recipe.trained_modules is not None:
-        policy.train_only(recipe.trained_modules)
-    return policy
 
 
 def connect(

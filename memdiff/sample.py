@@ -16,9 +16,10 @@ from memdiff.guarded import guarded
 from memdiff.image_files import sampled_file
 from memdiff.models.finite_states import FiniteStates, decoded
 from memdiff.models.load import load_policy
+from memdiff.models.options import ModelOptions
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import rollout
-from memdiff.models.precision import resolve_precision
+from memdiff.models.precision import DTYPES, resolve_precision
 from memdiff.models.quiet import quiet_libraries
 from memdiff.ranks import Ranks, ranks_of_this_process
 from memdiff.sample_request import SampleRequest
@@ -31,7 +32,7 @@ def sample_block(request: SampleRequest, ranks: Ranks, advance: Callable[[int], 
     """
     quiet_libraries()
     precision = resolve_precision(request.precision, ranks.device)
-    policy = load_policy(request.model, request.sampler, device=ranks.device, precision=precision)
+    policy = load_policy(request.model, request.sampler, ModelOptions(DTYPES[precision]), device=ranks.device)
     if request.adapters:
         sources = [(Path(adapter.file), adapter.weight) for adapter in request.adapters]
         policy.attach(sources, scale=request.lora_scale, steps=request.adapter_steps)

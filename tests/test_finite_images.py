@@ -19,6 +19,7 @@ from memdiff.errors import MemdiffError, NumericError
 from memdiff.evaluate import evaluate
 from memdiff.memory.knobs import Knobs
 from memdiff.models.load import load_policy
+from memdiff.models.options import ModelOptions
 from memdiff.placement import HOST
 from memdiff.prompts import PromptSet
 from memdiff.ranks import Ranks
@@ -126,7 +127,7 @@ def test_an_evaluation_ends_though_the_reward_is_finite() -> None:
         "reward": [{"kind": "digits", "mode": "binary"}], "evaluate": {"images": 4},
     }  # fmt: skip
     recipe = check_recipe(raw, source="test")
-    policy = load_policy(recipe.model, recipe.sampler, device=HOST, precision="fp32")
+    policy = load_policy(recipe.model, recipe.sampler, ModelOptions(), device=HOST)
     reward, ranks = build_weighted(recipe.reward, device=HOST), Ranks(0, 1, HOST)
     knobs = Knobs(1, 4, "none", False, False, False, False, False)
     engine: Any = Engine()

@@ -20,6 +20,7 @@ from memdiff.models import adapters
 from memdiff.models.adapter_paths import PEFT_NAME
 from memdiff.models.config import AdapterConfig, SamplerConfig
 from memdiff.models.load import load_policy, model_of
+from memdiff.models.options import ModelOptions
 from memdiff.models.policy import Policy
 from memdiff.rewards.classifier import ClassifierReward
 from memdiff.rewards.clip import load_clip
@@ -52,7 +53,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(folder: Path, **changes: Any) -> Policy:
     model = model_of(str(folder), variant=changes.pop("variant", None)).model_copy(update=changes)
-    return load_policy(model, SamplerConfig(steps=3), device=CPU, precision="fp32")
+    return load_policy(model, SamplerConfig(steps=3), ModelOptions(), device=CPU)
 
 
 def refusal(folder: Path, **changes: Any) -> str:

@@ -80,7 +80,7 @@ def test_checkpointing_guidance_and_prompts_of_a_text_model() -> None:
     ):
         policy = tiny_stable_diffusion(
             steps=5, guidance=5.0, adapter=AdapterConfig(rank=2, convolutions=True),
-            activation_checkpointing=checkpointing, guidance_in_two=in_two,
+            activation_checkpointing=checkpointing, guidance_passes=2 if in_two else 1,
         )  # fmt: skip
         policy.encode(["a", "b"])
         round = round_of(policy, 6)

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.profiler import ProfilerActivity, profile
 
-from memdiff.build import Parts, decided, make_policy
+from memdiff.build import Parts, decided
 from memdiff.chain.schedule import make_schedule
 from memdiff.config import Recipe
 from memdiff.errors import ConfigError, OutOfMemoryError
@@ -33,6 +33,7 @@ from memdiff.memory.states import training_states
 from memdiff.models.config import DdpmConfig
 from memdiff.models.ddpm import DdpmPolicy
 from memdiff.models.load import load_policy
+from memdiff.models.options import ModelOptions
 from memdiff.models.quiet import quiet_libraries
 from memdiff.models.scheduler import ddim_scheduler, noise_schedule
 from memdiff.objectives.config import DraftConfig
@@ -54,6 +55,7 @@ from memdiff.plan.table import show
 from memdiff.prompts import PromptSet
 from memdiff.ranks import Ranks
 from memdiff.recipe_file import check_recipe, read_recipe
+from memdiff.recipe_model import model_options
 from memdiff.rewards.build import build_weighted
 from memdiff.rewards.weighted import WeightedPart, WeightedReward
 from memdiff.train import memory_told
@@ -214,7 +216,8 @@ def test_an_evaluation_takes_what_the_plan_measures() -> None:
     recipe = digits(evaluate={"images": 40, "rewards": [{"kind": "digits", "name": "held_out", "classifier": "judge"}]})
     knobs = dataclasses.replace(EVERYTHING_HERE, micro_batch=1, rollout_batch=1)
     found = measure(recipe, knobs, precision="fp32", images=1, evaluated=40, paths=False)
-    policy = make_policy(load_policy, recipe, MemoryConfig(), device=HOST, precision="fp32")
+    options = model_options(recipe, MemoryConfig(), precision="fp32")
+    policy = load_policy(recipe.model, recipe.sampler, options, device=HOST)
     reward, held_out = (build_weighted(parts, device=HOST) for parts in (recipe.reward, recipe.evaluate.rewards))
     judged = WeightedReward([*reward.parts, *held_out.parts], device=HOST)
     unused: Any = None
@@ -310,7 +313,7 @@ def digits_policy() -> DdpmPolicy:
     with unset_fake_temporarily():
         scheduler = ddim_scheduler(DDPMScheduler(clip_sample=False))
     schedule = make_schedule(noise_schedule(scheduler), steps=3, eta=1.0)
-    return DdpmPolicy(tiny_unet(side=16), scheduler, schedule, device=HOST, dtype=torch.float32)
+    return DdpmPolicy(tiny_unet(side=16), scheduler, schedule, ModelOptions(), device=HOST)
 
 
 def draft_round(policy: DdpmPolicy, ledger: Ledger | None) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from memdiff.errors import ConfigError
 from memdiff.models.config import EmbeddedConfig, SamplerConfig
 from memdiff.models.load import load_policy
+from memdiff.models.options import ModelOptions
 from memdiff.models.quiet import quiet_libraries
 from memdiff.run_folder import RunFolder
 from memdiff.sample_request import SampleRequest, make_request
@@ -47,7 +48,7 @@ def make_run(folder: Path, name: str, seed: int = 0, **sections: Any) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
     recipe = RunFolder(folder).recipe()
     torch.manual_seed(0)
-    policy = load_policy(recipe.model, recipe.sampler, device=CPU, precision="fp32", adapter=recipe.adapter)
+    policy = load_policy(recipe.model, recipe.sampler, ModelOptions(adapter=recipe.adapter), device=CPU)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.trainable().values() if recipe.adapter else ():

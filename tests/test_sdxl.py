@@ -11,12 +11,13 @@ from diffusers import StableDiffusionXLPipeline
 from memdiff.errors import ConfigError
 from memdiff.models import architectures
 from memdiff.models.config import AdapterConfig, SamplerConfig, SdxlConfig, StableDiffusionConfig
-from memdiff.models.latent_files import choose_vae_dtype, parts_of
+from memdiff.models.latent_files import choose_vae_dtype, parts_of, skeleton_parts
 from memdiff.models.load import load_policy, model_of, pipeline_kind
+from memdiff.models.options import ModelOptions
 from memdiff.models.policy import rollout
+from memdiff.models.precision import DTYPES
 from memdiff.models.quiet import quiet_libraries
 from memdiff.models.sdxl import SdxlPolicy
-from memdiff.models.untrained import untrained_parts
 from memdiff.pieces import Gradients, Pieces
 from tests import half_precision
 from tests.against_diffusers import (
@@ -78,7 +79,7 @@ def test_chains_are_the_pipelines(eta: float, guidance: float | None, prediction
 def test_sizes_condition_the_prediction() -> None:
     """Images count as uncropped originals of their own side: diffusers' call agrees, and differs for another side."""
     parts = parts_of(tiny_sdxl_pipeline(), resolution=32)
-    policy = SdxlPolicy(parts, SamplerConfig(steps=4, eta=0, guidance=2), device=CPU, dtype=torch.float32)
+    policy = SdxlPolicy(parts, SamplerConfig(steps=4, eta=0, guidance=2), ModelOptions(), device=CPU)
     policy.encode(TEXTS)
     assert policy.conditioning(TEXTS).sizes_BI is not None and policy.shape == (4, 16, 16)
     noise = noise_of(policy)
@@ -133,8 +134,11 @@ def test_memory_knobs_change_no_gradient() -> None:
         (True, "blocks"),
     ):
         policy = tiny_sdxl(
-            guidance=4.0, adapter=AdapterConfig(rank=2), guidance_in_two=in_two, activation_checkpointing=checkpointing
-        )
+            guidance=4.0,
+            adapter=AdapterConfig(rank=2),
+            guidance_passes=2 if in_two else 1,
+            activation_checkpointing=checkpointing,
+        )  # fmt: skip
         spread(policy)
         policy.encode(TEXTS)
         found.append(gradients_of(policy, x, [0, 2], TEXTS))
@@ -168,7 +172,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(path: object, precision: str = "fp32", **model: Any) -> Any:
     config = SdxlConfig(kind="sdxl", path=str(path), **model)
-    return load_policy(config, SamplerConfig(steps=4, guidance=3), device=CPU, precision=precision)
+    return load_policy(config, SamplerConfig(steps=4, guidance=3), ModelOptions(DTYPES[precision]), device=CPU)
 
 
 def test_a_pipeline_folder_is_loaded(folder: Path) -> None:
@@ -183,8 +187,8 @@ def test_a_pipeline_folder_is_loaded(folder: Path) -> None:
     assert set(policy.networks) == {"unet", "vae", "text_encoder", "text_encoder_2"}
     with pytest.raises(ConfigError, match=r"holds a pipeline of kind sdxl; set model\.kind: sdxl"):
         load_policy(
-            StableDiffusionConfig(kind="stable_diffusion", path=str(folder)), SamplerConfig(), device=CPU,
-            precision="fp32",
+            StableDiffusionConfig(kind="stable_diffusion", path=str(folder)), SamplerConfig(), ModelOptions(),
+            device=CPU,
         )  # fmt: skip
 
 
@@ -209,7 +213,7 @@ def test_a_normalised_latent_space_is_undone() -> None:
     """latents_mean and latents_std of a VAE's config, as the pipeline has it."""
     pipeline = tiny_sdxl_pipeline()
     pipeline.vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.5, 2.0, 1.0])
-    policy = SdxlPolicy(parts_of(pipeline), SamplerConfig(steps=4, eta=0), device=CPU, dtype=torch.float32)
+    policy = SdxlPolicy(parts_of(pipeline), SamplerConfig(steps=4, eta=0), ModelOptions(), device=CPU)
     policy.encode(TEXTS)
     noise = noise_of(policy)
     x_0 = rollout(policy, noise, range(2), TEXTS, batch=2, storage=torch.float32)
@@ -247,7 +251,7 @@ def test_lora_is_saved_for_load_lora_weights(tmp_path: Path) -> None:
 def test_parameter_counts_are_the_public_ones() -> None:
     """SDXL base 1.0, on the meta device."""
     with torch.device("meta"):
-        parts = untrained_parts(architectures.SDXL_BASE)
+        parts = skeleton_parts(architectures.SDXL_BASE)
     networks = {"unet": parts.unet, "vae": parts.vae, **parts.text_encoders}
     assert {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()} == {
         "unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840,
@@ -264,13 +268,11 @@ def test_the_real_unet_takes_a_piece() -> None:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)  # 5 GB of weights; in fp32 they would be 10 before they are cast
     try:
-        parts = untrained_parts(replace(architectures.SDXL_BASE, text_encoders=shallow), resolution=64)
+        parts = skeleton_parts(replace(architectures.SDXL_BASE, text_encoders=shallow), resolution=64)
     finally:
         torch.set_default_dtype(torch.float32)
-    policy = SdxlPolicy(
-        parts, SamplerConfig(steps=50, guidance=5), device=CPU, dtype=torch.bfloat16, adapter=AdapterConfig(rank=4),
-        activation_checkpointing="blocks", guidance_in_two=True,
-    )  # fmt: skip
+    options = ModelOptions(torch.bfloat16, AdapterConfig(rank=4), activation_checkpointing="blocks", guidance_passes=2)
+    policy = SdxlPolicy(parts, SamplerConfig(steps=50, guidance=5), options, device=CPU)
     policy.encode(["a cat"])
     parameters = list(policy.trainable().values())
     assert sum(p.numel() for p in parameters) == 5_806_080  # LoRA r=4 on the attention of the UNet

@@ -11,12 +11,13 @@ from memdiff.chain.ddim import log_prob, step_sigma
 from memdiff.errors import ConfigError, NumericError
 from memdiff.models import architectures, text_encoders
 from memdiff.models.config import ActivationCheckpointing, AdapterConfig, SamplerConfig, StableDiffusionConfig
-from memdiff.models.latent_files import parts_of
+from memdiff.models.latent_files import parts_of, skeleton_parts
 from memdiff.models.load import load_policy, pipeline_kind
+from memdiff.models.options import ModelOptions
 from memdiff.models.policy import rollout
+from memdiff.models.precision import DTYPES
 from memdiff.models.quiet import quiet_libraries
 from memdiff.models.stable_diffusion import StableDiffusionPolicy
-from memdiff.models.untrained import untrained_parts
 from memdiff.pieces import Gradients, Pieces
 from memdiff.placement import place
 from tests import half_precision
@@ -128,7 +129,7 @@ def test_one_pass_or_two_is_the_same() -> None:
     """Guidance as one call of 2B rows and as two of B rows: mean, dx and parameter gradient to 1e-5 relative."""
     x, found, calls = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [], []
     for in_two in (False, True):
-        policy = tiny_stable_diffusion(guidance=6.0, guidance_in_two=in_two, adapter=AdapterConfig(rank=2))
+        policy = tiny_stable_diffusion(guidance=6.0, guidance_passes=2 if in_two else 1, adapter=AdapterConfig(rank=2))
         spread(policy)
         policy.encode(TEXTS)
         policy.unet.register_forward_hook(lambda *given: calls.append(len(given[1][0])))
@@ -264,7 +265,7 @@ def test_base_is_the_model_before_training(adapter: AdapterConfig | None) -> Non
     assert torch.equal(inside, expected) and torch.equal(before, after) and not torch.equal(inside, after)
     assert torch.equal(*(torch.autograd.grad(y.square().sum(), at)[0] for y, at in ((inside, leaf), (expected, other))))
     if adapter is None:
-        with pytest.raises(ConfigError, match="keep_base"), tiny_stable_diffusion().base():
+        with pytest.raises(ConfigError, match="was not kept"), tiny_stable_diffusion().base():
             pass
 
 
@@ -316,7 +317,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(path: object, sampler: SamplerConfig | None = None, precision: str = "fp32", **model: Any) -> Any:
     config = StableDiffusionConfig(kind="stable_diffusion", path=str(path), **model)
-    return load_policy(config, sampler or SamplerConfig(steps=4), device=CPU, precision=precision)
+    return load_policy(config, sampler or SamplerConfig(steps=4), ModelOptions(DTYPES[precision]), device=CPU)
 
 
 def test_a_pipeline_folder_is_loaded(folder: Path) -> None:
@@ -422,7 +423,7 @@ def test_lora_is_saved_for_load_lora_weights(tmp_path: Path) -> None:
 def test_parameter_counts_are_the_public_ones() -> None:
     """Stable Diffusion 1.4 and 1.5, on the meta device."""
     with torch.device("meta"):
-        parts = untrained_parts(architectures.STABLE_DIFFUSION_1)
+        parts = skeleton_parts(architectures.STABLE_DIFFUSION_1)
     count = {
         name: sum(p.numel() for p in network.parameters())
         for name, network in (("unet", parts.unet), ("vae", parts.vae), *parts.text_encoders.items())
@@ -435,11 +436,9 @@ def test_the_real_unet_takes_a_piece() -> None:
     """Stable Diffusion 1.5's own UNet with random weights and LoRA, images of 64 x 64 pixels, guided, fp32: one pull.
     About 4 GB and a minute."""
     torch.manual_seed(0)
-    parts = untrained_parts(architectures.STABLE_DIFFUSION_1, resolution=64)
-    policy = StableDiffusionPolicy(
-        parts, SamplerConfig(steps=50, guidance=7.5), device=CPU, dtype=torch.float32,
-        adapter=AdapterConfig(rank=4), activation_checkpointing="blocks",
-    )  # fmt: skip
+    parts = skeleton_parts(architectures.STABLE_DIFFUSION_1, resolution=64)
+    options = ModelOptions(adapter=AdapterConfig(rank=4), activation_checkpointing="blocks")
+    policy = StableDiffusionPolicy(parts, SamplerConfig(steps=50, guidance=7.5), options, device=CPU)
     assert policy.shape == (4, 8, 8)
     policy.encode(["a cat"])
     parameters = list(policy.trainable().values())

@@ -1,5 +1,6 @@
 """Small real models for tests."""
 
+import dataclasses
 import string
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from memdiff.models.config import AdapterConfig, SamplerConfig
 from memdiff.models.ddpm import DdpmPolicy
 from memdiff.models.latent_files import parts_of
+from memdiff.models.options import ModelOptions
 from memdiff.models.scheduler import ddim_scheduler, sampling_chain
 from memdiff.models.sdxl import SdxlPolicy
 from memdiff.models.stable_diffusion import StableDiffusionPolicy
@@ -59,16 +61,9 @@ def tiny_policy(
     scheduler = ddim_scheduler(DDPMScheduler(clip_sample=clip))
     options = SamplerConfig.model_validate({"steps": steps, "eta": eta, **sampler})
     schedule = sampling_chain(scheduler, options)
-    return DdpmPolicy(
-        tiny_unet(seed, side),
-        scheduler,
-        schedule,
-        device=device,
-        dtype=dtype,
-        adapter=adapter,
-        activation_checkpointing="blocks" if checkpointing else "none",
-        keep_base=keep_base,
-    )
+    how = "blocks" if checkpointing else "none"
+    model_options = ModelOptions(dtype, adapter, activation_checkpointing=how, keep_base=keep_base)
+    return DdpmPolicy(tiny_unet(seed, side), scheduler, schedule, model_options, device=device)
 
 
 TOKENS = 12  # of a text, ends included
@@ -149,6 +144,14 @@ def tiny_sdxl_pipeline(*, seed: int = 0, prediction_type: str = "epsilon", force
     )  # fmt: skip
 
 
+def latent_policy(kind: Any, parts: Any, sampler: SamplerConfig, *, device: torch.device = CPU, **options: Any) -> Any:
+    """A policy of this kind; `options` are ModelOptions' fields and what the policy takes besides."""
+    fields = {field.name for field in dataclasses.fields(ModelOptions)}
+    model_options = ModelOptions(**{name: value for name, value in options.items() if name in fields})
+    others = {name: value for name, value in options.items() if name not in fields}
+    return kind(parts, sampler, model_options, device=device, **others)
+
+
 def tiny_stable_diffusion(
     *,
     steps: int = 4,
@@ -161,10 +164,13 @@ def tiny_stable_diffusion(
     sampler: dict[str, Any] | None = None,
     **options: Any,
 ) -> StableDiffusionPolicy:
-    """A policy around `tiny_stable_diffusion_pipeline`; `options` are LatentPolicy's. Encode prompts before use."""
+    """A policy around `tiny_stable_diffusion_pipeline`; `options` are ModelOptions' and LatentPolicy's.
+
+    Encode prompts before use.
+    """
     pipeline = tiny_stable_diffusion_pipeline(seed=seed, prediction_type=prediction_type)
     settings = SamplerConfig(steps=steps, eta=eta, guidance=guidance, **(sampler or {}))
-    return StableDiffusionPolicy(parts_of(pipeline), settings, device=device, dtype=dtype, **options)
+    return latent_policy(StableDiffusionPolicy, parts_of(pipeline), settings, device=device, dtype=dtype, **options)
 
 
 def tiny_sdxl(
@@ -182,4 +188,4 @@ def tiny_sdxl(
     """A policy around `tiny_sdxl_pipeline`; as `tiny_stable_diffusion`."""
     pipeline = tiny_sdxl_pipeline(seed=seed, prediction_type=prediction_type)
     settings = SamplerConfig(steps=steps, eta=eta, guidance=guidance, **(sampler or {}))
-    return SdxlPolicy(parts_of(pipeline), settings, device=device, dtype=dtype, **options)
+    return latent_policy(SdxlPolicy, parts_of(pipeline), settings, device=device, dtype=dtype, **options)

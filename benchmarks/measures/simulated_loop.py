@@ -16,7 +16,7 @@ from peft import LoraConfig
 from benchmarks.peers.bare import TARGETS, Bare, alignprop
 from memdiff.memory.ledger import Ledger
 from memdiff.models.architectures import STABLE_DIFFUSION_1
-from memdiff.models.untrained import untrained_parts
+from memdiff.models.latent_files import skeleton_parts
 from memdiff.plan.fake import GPU, fake_gpu
 from memdiff.rewards.families_config import AestheticConfig
 from memdiff.rewards.untrained import untrained_weighted
@@ -41,7 +41,7 @@ def _short(steps: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     with fake_gpu():
         scheduler: Any = DDIMScheduler(**STABLE_DIFFUSION_1.scheduler)
         scheduler.set_timesteps(steps)
-        parts = untrained_parts(STABLE_DIFFUSION_1)
+        parts = skeleton_parts(STABLE_DIFFUSION_1)
         for network in (parts.unet, parts.vae):
             network.requires_grad_(False)
             network.to(dtype=torch.float16).to(GPU)

@@ -13,16 +13,17 @@ import torch
 
 from benchmarks.measures.planning import changed_recipe
 from benchmarks.measures.training import measure_parts
-from memdiff.build import Parts, connect, knobs_for, make_policy
+from memdiff.build import Parts, connect, knobs_for
 from memdiff.config import Recipe
 from memdiff.engine.engine import start_process_group
 from memdiff.errors import ConfigError
 from memdiff.memory.gpus import GIB, find_gpu
+from memdiff.models.load import skeleton_policy
 from memdiff.models.precision import resolve_precision
-from memdiff.models.untrained_policy import untrained_policy
 from memdiff.placement import HOST
 from memdiff.plan.plan import make_plan
 from memdiff.ranks import Ranks, ranks_of_this_process
+from memdiff.recipe_model import model_options
 from memdiff.rewards.untrained import untrained_weighted
 from memdiff.rewards.weighted import WeightedReward
 
@@ -60,7 +61,8 @@ def random_parts(recipe: Recipe, ranks: Ranks) -> Parts:
     torch.manual_seed(recipe.run.seed)
     memory, precision = recipe.memory, resolve_precision(recipe.model.precision, ranks.device)
     # Made on the host, as loaded weights are: SDXL in fp32 would not fit under the cap.
-    policy = make_policy(untrained_policy, recipe, memory, device=ranks.device, precision=precision)
+    options = model_options(recipe, memory, precision=precision)
+    policy = skeleton_policy(recipe.model, recipe.sampler, options, device=ranks.device)
     knobs = knobs_for(memory, policy, images=len(ranks.block(recipe.run.images_per_round)))
     device = HOST if knobs.rewards == "cpu" else ranks.device
     reward, held_out = untrained_weighted(recipe.reward, device=device), WeightedReward((), device=device)

@@ -180,3 +180,15 @@ SDXL_BASE = LatentArchitecture(
     zero_negative=True,
 )
 """stabilityai/stable-diffusion-xl-base-1.0, 1024 x 1024: UNet 2,567,463,684 parameters, VAE 83,653,863."""
+
+DDPM_SCHEDULER_AS_DDIM = {key: value for key, value in DDPM_SCHEDULER.items() if key != "variance_type"}
+DDPMS: Mapping[str, Mapping[str, Any]] = {
+    "google/ddpm-celebahq-256": CELEBAHQ_256,
+    "google/ddpm-cifar10-32": CIFAR10_32,
+}
+LATENTS: Mapping[str, LatentArchitecture] = {
+    "CompVis/stable-diffusion-v1-4": STABLE_DIFFUSION_1,
+    "runwayml/stable-diffusion-v1-5": STABLE_DIFFUSION_1,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": STABLE_DIFFUSION_1,
+    "stabilityai/stable-diffusion-xl-base-1.0": SDXL_BASE,
+}

@@ -6,16 +6,19 @@ from typing import Any
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from memdiff.chain.schedule import Schedule
 from memdiff.counted import counted_as
 from memdiff.errors import ConfigError
 from memdiff.models import adapters
-from memdiff.models.config import ActivationCheckpointing, AdapterConfig, SamplerConfig
+from memdiff.models.architectures import DDPM_SCHEDULER_AS_DDIM, DDPMS
+from memdiff.models.config import DdpmConfig, SamplerConfig
 from memdiff.models.denoiser import Denoiser
 from memdiff.models.networks import class_of_part, own_memory, pipeline_folder, read_part, wrong_part
+from memdiff.models.options import ModelOptions
 from memdiff.models.scheduler import ddim_scheduler, sampling_chain
-from memdiff.models.source import no_pipeline
+from memdiff.models.source import no_pipeline, read_config, read_scheduler
 from memdiff.models.unet_policy import UnetPolicy
 from memdiff.pieces import call_network, widen
 
@@ -28,12 +31,9 @@ class DdpmPolicy(UnetPolicy):
         unet: UNet2DModel,
         scheduler: DDIMScheduler,
         schedule: Schedule,
+        options: ModelOptions,
         *,
         device: torch.device,
-        dtype: torch.dtype,
-        adapter: AdapterConfig | None = None,
-        activation_checkpointing: ActivationCheckpointing = "none",
-        keep_base: bool = False,
     ) -> None:
         if unet.config["class_embed_type"] is not None or unet.config["num_class_embeds"] is not None:
             raise ConfigError("this UNet is conditioned on classes; model.kind ddpm takes unconditional ones only")
@@ -41,19 +41,12 @@ class DdpmPolicy(UnetPolicy):
             raise ConfigError(
                 "this UNet predicts its variance too; model.kind ddpm takes out_channels equal to in_channels"
             )
-        self.schedule, self.scheduler, self.device, self.dtype = schedule, scheduler, device, dtype
+        self.schedule, self.scheduler, self.device, self.dtype = schedule, scheduler, device, options.dtype
         side = unet.config["sample_size"]
         height, width = side if isinstance(side, list | tuple) else (side, side)
         self.shape = (int(unet.config["in_channels"]), int(height), int(width))
-        self.adapter = adapter
-        self._denoiser = Denoiser(
-            unet,
-            device=device,
-            dtype=dtype,
-            adapter=adapter,
-            activation_checkpointing=activation_checkpointing,
-            keep_base=keep_base,
-        )
+        self.adapter = options.adapter
+        self._denoiser = Denoiser(unet, options, device=device)
         self.unet = unet
         self.networks: Mapping[str, torch.nn.Module] = {"unet": unet}
 
@@ -88,34 +81,27 @@ class DdpmPolicy(UnetPolicy):
         pipeline.save_pretrained(str(folder), safe_serialization=True)
 
 
-def load_ddpm(
-    source: str,
-    sampler: SamplerConfig,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    revision: str | None = None,
-    variant: str | None = None,
-    adapter: AdapterConfig | None = None,
-    activation_checkpointing: ActivationCheckpointing = "none",
-    keep_base: bool = False,
-) -> DdpmPolicy:
+def load_ddpm(model: DdpmConfig, sampler: SamplerConfig, options: ModelOptions, *, device: torch.device) -> DdpmPolicy:
     """From a pipeline folder or a hub id. Weights are read in fp32 and cast once.
 
     Raises ConfigError in one line where there is no such pipeline, or it is of another kind.
     """
-    unet, scheduler = read_pipeline(source, revision=revision, variant=variant)
-    schedule = sampling_chain(scheduler, sampler)
-    return DdpmPolicy(
-        unet,
-        scheduler,
-        schedule,
-        device=device,
-        dtype=dtype,
-        adapter=adapter,
-        activation_checkpointing=activation_checkpointing,
-        keep_base=keep_base,
-    )
+    unet, scheduler = read_pipeline(model.path, revision=model.revision, variant=model.variant)
+    return DdpmPolicy(unet, scheduler, sampling_chain(scheduler, sampler), options, device=device)
+
+
+def skeleton_ddpm(
+    model: DdpmConfig, sampler: SamplerConfig, options: ModelOptions, *, device: torch.device
+) -> DdpmPolicy:
+    """The same without its weights. Under fake tensors nothing is allocated.
+
+    Raises ConfigError where the architecture is neither written down nor to be read.
+    """
+    written = DDPMS.get(model.path)
+    with unset_fake_temporarily():
+        scheduler = DDIMScheduler(**DDPM_SCHEDULER_AS_DDIM) if written else read_scheduler(model.path, model.revision)
+    config = written or read_config(UNet2DModel, model.path, part="unet", revision=model.revision)
+    return DdpmPolicy(UNet2DModel(**config), scheduler, sampling_chain(scheduler, sampler), options, device=device)
 
 
 def read_pipeline(source: str, *, revision: str | None, variant: str | None) -> tuple[UNet2DModel, DDIMScheduler]:

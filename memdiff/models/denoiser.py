@@ -16,9 +16,9 @@ from memdiff.counted import counted_as
 from memdiff.errors import ConfigError
 from memdiff.models import adapters
 from memdiff.models.adapters import Steps
-from memdiff.models.config import ActivationCheckpointing, AdapterConfig
 from memdiff.models.feed_forwards import recompute_feed_forwards
 from memdiff.models.lean import make_lean
+from memdiff.models.options import ModelOptions
 from memdiff.models.own_weights import own_weights
 from memdiff.placement import HOST, place
 
@@ -32,23 +32,20 @@ class Denoiser:
     def __init__(
         self,
         unet: Any,
+        options: ModelOptions,
         *,
         device: torch.device,
-        dtype: torch.dtype,
-        adapter: AdapterConfig | None,
-        activation_checkpointing: ActivationCheckpointing,
-        keep_base: bool,
     ) -> None:
-        self.adapter = adapter
+        adapter = self.adapter = options.adapter
         unet.requires_grad_(adapter is None)
         if adapter is not None:
             adapters.inject(unet, adapter)
         make_lean(unet)
-        torch.nn.Module.to(unet, dtype=dtype)
+        torch.nn.Module.to(unet, dtype=options.dtype)
         self.unet = unet.eval()
         self._trainable = {name: p for name, p in unet.named_parameters() if p.requires_grad}
         self._twin: torch.nn.Module | None = None
-        if adapter is None and keep_base:
+        if adapter is None and options.keep_base:
             # A module of its own without checkpointing: its graph then holds the copied weights themselves.
             self._twin = copy.deepcopy(unet).requires_grad_(False)
         place(unet, device)
@@ -57,13 +54,15 @@ class Denoiser:
         self._windows: dict[str, Steps | None] = {adapters.TRAINED: adapter.steps} if adapter else {}
         self._active = tuple(self._windows)  # adapters that take part now, in the order they are added up
         self._in_base = False
-        match activation_checkpointing:
+        match options.activation_checkpointing:
             case "blocks":  # diffusers' own: every residual and attention block; eval mode is enough
                 unet.enable_gradient_checkpointing(self._checkpoint)
             case "feed_forwards":
                 recompute_feed_forwards(unet, self._checkpoint)
             case "none":
                 pass
+        if options.trained_modules is not None:
+            self.train_only(options.trained_modules)
 
     def train_only(self, modules: Sequence[str]) -> None:
         """Freezes what lies outside these modules, named by their paths. Raises ConfigError where one is not there."""
@@ -118,7 +117,7 @@ class Denoiser:
             self._turn(())
         elif self._twin is None:
             raise ConfigError(
-                "the model before training is needed and was not kept; train an adapter, or set keep_base"
+                "the model before training is asked for and was not kept: only a recipe whose method needs it keeps it"
             )
         elif self._base_weights is None:
             with counted_as("weights"):

@@ -16,10 +16,11 @@ from diffusers import DDIMScheduler
 from memdiff.counted import counted_as
 from memdiff.errors import ConfigError
 from memdiff.models import adapters
-from memdiff.models.config import ActivationCheckpointing, AdapterConfig, SamplerConfig, VaeCheckpointing
+from memdiff.models.config import SamplerConfig
 from memdiff.models.denoiser import Denoiser
 from memdiff.models.guidance import guided, needs_guidance
 from memdiff.models.latent_decoder import LatentDecoder
+from memdiff.models.options import ModelOptions
 from memdiff.models.scheduler import sampling_chain
 from memdiff.models.text_encoders import Conditioning, TextEncoders
 from memdiff.models.unet_policy import UnetPolicy
@@ -46,8 +47,8 @@ class LatentParts:
 class LatentPolicy(UnetPolicy):
     """Fulfils memdiff.models.policy.Policy; its two kinds differ in their conditioning.
 
-    All of the UNet is trained, or the LoRA that `adapter` describes. VAE and text encoders are frozen; the encoders
-    wait on the host. `dtype` is the UNet's and the encoders', `vae_dtype` the VAE's.
+    All of the UNet is trained, or the LoRA that `options` describe. VAE and text encoders are frozen; the encoders
+    wait on the host. `vae_dtype` is the VAE's, None: that of the others.
     """
 
     penultimate: ClassVar[bool]  # which hidden state of the text encoders
@@ -57,50 +58,38 @@ class LatentPolicy(UnetPolicy):
         self,
         parts: LatentParts,
         sampler: SamplerConfig,
+        options: ModelOptions,
         *,
         device: torch.device,
-        dtype: torch.dtype,
         vae_dtype: torch.dtype | None = None,
-        adapter: AdapterConfig | None = None,
-        activation_checkpointing: ActivationCheckpointing = "none",
-        keep_base: bool = False,
-        guidance_in_two: bool = False,
-        vae_checkpointing: VaeCheckpointing = "none",
         decode_batch: int | None = None,
         all_finite: AllFinite = all_finite,
     ) -> None:
-        self.device, self.dtype, self.adapter = device, dtype, adapter
-        self.guidance, self.guidance_in_two = sampler.guidance, guidance_in_two
+        self.device, self.dtype, self.adapter = device, options.dtype, options.adapter
+        self.guidance, self.guidance_in_two = sampler.guidance, options.guidance_passes == 2
         self.shape, self.resolution = latent_shape(parts)
         check_unet(parts.unet.config)
         self.schedule = sampling_chain(parts.scheduler, sampler)
         self.text = TextEncoders(
             list(zip(parts.tokenizers.values(), parts.text_encoders.values(), strict=True)),
             device=device,
-            dtype=dtype,
+            dtype=options.dtype,
             penultimate=self.penultimate,
             negative=sampler.negative_prompt,
             zero_without=parts.zero_negative,
         )
-        vae_dtype = vae_dtype or dtype
+        vae_dtype = vae_dtype or options.dtype
         torch.nn.Module.to(parts.vae.requires_grad_(False).eval(), dtype=vae_dtype)
         self.decoder = LatentDecoder(
             parts.vae,
             dtype=vae_dtype,
-            checkpointing=vae_checkpointing,
+            checkpointing=options.vae_checkpointing,
             batch=decode_batch or max(1, PIXELS_DECODED // self.resolution**2),
             name=parts.vae_name,
             all_finite=all_finite,
         )
         place(self.decoder.network, device)
-        self._denoiser = Denoiser(
-            parts.unet,
-            device=device,
-            dtype=dtype,
-            adapter=adapter,
-            activation_checkpointing=activation_checkpointing,
-            keep_base=keep_base,
-        )
+        self._denoiser = Denoiser(parts.unet, options, device=device)
         self.unet, self._parts = parts.unet, parts
         self.networks: Mapping[str, torch.nn.Module] = {
             "unet": parts.unet,

@@ -1,5 +1,6 @@
 """Stable Diffusion and SDXL policies from pipeline folders and hub ids."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,59 +8,116 @@ import torch
 import transformers
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DiffusionPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from memdiff.errors import ConfigError
-from memdiff.models.config import (
-    ActivationCheckpointing,
-    AdapterConfig,
-    SamplerConfig,
-    SdxlConfig,
-    StableDiffusionConfig,
-    VaeCheckpointing,
-)
+from memdiff.models.architectures import LATENTS, LatentArchitecture
+from memdiff.models.config import SamplerConfig, SdxlConfig, StableDiffusionConfig
 from memdiff.models.latent import LatentParts, LatentPolicy
 from memdiff.models.networks import class_of_part, pipeline_folder, read_network, read_part, wrong_part
+from memdiff.models.options import ModelOptions
 from memdiff.models.precision import DTYPES
 from memdiff.models.scheduler import ddim_scheduler
 from memdiff.models.sdxl import SdxlPolicy
-from memdiff.models.source import no_pipeline, quiet_hub
+from memdiff.models.source import no_pipeline, quiet_hub, read_config, read_scheduler
 from memdiff.models.stable_diffusion import StableDiffusionPolicy
 
 FP16_VAE = "madebyollin/sdxl-vae-fp16-fix"
 
 
 def load_latent(
-    model: StableDiffusionConfig | SdxlConfig,
-    sampler: SamplerConfig,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    adapter: AdapterConfig | None = None,
-    activation_checkpointing: ActivationCheckpointing = "none",
-    keep_base: bool = False,
-    guidance_in_two: bool = False,
-    vae_checkpointing: VaeCheckpointing = "none",
+    model: StableDiffusionConfig | SdxlConfig, sampler: SamplerConfig, options: ModelOptions, *, device: torch.device
 ) -> LatentPolicy:
     """Reads each network in the dtype it runs in. Raises ConfigError in one line where that can't be done."""
-    vae, vae_dtype, vae_name = read_vae(model, dtype)
-    parts = read_parts(model, vae, vae_name, dtype=dtype)
-    policy = SdxlPolicy if isinstance(model, SdxlConfig) else StableDiffusionPolicy
-    return policy(
-        parts,
-        sampler,
-        device=device,
-        dtype=dtype,
-        vae_dtype=vae_dtype,
-        adapter=adapter,
-        activation_checkpointing=activation_checkpointing,
-        keep_base=keep_base,
-        guidance_in_two=guidance_in_two,
-        vae_checkpointing=vae_checkpointing,
+    vae, vae_dtype, vae_name = read_vae(model, options.dtype)
+    parts = read_parts(model, vae, vae_name, dtype=options.dtype)
+    return _policy_class(model)(parts, sampler, options, device=device, vae_dtype=vae_dtype)
+
+
+def skeleton_latent(
+    model: StableDiffusionConfig | SdxlConfig, sampler: SamplerConfig, options: ModelOptions, *, device: torch.device
+) -> LatentPolicy:
+    """The same without its weights. Under fake tensors nothing is allocated.
+
+    Raises ConfigError where the architecture is neither written down nor to be read.
+    """
+    with unset_fake_temporarily():
+        architecture = LATENTS.get(model.path) or read_architecture(model)
+        if model.vae == FP16_VAE:  # SDXL's own, retrained to stay within fp16
+            architecture = replace(architecture, vae={**architecture.vae, "force_upcast": False})
+        elif model.vae is not None:
+            architecture = replace(architecture, vae=read_config(AutoencoderKL, model.vae, key="model.vae"))
+    parts = skeleton_parts(architecture, resolution=model.resolution)
+    with unset_fake_temporarily():
+        parts = replace(parts, scheduler=DDIMScheduler(**architecture.scheduler))
+    vae_dtype = choose_vae_dtype(model, dict(architecture.vae), options.dtype)
+    return _policy_class(model)(parts, sampler, options, device=device, vae_dtype=vae_dtype)
+
+
+def _policy_class(model: StableDiffusionConfig | SdxlConfig) -> type[LatentPolicy]:
+    return SdxlPolicy if isinstance(model, SdxlConfig) else StableDiffusionPolicy
+
+
+class NoTokenizer:
+    """Stands in for a CLIP tokenizer where the words don't matter: ends of text only."""
+
+    def __init__(self, length: int, end: int) -> None:
+        self.model_max_length, self.end = length, end
+
+    def __call__(self, texts: list[str], **options: Any) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask`, B L each."""
+        del options
+        ids = torch.full((len(texts), self.model_max_length), self.end)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def skeleton_parts(architecture: LatentArchitecture, *, resolution: int | None = None) -> LatentParts:
+    """An architecture's networks, with the weights torch starts them with.
+
+    They can't be saved as a pipeline: there are no tokenizers.
+    """
+    configs = [CLIPTextConfig(**config) for config in architecture.text_encoders]
+    names = [f"text_encoder{number}" for number in ("", "_2")[: len(configs)]]
+    encoders = [CLIPTextModel(configs[0]), *(CLIPTextModelWithProjection(config) for config in configs[1:])]
+    tokenizers = [NoTokenizer(config.max_position_embeddings, config.vocab_size - 1) for config in configs]
+    return LatentParts(
+        unet=UNet2DConditionModel(**architecture.unet),
+        vae=AutoencoderKL(**architecture.vae),
+        scheduler=DDIMScheduler(**architecture.scheduler),
+        text_encoders=dict(zip(names, encoders, strict=True)),
+        tokenizers={name.replace("text_encoder", "tokenizer"): t for name, t in zip(names, tokenizers, strict=True)},
+        resolution=resolution,
+        zero_negative=architecture.zero_negative,
+    )
+
+
+def read_architecture(model: StableDiffusionConfig | SdxlConfig) -> LatentArchitecture:
+    """From a pipeline folder's or hub id's own configs. Raises ConfigError."""
+    source, revision = model.path, model.revision
+    numbers = ("", "_2") if isinstance(model, SdxlConfig) else ("",)
+    where: dict[str, Any] = {} if revision is None else {"revision": revision}
+    scheduler = read_scheduler(source, revision)
+    try:
+        index: Any = DiffusionPipeline.load_config(source, revision=revision)
+        encoders = [
+            CLIPTextConfig.from_pretrained(source, subfolder=f"text_encoder{number}", **where).to_dict()
+            for number in numbers
+        ]
+    except (OSError, ValueError, KeyError) as error:
+        raise no_pipeline(source, error) from None
+    return LatentArchitecture(
+        unet=read_config(UNet2DConditionModel, source, part="unet", revision=revision),
+        vae=read_config(AutoencoderKL, source, part="vae", revision=revision),
+        text_encoders=tuple(encoders),
+        scheduler={key: value for key, value in scheduler.config.items() if not key.startswith("_")},
+        zero_negative=bool(index.get("force_zeros_for_empty_prompt", False)),
     )
 
 

@@ -8,20 +8,18 @@ from pydantic import TypeAdapter
 
 from memdiff.embedded.paths import DIGITS_DDPM, DIGITS_TEXT
 from memdiff.errors import ConfigError
+from memdiff.models.architectures import DDPMS, LATENTS
 from memdiff.models.config import (
-    ActivationCheckpointing,
-    AdapterConfig,
     DdpmConfig,
     EmbeddedConfig,
     ModelConfig,
     SamplerConfig,
     SdxlConfig,
     StableDiffusionConfig,
-    VaeCheckpointing,
 )
-from memdiff.models.ddpm import load_ddpm
+from memdiff.models.ddpm import load_ddpm, skeleton_ddpm
+from memdiff.models.options import ModelOptions
 from memdiff.models.policy import Policy
-from memdiff.models.precision import DTYPES
 from memdiff.models.source import no_pipeline, quiet_hub
 
 PIPELINE_KINDS = {
@@ -63,22 +61,8 @@ def model_of(source: str, *, revision: str | None = None, variant: str | None = 
     )
 
 
-def load_policy(
-    model: ModelConfig,
-    sampler: SamplerConfig,
-    *,
-    device: torch.device,
-    precision: str,
-    adapter: AdapterConfig | None = None,
-    activation_checkpointing: ActivationCheckpointing = "none",
-    keep_base: bool = False,
-    guidance_in_two: bool = False,
-    vae_checkpointing: VaeCheckpointing = "none",
-) -> Policy:
-    """The policy that a recipe names, in `precision` (fp16, bf16 or fp32: resolved).
-
-    `keep_base` keeps the untrained weights in host memory where all of the denoiser is trained. Text models take
-    `guidance_in_two` (the two branches of guidance one after the other) and `vae_checkpointing`.
+def load_policy(model: ModelConfig, sampler: SamplerConfig, options: ModelOptions, *, device: torch.device) -> Policy:
+    """The policy that a recipe names.
 
     Raises ConfigError in one line where there is no such pipeline, or it is of another kind.
     """
@@ -87,31 +71,33 @@ def load_policy(
     check_kind(model)
     match model:
         case DdpmConfig():
-            return load_ddpm(
-                model.path,
-                sampler,
-                device=device,
-                dtype=DTYPES[precision],
-                revision=model.revision,
-                variant=model.variant,
-                adapter=adapter,
-                activation_checkpointing=activation_checkpointing,
-                keep_base=keep_base,
-            )
+            return load_ddpm(model, sampler, options, device=device)
         case StableDiffusionConfig() | SdxlConfig():
             from memdiff.models.latent_files import load_latent
 
-            return load_latent(
-                model,
-                sampler,
-                device=device,
-                dtype=DTYPES[precision],
-                adapter=adapter,
-                activation_checkpointing=activation_checkpointing,
-                keep_base=keep_base,
-                guidance_in_two=guidance_in_two,
-                vae_checkpointing=vae_checkpointing,
-            )
+            return load_latent(model, sampler, options, device=device)
+        case _:
+            assert_never(model)
+
+
+def skeleton_policy(
+    model: ModelConfig, sampler: SamplerConfig, options: ModelOptions, *, device: torch.device
+) -> Policy:
+    """The same without its weights, for plans: nothing is downloaded for models whose architecture is written down.
+
+    Raises ConfigError where it is neither written down nor to be read.
+    """
+    if isinstance(model, EmbeddedConfig):
+        model = embedded_source(model)
+    if model.path not in {**DDPMS, **LATENTS}:
+        check_kind(model)
+    match model:
+        case DdpmConfig():
+            return skeleton_ddpm(model, sampler, options, device=device)
+        case StableDiffusionConfig() | SdxlConfig():
+            from memdiff.models.latent_files import skeleton_latent
+
+            return skeleton_latent(model, sampler, options, device=device)
         case _:
             assert_never(model)
 

@@ -4,8 +4,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import DDIMScheduler, DiffusionPipeline
 
 from memdiff.errors import ConfigError
+from memdiff.models.scheduler import ddim_scheduler
 
 
 def no_pipeline(source: str, error: Exception, *, key: str = "model.path", part: str | None = None) -> ConfigError:
@@ -25,3 +30,24 @@ def quiet_hub() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
         yield
+
+
+def read_config(network: Any, source: str, *, key: str = "model.path", part: str | None = None, **where: Any) -> Any:
+    """Constructor arguments of a diffusers network, from its config. Raises ConfigError."""
+    try:
+        with quiet_hub():
+            found = network.load_config(source, subfolder=part, **where)
+    except (OSError, ValueError, KeyError) as error:
+        raise no_pipeline(source, error, key=key) from None
+    return {key: value for key, value in dict(found).items() if not key.startswith("_")}
+
+
+def read_scheduler(source: str, revision: str | None) -> DDIMScheduler:
+    """A pipeline's scheduler as DDIM. Raises ConfigError."""
+    try:
+        with quiet_hub():
+            index: Any = DiffusionPipeline.load_config(source, revision=revision)
+        kind = getattr(diffusers, index["scheduler"][1])
+        return ddim_scheduler(kind.from_pretrained(source, subfolder="scheduler", revision=revision))
+    except (OSError, ValueError, KeyError) as error:
+        raise no_pipeline(source, error) from None

@@ -19,9 +19,9 @@ from memdiff.counted import Category, counted_as
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.ledger import Ledger, Peak
 from memdiff.memory.residence import looking_at, rest
+from memdiff.models.load import skeleton_policy
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import Policy
-from memdiff.models.untrained_policy import untrained_policy
 from memdiff.objectives.build import build_objective
 from memdiff.objectives.config import AlignPropConfig, DraftConfig, MethodConfig, ReflConfig, ReinforceConfig
 from memdiff.objectives.experience import Batch, Clock, Round
@@ -29,6 +29,7 @@ from memdiff.pieces import Gradients, Pieces, Pull
 from memdiff.placement import HOST
 from memdiff.plan.fake import GPU, BlankNoise, fake_gpu
 from memdiff.ranks import Ranks
+from memdiff.recipe_model import model_options
 from memdiff.rewards.guards import diversity
 from memdiff.rewards.untrained import untrained_weighted
 from memdiff.rewards.weighted import WeightedReward
@@ -154,20 +155,8 @@ def score_evaluation(policy: Policy, reward: WeightedReward, judged: WeightedRew
 def make_policy(recipe: Recipe, knobs: Knobs, precision: str, steps: int) -> Policy:
     """On the fake GPU, with a chain of `steps`; an adapter is active in all of them."""
     adapter = recipe.adapter.model_copy(update={"steps": None}) if recipe.adapter else None
-    policy = untrained_policy(
-        recipe.model,
-        recipe.sampler.model_copy(update={"steps": steps}),
-        device=GPU,
-        precision=precision,
-        adapter=adapter,
-        activation_checkpointing=knobs.activation_checkpointing,
-        keep_base=recipe.method.needs_base,
-        guidance_in_two=knobs.guidance_passes == 2,
-        vae_checkpointing=knobs.vae_checkpointing,
-    )
-    if recipe.trained_modules is not None:
-        policy.train_only(recipe.trained_modules)
-    return policy
+    options = replace(model_options(recipe, knobs, precision=precision), adapter=adapter)
+    return skeleton_policy(recipe.model, recipe.sampler.model_copy(update={"steps": steps}), options, device=GPU)
 
 
 def cut(method: MethodConfig, steps: int) -> MethodConfig:
