@@ -189,7 +189,7 @@ def difference(row: Row, first: Mapping[str, Any], key: str, unit: float, name: 
 def told(knobs: Mapping[str, Any]) -> str:
     """Knobs that are not at rest."""
     return ", ".join(
-        name if value is True else f"{name} {value}" for name, value in knobs.items() if value not in (False, 0)
+        name if value is True else f"{name} {value}" for name, value in knobs.items() if value not in (False, 0, "gpu")
     )
 
 

@@ -11,8 +11,7 @@ from memdiff.config import Recipe
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, check_precision
 from memdiff.host_memory import keep_freed_memory
-from memdiff.memory.config import MemoryConfig
-from memdiff.memory.knobs import Knobs, resolve_knobs
+from memdiff.memory.knobs import Knobs, MemoryConfig, resolve_by_rules, resolved
 from memdiff.memory.residence import rest
 from memdiff.models.load import load_policy
 from memdiff.models.policy import Policy
@@ -59,11 +58,10 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
     precision = resolve_precision(recipe.model.precision, ranks.device)
     check_precision(precision)
     plan = plan_of_run(recipe, ranks, precision)
-    memory = decided(recipe.memory, plan)
-    options = model_options(recipe, memory, precision=precision)
+    options = model_options(recipe, plan.chosen() if plan else resolved(recipe.memory), precision=precision)
     policy = load_policy(recipe.model, recipe.sampler, options, device=ranks.device)
     images = len(ranks.block(recipe.run.images_per_round))
-    knobs = plan.chosen() if plan else knobs_for(memory, policy, images=images)
+    knobs = plan.chosen() if plan else knobs_for(recipe.memory, policy, images=images)
     reward_device = HOST if knobs.rewards == "cpu" else ranks.device
     reward = build_weighted(recipe.reward, device=reward_device)
     held_out = build_weighted(recipe.evaluate.rewards, device=reward_device)
@@ -104,25 +102,11 @@ def connect(
     return Parts(recipe, ranks, policy, prompts, reward, judged, held_out.names, engine, pieces, objective, knobs, plan)
 
 
-def decided(memory: MemoryConfig, plan: Plan | None) -> MemoryConfig:
-    """The section with what a plan chose of the knobs that networks are built with."""
-    if plan is None:
-        return memory
-    knobs = plan.chosen()
-    return memory.model_copy(
-        update={
-            "activation_checkpointing": knobs.activation_checkpointing,
-            "guidance_passes": knobs.guidance_passes,
-            "vae_checkpointing": knobs.vae_checkpointing,
-        }
-    )
-
-
 def knobs_for(memory: MemoryConfig, policy: Policy, *, images: int) -> Knobs:
     """Every `auto` decided for this policy on its device."""
     channels, height, width = policy.shape
     on_gpu = policy.device.type == "cuda"
-    return resolve_knobs(
+    return resolve_by_rules(
         memory,
         pixels=height * width,
         channels=channels,

@@ -183,6 +183,7 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, help="Cards, one rank each.")] = 1,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Overrides a key, as for train.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON on stdout.")] = False,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="The chosen section `memory` of a recipe on stdout.")] = False,
 ) -> None:
     """Before a run: its peak memory on a card, the fastest setting that fits, and what every knob saves and costs.
 
@@ -190,7 +191,7 @@ def plan(
     """
     from memdiff.plan.command import plan_recipe
 
-    said = plan_recipe(recipe, set_ or [], gpu=gpu, budget_gib=budget_gib, ranks=gpus, as_json=as_json)
+    said = plan_recipe(recipe, set_ or [], gpu=gpu, budget_gib=budget_gib, ranks=gpus, as_json=as_json, as_yaml=as_yaml)
     if said is not None:
         typer.echo(said)
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from memdiff.engine.config import OptimizerConfig
 from memdiff.errors import ConfigError
-from memdiff.memory.config import MemoryConfig
+from memdiff.memory.knobs import MemoryConfig
 from memdiff.models.config import AdapterConfig, ModelConfig, SamplerConfig, takes_prompts
 from memdiff.objectives.config import DirectConfig, MethodConfig, ReinforceConfig
 from memdiff.prompts import PromptsConfig

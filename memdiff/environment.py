@@ -1,6 +1,5 @@
 """What a run ran on: versions, devices, commit. Written into status.json and beside every measured number."""
 
-import dataclasses
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +28,7 @@ def describe(ranks: Ranks, knobs: Knobs) -> dict[str, Any]:
         "allocator": setting_of() or "torch's default",
         "world_size": ranks.world_size,
         "threads": torch.get_num_threads(),
-        "knobs": dataclasses.asdict(knobs),
+        "knobs": knobs.model_dump(),
     }
 
 

@@ -7,7 +7,7 @@ import torch
 
 from memdiff.chain.ddim import step_sigma
 from memdiff.chain.noise import Noise, Stream
-from memdiff.memory.knobs import Knobs
+from memdiff.memory.knobs import Knobs, MemoryConfig, resolved
 from memdiff.objectives.experience import Batch, Clock, Round
 from memdiff.pieces import Gradients, Pieces
 from memdiff.ranks import Ranks
@@ -44,16 +44,7 @@ def waves(*weights: float, chunk: int = 32, device: torch.device = CPU) -> Weigh
 
 def knobs(micro_batch: int = 4, **changes: Any) -> Knobs:
     """The plain ones."""
-    plain: dict[str, Any] = {
-        "micro_batch": micro_batch,
-        "rollout_batch": 4,
-        "activation_checkpointing": "none",
-        "trajectory": "gpu",
-        "accumulators": "gpu",
-        "rewards": "gpu",
-        "offload_optimizer": False,
-    }
-    return Knobs(**(plain | changes))
+    return resolved(MemoryConfig(**{"micro_batch": micro_batch, "rollout_batch": 4, **changes}))
 
 
 def round_of(policy: Any, images: int, *, number: int = 1, ranks: Ranks = ALONE) -> Round:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from memdiff.memory.config import MemoryConfig
 
 from benchmarks import runner
 from benchmarks.case import Case
@@ -15,7 +16,6 @@ from memdiff.cli import main
 from memdiff.cuda_allocator import VARIABLES, has_expandable_segments, setting_of, use_expandable_segments
 from memdiff.environment import describe
 from memdiff.launcher import rank_environment
-from memdiff.memory.config import MemoryConfig
 from memdiff.memory.knobs import resolve_knobs
 from memdiff.ranks import Ranks
 

@@ -15,19 +15,19 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from diffusers import DDPMScheduler
 from rich.console import Console
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.profiler import ProfilerActivity, profile
 
-from memdiff.build import Parts, decided
+from memdiff.build import Parts
 from memdiff.chain.schedule import make_schedule
 from memdiff.config import Recipe
 from memdiff.errors import ConfigError, OutOfMemoryError
 from memdiff.evaluate import evaluate
-from memdiff.memory.config import MemoryConfig
 from memdiff.memory.gpus import GIB, find_gpu
-from memdiff.memory.knobs import Knobs
+from memdiff.memory.knobs import TABLE, Knobs, MemoryConfig, resolved
 from memdiff.memory.ledger import Ledger
 from memdiff.memory.states import training_states
 from memdiff.models.config import DdpmConfig
@@ -66,6 +66,7 @@ quiet_libraries()
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "launch/recipes"
 EVERYTHING_HERE = everything_here(1, rollout_batch=1)
+RESIDENT: dict[str, Any] = {"idle_unet": "gpu", "idle_decoder": "gpu", "rewards": "gpu"}
 SCORE = {"kind": "digits", "mode": "log_probability"}
 
 
@@ -119,11 +120,10 @@ MORE_SETTINGS: list[tuple[str, dict[str, Any]]] = [  # near to one above: with `
 def composed_and_whole(recipe: Recipe, knobs: Knobs) -> tuple[dict[str, int], dict[str, int], float, float]:
     """(composed, whole) live bytes by phase, (composed, whole) FLOPs: without the optimizer, which no piece sees."""
     job = job_of(recipe, ranks=1, precision="fp32")
-    alone = dataclasses.replace(resident(knobs), kept_steps=1 if job.direct else 0)
     rounds = [
         measure(
             recipe,
-            dataclasses.replace(alone, micro_batch=images, rollout_batch=images, decode_batch=images),
+            resident(knobs, images=images, direct=job.direct).model_copy(update={"decode_batch": images}),
             precision="fp32",
             images=images,
             paths=False,
@@ -157,7 +157,7 @@ def test_composition_is_the_whole_round(name: str, knobs: dict[str, Any]) -> Non
     where every step is kept its smaller graph is counted as a full one: up to 3 % too much, never too little. An
     adapter's layers copy less of what they read in one pass than in the measured replay: up to 5 % too much."""
     recipe = digits(**METHODS[name])
-    composed, whole, flops, whole_flops = composed_and_whole(recipe, dataclasses.replace(EVERYTHING_HERE, **knobs))
+    composed, whole, flops, whole_flops = composed_and_whole(recipe, EVERYTHING_HERE.model_copy(update=knobs))
     allowed = 0.03 if knobs.get("kept_steps") == 5 else 0.05 if knobs.get("one_pass") else 0.01
     assert max(composed.values()) == pytest.approx(max(whole.values()), rel=allowed), (composed, whole)
     for phase, size in whole.items():
@@ -214,9 +214,9 @@ def test_an_evaluation_takes_what_the_plan_measures() -> None:
     chunks of 32 and by a held-out one. Within 1 % of what the fake round measures; the chain, one image at a time, is
     below it."""
     recipe = digits(evaluate={"images": 40, "rewards": [{"kind": "digits", "name": "held_out", "classifier": "judge"}]})
-    knobs = dataclasses.replace(EVERYTHING_HERE, micro_batch=1, rollout_batch=1)
+    knobs = EVERYTHING_HERE
     found = measure(recipe, knobs, precision="fp32", images=1, evaluated=40, paths=False)
-    options = model_options(recipe, MemoryConfig(), precision="fp32")
+    options = model_options(recipe, resolved(MemoryConfig()), precision="fp32")
     policy = load_policy(recipe.model, recipe.sampler, options, device=HOST)
     reward, held_out = (build_weighted(parts, device=HOST) for parts in (recipe.reward, recipe.evaluate.rewards))
     judged = WeightedReward([*reward.parts, *held_out.parts], device=HOST)
@@ -269,7 +269,7 @@ def test_the_evaluation_by_hand() -> None:
     job = dataclasses.replace(
         job_of(digits(**METHODS["draft"]), ranks=1, precision="fp16"), evaluated=10, images=4, steps=2
     )
-    knobs = dataclasses.replace(EVERYTHING_HERE, micro_batch=4, rollout_batch=4)
+    knobs = everything_here(4)
     states = training_states(
         100, ranks=1, half=True, bits=32, ema=True, offload=False, bucket_elements=1, largest_elements=10
     )
@@ -277,7 +277,7 @@ def test_the_evaluation_by_hand() -> None:
     outlook = look_ahead(job, knobs, graphs, states)
     assert outlook.live("evaluate") == 10_070
     assert outlook.phases["evaluate"]["trajectory"] == 0 < outlook.phases["train"]["trajectory"]
-    away = dataclasses.replace(knobs, idle_unet="host", idle_decoder="host", rewards="idle_off")
+    away = knobs.model_copy(update={"idle_unet": "host", "idle_decoder": "host", "rewards": "idle_off"})
     assert look_ahead(job, away, graphs, states).live("evaluate") == 9170
     never = look_ahead(dataclasses.replace(job, evaluated=0), knobs, graphs, states)
     assert "evaluate" not in never.phases
@@ -319,7 +319,7 @@ def digits_policy() -> DdpmPolicy:
 def draft_round(policy: DdpmPolicy, ledger: Ledger | None) -> None:
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=HOST)
     gradients = Gradients(list(policy.trainable().values()))
-    knobs = dataclasses.replace(EVERYTHING_HERE, micro_batch=8, rollout_batch=8, decode_batch=8, kept_steps=1)
+    knobs = everything_here(8, rollout_batch=8, decode_batch=8, kept_steps=1)
     objective = Draft(DraftConfig(kind="draft", last_steps="all"), reward, Pieces(gradients), Ranks(0, 1, HOST), knobs)
     round = Round(Batch(range(8), [""] * 8, 8, NoNoise(policy.shape)), Phases(ledger))
     objective.differentiate(policy, objective.collect(policy, round))
@@ -397,6 +397,26 @@ def test_what_the_recipe_says_stays(measured: tuple[Recipe, dict[Way, Graphs]]) 
     assert plan.chosen().micro_batch == 2
 
 
+def test_what_was_chosen_is_a_recipe(measured: tuple[Recipe, dict[Way, Graphs]]) -> None:
+    """`--yaml` is a section of a recipe; a plan with it comes to the same peak, also where nothing fits."""
+    for budget in (100 * GIB, chosen(measured, 100 * GIB).smallest_budget_bytes, 1):
+        plan = chosen(measured, budget)
+        said = yaml.safe_load(plan.to_yaml())
+        again = chosen(measured, 100 * GIB, **said["memory"])
+        assert said["memory"].keys() == TABLE.keys() and "auto" not in said["memory"].values()
+        assert (again.peak_bytes, again.flops, again.knobs) == (plan.peak_bytes, plan.flops, plan.knobs)
+
+
+def test_what_the_planner_chooses_alone_a_recipe_can_say(measured: tuple[Recipe, dict[Way, Graphs]]) -> None:
+    """The UNet's frozen weights may leave without the decoder; a change that is told is a key of a recipe."""
+    plan = chosen(measured, 100 * GIB, idle_unet="host", idle_decoder="gpu")
+    assert (plan.knobs["idle_unet"], plan.knobs["idle_decoder"]) == ("host", "gpu")
+    for change in plan.changes:
+        key, _, value = change.setting.removeprefix("memory.").partition("=")
+        turned = chosen(measured, 100 * GIB, **{**plan.knobs, key: yaml.safe_load(value)})
+        assert turned.peak_bytes - plan.peak_bytes == change.peak_bytes, change
+
+
 def test_the_items_are_the_peak_and_changes_are_differences(measured: tuple[Recipe, dict[Way, Graphs]]) -> None:
     plan = chosen(measured, 100 * GIB, kept_steps=0, micro_batch=8)
     assert sum(plan.items.values()) == pytest.approx(plan.peak_bytes, abs=8)
@@ -436,13 +456,12 @@ def test_running_out_is_told_with_the_suggestions(measured: tuple[Recipe, dict[W
 
 
 def test_a_run_takes_the_plan_of_its_first_rank(measured: tuple[Recipe, dict[Way, Graphs]]) -> None:
-    """On CPUs there is none; else it goes through JSON unchanged, and the networks are built as it says."""
+    """On CPUs there is none; else it goes through JSON unchanged, knobs and all."""
     recipe, _ = measured
     assert plan_of_run(recipe, Ranks(0, 1, HOST), "fp16") is None
     plan = shared_plan(recipe, Ranks(0, 1, HOST), "fp16", budget=100 * GIB, gpu=find_gpu("t4"))
     assert plan is not None and Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
-    memory = decided(recipe.memory, plan)
-    assert memory.activation_checkpointing == plan.chosen().activation_checkpointing
+    assert plan.to_json()["version"] == 2 and plan.chosen() == Knobs(**plan.knobs)
     unknown = recipe.model_copy(update={"model": DdpmConfig(kind="ddpm", path="nobody/nothing")})
     assert shared_plan(unknown, Ranks(0, 1, HOST), "fp16", budget=GIB, gpu=None) is None
 
@@ -471,7 +490,12 @@ def test_states_of_zero_2() -> None:
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"gpu": "t5"}, "rtx4090"), ({"gpu": "t4", "budget_gib": 3.0}, "give one"), ({"gpu": "t4", "ranks": 99}, "99")],
+    [
+        ({"gpu": "t5"}, "rtx4090"),
+        ({"gpu": "t4", "budget_gib": 3.0}, "give one"),
+        ({"gpu": "t4", "ranks": 99}, "99"),
+        ({"gpu": "t4", "as_yaml": True}, "give one"),
+    ],
 )
 def test_bad_input_is_told_in_one_line(options: dict[str, Any], told: str) -> None:
     given = {"gpu": None, "budget_gib": None, "ranks": 1, **options}
@@ -516,7 +540,7 @@ def test_figures_of_the_public_architectures() -> None:
     sd = read_recipe(RECIPES / "sd15_alignprop_t4.yaml", ["method.truncation=fixed", "run.images_per_round=1"])
     job = job_of(sd, ranks=1, precision="fp16")
     graphs = {way: Graphs.of(found, direct=True) for way, found in measure_ways(sd, job, "fp16").items()}
-    here = sd.model_copy(update={"memory": MemoryConfig(idle_parts="stay", rewards="gpu", micro_batch=1)})
+    here = sd.model_copy(update={"memory": MemoryConfig(**RESIDENT, micro_batch=1)})
     budgets = ((here, 4.0, 2.0), (sd, 2.6, 2.0), (sd, 14.0, 1.45))
     for recipe, budget, most in budgets:
         plan = choose(recipe, graphs, budget_bytes=int(budget * GIB), ranks=1, gpu=t4, precision="fp16")
@@ -533,7 +557,7 @@ def test_figures_of_sdxl() -> None:
     recipe = read_recipe(RECIPES / "sdxl_draft_t4.yaml", ["run.images_per_round=1"])
     job = job_of(recipe, ranks=1, precision="fp16")
     graphs = {way: Graphs.of(found, direct=True) for way, found in measure_ways(recipe, job, "fp16").items()}
-    here = recipe.model_copy(update={"memory": MemoryConfig(idle_parts="stay", rewards="gpu", kept_steps=0)})
+    here = recipe.model_copy(update={"memory": MemoryConfig(**RESIDENT, kept_steps=0)})
     for variant, budget in ((here, 11.5), (recipe, 7.0)):
         plan = choose(variant, graphs, budget_bytes=int(budget * GIB), ranks=1, gpu=find_gpu("t4"), precision="fp16")
         assert plan.fits, plan
@@ -555,9 +579,7 @@ def test_sdxl_fits_a_t4_with_a_reward_of_clip_h_size() -> None:
     recipe = read_recipe(RECIPES / "sdxl_draft_t4.yaml", ["reward=[{kind: hpsv2}]"])
     job = job_of(recipe, ranks=1, precision="fp16")
     graphs = {way: Graphs.of(found, direct=True) for way, found in measure_ways(recipe, job, "fp16").items()}
-    here = recipe.model_copy(
-        update={"memory": MemoryConfig(idle_parts="stay", rewards="gpu", micro_batch=1, kept_steps=0)}
-    )
+    here = recipe.model_copy(update={"memory": MemoryConfig(**RESIDENT, micro_batch=1, kept_steps=0)})
     assert all(graph.sizes.rewards == pytest.approx(2 * 632_076_800, rel=1e-3) for graph in graphs.values())
     for variant, ranks in itertools.product((recipe, here), (1, 4)):
         budget = t4.budget_bytes(ranks)

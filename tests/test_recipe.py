@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from memdiff.config import Recipe
 from memdiff.errors import ConfigError
+from memdiff.memory.knobs import TABLE, Knobs, MemoryConfig, resolved
 from memdiff.recipe_file import changed_keys, check_recipe, read_recipe, recipe_hash
 from tests.processes import run_python
 
@@ -380,3 +383,32 @@ def test_the_schema_has_the_sections_of_a_recipe(tmp_path: Path):
     """`memdiff schema` is JSON whose sections are the recipe's, so that editors can check recipes."""
     done = run_python("-m", "memdiff", "schema", cwd=tmp_path)
     assert done.returncode == 0 and set(json.loads(done.stdout)["properties"]) == set(Recipe.model_fields)
+
+
+@pytest.mark.parametrize(("word", "place"), [("stay", "gpu"), ("leave", "host"), ("auto", "auto")])
+def test_the_old_key_for_idle_parts_is_read(word: str, place: Any, caplog: pytest.LogCaptureFixture):
+    """It sets the two that took its place, with one line; one of them given beside it holds."""
+    assert MemoryConfig.model_validate({"idle_parts": word}) == MemoryConfig(idle_unet=place, idle_decoder=place)
+    assert [record.getMessage().count("\n") for record in caplog.records] == [0] and place in caplog.text
+    beside = MemoryConfig.model_validate({"idle_parts": word, "idle_decoder": "gpu"})
+    assert (beside.idle_unet, beside.idle_decoder) == (place, "gpu")
+    with pytest.raises(ValidationError, match="idle_unet and idle_decoder"):
+        MemoryConfig.model_validate({"idle_parts": "away"})
+
+
+def test_a_run_has_every_knob_decided():
+    """What a run reads has no `auto`, and none of it by default; a recipe's words go over unchanged."""
+    with pytest.raises(ValidationError) as raised:
+        Knobs()
+    assert {mistake["loc"][0] for mistake in raised.value.errors()} == TABLE.keys()
+    said = MemoryConfig(trajectory="host", kept_steps=3, rewards="idle_off")
+    knobs = resolved(said, kept_steps=7, micro_batch=5)
+    assert (knobs.trajectory, knobs.kept_steps, knobs.rewards, knobs.micro_batch) == ("host", 3, "idle_off", 5)
+
+
+def test_the_schema_says_what_auto_is():
+    """Written from the table, once: a knob that the plan chooses says so."""
+    told = {name: field["description"] for name, field in MemoryConfig.model_json_schema()["properties"].items()}
+    assert told.keys() == TABLE.keys() and all(text.count("auto: ") == 1 for text in told.values())
+    assert told["kept_steps"].endswith("auto: on GPUs what the plan finds fastest, else 0.")
+    assert told["guidance_passes"].endswith("auto: 1.")

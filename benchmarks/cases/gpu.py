@@ -21,8 +21,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "kept_steps_5": {**LEAN, "kept_steps": 5},
     "micro_batch_4": {**LEAN, "micro_batch": 4, "rollout_batch": 4},
     "idle_off": {
-        **LEAN, "activation_checkpointing": "blocks", "idle_parts": "leave", "rewards": "idle_off",
-        "accumulators": "host", "trajectory": "host",
+        **LEAN, "activation_checkpointing": "blocks", "idle_unet": "host", "idle_decoder": "host",
+        "rewards": "idle_off", "accumulators": "host", "trajectory": "host",
     },
 }  # fmt: skip
 CELEBAHQ: Mapping[str, Mapping[str, Any]] = {

@@ -20,7 +20,7 @@ MEMDIFF: dict[str, dict[str, Any]] = {
     },
     "the same, idle parts off the GPU": {
         "vae_checkpointing": "layers", "activation_checkpointing": "blocks",
-        "idle_parts": "leave", "rewards": "idle_off",
+        "idle_unet": "host", "idle_decoder": "host", "rewards": "idle_off",
     },
 }  # fmt: skip
 

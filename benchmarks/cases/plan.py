@@ -15,7 +15,8 @@ RESIDENT_ONE: Mapping[str, Any] = {
     **RESIDENT, "micro_batch": 1, "rollout_batch": 1, "decode_batch": 1, "vae_checkpointing": "none",
 }  # fmt: skip
 EVERYTHING_STAYS: Mapping[str, Any] = {
-    "idle_parts": "stay",
+    "idle_unet": "gpu",
+    "idle_decoder": "gpu",
     "rewards": "gpu",
     "trajectory": "gpu",
     "accumulators": "gpu",
@@ -26,7 +27,7 @@ SAVING: Mapping[str, Mapping[str, Any]] = {
     "vae_checkpointing_blocks": {"vae_checkpointing": "blocks"},
     "vae_checkpointing_layers": {"vae_checkpointing": "layers"},
     "guidance_passes_2": {"guidance_passes": 2},
-    "idle_parts_leave": {"idle_parts": "leave"},
+    "idle_parts_leave": {"idle_unet": "host", "idle_decoder": "host"},
     "rewards_idle_off": {"rewards": "idle_off"},
     "offload_optimizer": {"offload_optimizer": True},
     "accumulators_host": {"accumulators": "host"},

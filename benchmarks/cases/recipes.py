@@ -5,9 +5,9 @@ from typing import Any
 
 RESIDENT: Mapping[str, Any] = {
     "micro_batch": 16, "rollout_batch": 16, "activation_checkpointing": "none", "trajectory": "gpu",
-    "accumulators": "gpu", "rewards": "gpu", "kept_steps": 0, "decode_batch": 16, "idle_parts": "stay",
-    "offload_optimizer": False, "guidance_passes": 1, "vae_checkpointing": "none",
-    "one_pass": False,
+    "accumulators": "gpu", "rewards": "gpu", "kept_steps": 0, "decode_batch": 16, "one_pass": False,
+    "idle_unet": "gpu", "idle_decoder": "gpu", "offload_optimizer": False, "guidance_passes": 1,
+    "vae_checkpointing": "none",
 }  # fmt: skip
 """Nothing recomputed but steps, nothing moved."""
 

@@ -18,6 +18,7 @@ from memdiff.config import Recipe
 from memdiff.engine.engine import start_process_group
 from memdiff.errors import ConfigError
 from memdiff.memory.gpus import GIB, find_gpu
+from memdiff.memory.knobs import resolved
 from memdiff.models.load import skeleton_policy
 from memdiff.models.precision import resolve_precision
 from memdiff.placement import HOST
@@ -59,11 +60,11 @@ def cap(gib: float, device: torch.device) -> int:
 def random_parts(recipe: Recipe, ranks: Ranks) -> Parts:
     """What memdiff.build gives, with random weights."""
     torch.manual_seed(recipe.run.seed)
-    memory, precision = recipe.memory, resolve_precision(recipe.model.precision, ranks.device)
+    precision = resolve_precision(recipe.model.precision, ranks.device)
     # Made on the host, as loaded weights are: SDXL in fp32 would not fit under the cap.
-    options = model_options(recipe, memory, precision=precision)
+    options = model_options(recipe, resolved(recipe.memory), precision=precision)
     policy = skeleton_policy(recipe.model, recipe.sampler, options, device=ranks.device)
-    knobs = knobs_for(memory, policy, images=len(ranks.block(recipe.run.images_per_round)))
+    knobs = knobs_for(recipe.memory, policy, images=len(ranks.block(recipe.run.images_per_round)))
     device = HOST if knobs.rewards == "cpu" else ranks.device
     reward, held_out = untrained_weighted(recipe.reward, device=device), WeightedReward((), device=device)
     return connect(recipe, ranks, policy, reward, held_out, knobs, None, precision)

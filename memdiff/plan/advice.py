@@ -1,20 +1,18 @@
 """What each knob saves and costs, and plain sentences about what is not worth having."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, get_args
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from memdiff.config import Recipe
-from memdiff.memory.config import MemoryConfig
 from memdiff.memory.gpus import GIB, PCIE_BYTES_A_SECOND
-from memdiff.memory.knobs import Knobs
+from memdiff.memory.knobs import TABLE, word
 from memdiff.memory.states import States
-from memdiff.models.config import ActivationCheckpointing
 from memdiff.plan.compose import look_ahead
 from memdiff.plan.graphs import Graphs
 from memdiff.plan.job import Job
 from memdiff.plan.measure import Sizes
-from memdiff.plan.search import Setting, Way
+from memdiff.plan.search import Setting, Way, situation, way_of
 
 WORTH_HAVING = 0.1  # of the peak: what saves less is said to be not worth it
 
@@ -39,62 +37,27 @@ class Change:
     moved_seconds: float
 
 
-def changes(
-    setting: Setting, job: Job, graphs: Mapping[Way, Graphs], states_of: StatesOf, memory: MemoryConfig
-) -> list[Change]:
+def changes(setting: Setting, job: Job, graphs: Mapping[Way, Graphs], states_of: StatesOf) -> list[Change]:
     """Each knob turned by itself, from the chosen setting."""
-    knobs, found = setting.knobs, []
-    for knob, value, key in _turns(knobs, job, graphs):
-        turned = replace(knobs, **{knob: value})
-        way = (turned.activation_checkpointing, turned.guidance_passes)
-        if way not in graphs:
+    before, found = setting.outlook, []
+    has = situation(job, graphs[way_of(setting.knobs)].sizes)
+    turns = [(name, value) for name, knob in TABLE.items() for value in knob.others(getattr(setting.knobs, name), has)]
+    for name, value in turns:
+        turned = setting.knobs.model_copy(update={name: value})
+        if way_of(turned) not in graphs:
             continue
-        after = Setting(turned, look_ahead(job, turned, graphs[way], states_of(turned.offload_optimizer)))
+        after = Setting(turned, look_ahead(job, turned, graphs[way_of(turned)], states_of(turned.offload_optimizer)))
         found.append(
             Change(
-                knob=knob,
+                knob=name,
                 value=value,
-                setting=key,
+                setting=f"memory.{name}={word(value)}",
                 peak_bytes=after.peak_bytes - setting.peak_bytes,
-                flops=after.outlook.flops - setting.outlook.flops,
-                moved_seconds=(after.outlook.moved_bytes - setting.outlook.moved_bytes) / PCIE_BYTES_A_SECOND,
+                flops=after.outlook.flops - before.flops,
+                moved_seconds=(after.outlook.moved_bytes - before.moved_bytes) / PCIE_BYTES_A_SECOND,
             )
         )
     return found
-
-
-def _turns(knobs: Knobs, job: Job, graphs: Mapping[Way, Graphs]) -> list[tuple[str, Any, str]]:
-    sizes = next(iter(graphs.values())).sizes
-    turns: list[tuple[str, Any, str]] = []
-
-    def turn(knob: str, off: Any, on: Any, key: str = "", said: Mapping[Any, str] | None = None) -> None:
-        after = off if getattr(knobs, knob) == on else on
-        turns.append((knob, after, f"memory.{key or knob}={(said or {}).get(after, after)}"))
-
-    if knobs.micro_batch > 1:
-        half = knobs.micro_batch // 2
-        turns.append(("micro_batch", half, f"memory.micro_batch={half}"))
-    turns += [
-        ("activation_checkpointing", other, f"memory.activation_checkpointing={other}")
-        for other in get_args(ActivationCheckpointing)
-        if other != knobs.activation_checkpointing
-    ]
-    if job.may_take_one_pass:
-        turn("one_pass", False, True, said={False: "false", True: "true"})
-    turn("trajectory", "gpu", "host")
-    turn("accumulators", "gpu", "host")
-    turn("offload_optimizer", False, True, said={False: "false", True: "true"})
-    if sizes.rewards and knobs.rewards != "cpu":
-        turn("rewards", "gpu", "idle_off")
-    if sizes.decoder:
-        turn("idle_decoder", "gpu", "host", "idle_parts", {"gpu": "stay", "host": "leave"})
-    if sizes.unet > sizes.unet_trained:
-        turn("idle_unet", "gpu", "host", "idle_parts", {"gpu": "stay", "host": "leave"})
-    if job.direct and knobs.kept_steps:
-        turns.append(("kept_steps", 0, "memory.kept_steps=0"))
-    if job.direct and knobs.kept_steps < job.most_kept():
-        turns.append(("kept_steps", job.most_kept(), f"memory.kept_steps={job.most_kept()}"))
-    return turns
 
 
 def three_best(found: Sequence[Change]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`memdiff plan`: a recipe and a card in, a table or JSON out. No torch before both are known to be right."""
+"""`memdiff plan`: a recipe and a card in, a table, JSON or YAML out. No torch before both are known to be right."""
 
 import json
 import os
@@ -18,11 +18,17 @@ def plan_recipe(
     gpu: str | None,
     budget_gib: float | None,
     ranks: int,
-    as_json: bool,
+    as_json: bool = False,
+    as_yaml: bool = False,
 ) -> str | None:
-    """Shows the plan, or returns it as JSON. Raises ConfigError, also for a card that is not known."""
+    """Shows the plan, or returns it: as JSON, or as the section `memory` of a recipe.
+
+    Raises ConfigError, also for a card that is not known.
+    """
     if gpu is not None and budget_gib is not None:
         raise ConfigError("--gpu and --budget-gib say the same thing in two ways; give one")
+    if as_json and as_yaml:
+        raise ConfigError("--json prints the whole plan and --yaml the section `memory` that it chose; give one")
     card: Gpu | None = None if budget_gib is not None else find_gpu(gpu or DEFAULT_GPU)
     recipe = read_recipe(file, overrides)
     recipe.check_world_size(ranks)
@@ -39,5 +45,7 @@ def plan_recipe(
     plan = make_plan(recipe, budget_bytes=budget, ranks=ranks, gpu=card, processes=processes)
     if as_json:
         return json.dumps(plan.to_json(), indent=2)
+    if as_yaml:
+        return plan.to_yaml().rstrip()
     show(plan)
     return None

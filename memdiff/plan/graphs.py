@@ -74,7 +74,7 @@ class Graphs:
         forward = first.flops["rollout"] / images / first.rolled
         trained, again = first.flops["train"] / images, first.recomputed_flops.get("train", 0) / images
         # One step of a direct method was kept, the others ran forward again; REINFORCE's forward there is its only one.
-        forwards = max(0, pulled - first.kept_steps) * forward if direct else 0.0
+        forwards = max(0, pulled - first.kept) * forward if direct else 0.0
         return cls(
             sizes=first.sizes,
             transient=transient,

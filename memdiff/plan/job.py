@@ -53,17 +53,17 @@ class Job:
         asked = isinstance(self.method, ReinforceConfig) and self.method.baseline != "none"
         return self.weighted_steps if asked else 0
 
-    def pulled(self, kept_steps: int) -> tuple[float, float]:
+    def pulled(self, kept: int) -> tuple[float, float]:
         """(steps pulled back an image, those of them whose forward runs again), expected over the method's draws."""
         if isinstance(self.method, ReinforceConfig):
             return float(self.method.inner_updates * self.weighted_steps), 0.0
         if isinstance(self.method, ReflConfig):
-            return 1.0, 0.0 if kept_steps else 1.0
+            return 1.0, 0.0 if kept else 1.0
         most = len(self.method.differentiated(self.steps))
         drawn = isinstance(self.method, AlignPropConfig) and self.method.truncation == "random"
         depths = range(1, most + 1) if drawn else [most]
         mean = sum(depths) / len(depths)
-        again = sum(max(0, depth - kept_steps) for depth in depths) / len(depths)
+        again = sum(max(0, depth - kept) for depth in depths) / len(depths)
         return self.samples * mean, self.samples * again
 
     def replays(self, knobs: Knobs) -> bool:

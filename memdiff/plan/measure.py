@@ -8,7 +8,7 @@ Shapes: B images of the round.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from memdiff.chain.schedule import weighted_steps
 from memdiff.config import Recipe
 from memdiff.counted import Category, counted_as
-from memdiff.memory.knobs import Knobs
+from memdiff.memory.knobs import TABLE, Knobs
 from memdiff.memory.ledger import Ledger, Peak
 from memdiff.memory.residence import looking_at, rest
 from memdiff.models.load import skeleton_policy
@@ -61,7 +61,7 @@ class Measured:
     steps: int
     rolled: int  # steps that each image took forward before it was scored
     differentiated: int  # steps that each image was pulled back through
-    kept_steps: int  # of them, whose graph was kept from the rollout
+    kept: int  # of them, whose graph was kept from the rollout
     peaks: Mapping[str, Peak]
     flops: Mapping[str, int]
     recomputed_flops: Mapping[str, int]  # of them, what checkpoints ran again
@@ -118,7 +118,7 @@ def measure(
             steps=steps,
             rolled=steps + (samples if samples > 1 else 0),
             differentiated=samples * len(steps_pulled(method, policy)),
-            kept_steps=min(samples * knobs.kept_steps, samples * len(steps_pulled(method, policy))),
+            kept=min(samples * knobs.kept_steps, samples * len(steps_pulled(method, policy))),
             peaks=ledger.peaks,
             flops=ledger.flops,
             recomputed_flops=ledger.recomputed_flops,
@@ -256,15 +256,8 @@ def _bytes(network: torch.nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(network))
 
 
-def resident(knobs: Knobs) -> Knobs:
-    """The same pieces with everything on the GPU all the time."""
-    return replace(
-        knobs,
-        trajectory="gpu",
-        accumulators="gpu",
-        rewards="gpu",
-        offload_optimizer=False,
-        one_pass=False,
-        idle_unet="gpu",
-        idle_decoder="gpu",
-    )
+def resident(knobs: Knobs, *, images: int, direct: bool) -> Knobs:
+    """One piece of `images` images with everything on the GPU all the time; a direct method keeps one step's graph."""
+    plain = {name: knob.plain for name, knob in TABLE.items() if knob.choices and not knob.measured}
+    pieces = {"micro_batch": images, "rollout_batch": images, "kept_steps": 1 if direct else 0}
+    return knobs.model_copy(update=plain | pieces)

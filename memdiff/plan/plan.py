@@ -3,14 +3,17 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Literal
+
+import yaml
 
 from memdiff.config import Recipe
 from memdiff.engine.ds_config import make_ds_config
-from memdiff.memory.gpus import CARDS, FRAGMENTATION, WORKSPACE_BYTES, Gpu
-from memdiff.memory.knobs import Knobs, idle_place
+from memdiff.memory.gpus import CARDS, FRAGMENTATION, GIB, WORKSPACE_BYTES, Gpu
+from memdiff.memory.knobs import Knobs, resolved
 from memdiff.memory.states import States, training_states
-from memdiff.models.config import ActivationCheckpointing, DdpmConfig, EmbeddedConfig, Precision
+from memdiff.models.config import DdpmConfig, EmbeddedConfig, Precision
 from memdiff.models.load import embedded_source
 from memdiff.plan.advice import Change, changes, sentences
 from memdiff.plan.compose import total
@@ -18,8 +21,9 @@ from memdiff.plan.graphs import Graphs
 from memdiff.plan.job import Job, job_of, sizes_to_measure
 from memdiff.plan.measure import Measured, measure, resident
 from memdiff.plan.processes import side_by_side
-from memdiff.plan.search import Setting, Way, all_settings, best
+from memdiff.plan.search import MEASURED, Setting, Way, all_settings, best, left_open, way_of
 
+VERSION = 2  # of plan.json: its knobs are a recipe's section `memory`
 REFERENCE_TFLOPS = 65.0  # a T4, where only a budget is given
 MOST_EVALUATED = 64  # images of an evaluation that are scored on fake tensors; for more its bytes are multiplied
 
@@ -51,12 +55,21 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """As `memdiff plan --json` prints it and plan.json holds it."""
-        return dataclasses.asdict(self)
+        return {"version": VERSION, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Plan":
         """What `to_json` gave."""
-        return cls(**{**found, "changes": tuple(Change(**c) for c in found["changes"]), "notes": tuple(found["notes"])})
+        told = {"changes": tuple(Change(**c) for c in found["changes"]), "notes": tuple(found["notes"])}
+        return cls(**{key: value for key, value in found.items() if key != "version"} | told)
+
+    def to_yaml(self) -> str:
+        """The recipe's section `memory` as it was chosen, after a line that says what comes of it."""
+        said = "fits" if self.fits else "does not fit"
+        head = (
+            f"# {said}: {self.peak_bytes / GIB:.2f} of {self.budget_bytes / GIB:.2f} GiB on each of {self.ranks} GPUs"
+        )
+        return f"{head}\n{yaml.safe_dump({'memory': dict(self.knobs)}, sort_keys=False)}"
 
     def chosen(self) -> Knobs:
         """The knobs to run with."""
@@ -80,7 +93,7 @@ def make_plan(
         graphs = {way: Graphs.of(measured, direct=job.direct) for way, measured in rounds.items()}
         plan = choose(recipe, graphs, budget_bytes=budget_bytes, ranks=ranks, gpu=gpu, precision=precision)
         knobs = plan.chosen()
-        measured = rounds[(knobs.activation_checkpointing, knobs.guidance_passes)]
+        measured = rounds[way_of(knobs)]
         if any(round.images == knobs.micro_batch for round in measured) or len(measured) == 1:
             return plan
         # What was chosen lay between measured sizes: it is measured itself, and the choice made again.
@@ -113,7 +126,7 @@ def choose(
         )
 
     tflops = gpu.peak_tflops if gpu else REFERENCE_TFLOPS
-    settings = list(all_settings(job, recipe.memory, _base(recipe), graphs, states_of))
+    settings = list(all_settings(job, recipe.memory, graphs, states_of))
     setting, fits = best(settings, job, recipe.memory, graphs, states_of, budget=budget_bytes, tflops=tflops)
     smallest = min(candidate.peak_bytes for candidate in settings)
     told = sentences(recipe, setting, sizes, states_of, ranks=ranks, fits=fits, budget=budget_bytes, smallest=smallest)
@@ -121,7 +134,7 @@ def choose(
         told += [_cards_that_would(smallest, ranks)]
     return _as_plan(
         recipe, setting, fits=fits, budget=budget_bytes, smallest=smallest, tflops=tflops, gpu=gpu, ranks=ranks,
-        precision=precision, notes=told, changed=changes(setting, job, graphs, states_of, recipe.memory),
+        precision=precision, notes=told, changed=changes(setting, job, graphs, states_of),
     )  # fmt: skip
 
 
@@ -130,16 +143,13 @@ def measure_ways(recipe: Recipe, job: Job, precision: str, *, processes: int = 1
 
     With more than one of `processes` they run side by side, in forks: not in a process that uses CUDA or threads.
     """
-    memory = recipe.memory
-    given = memory.activation_checkpointing
-    checkpointing = _checkpointing(recipe) if given == "auto" else (given,)
-    passes = 1 if memory.guidance_passes == "auto" else memory.guidance_passes
-    found: dict[Way, list[Measured]] = {(again, passes): [] for again in checkpointing}
+    values = (left_open(recipe.memory, name) for name in MEASURED)
+    found: dict[Way, list[Measured]] = {way: [] for way in product(*values) if _possible(recipe, way)}
     sizes = sizes_to_measure(recipe, job)
     tasks = [(way, images) for images in sizes for way in found]
 
     def run(way: Way, images: int) -> Measured:
-        knobs = dataclasses.replace(_base(recipe), activation_checkpointing=way[0], guidance_passes=way[1])
+        knobs = resolved(recipe.memory).model_copy(update=dict(zip(MEASURED, way, strict=True)))
         evaluated = min(job.evaluated, MOST_EVALUATED) if images == sizes[0] else 0
         return _round(recipe, knobs, job, precision, images, evaluated=evaluated)
 
@@ -148,49 +158,24 @@ def measure_ways(recipe: Recipe, job: Job, precision: str, *, processes: int = 1
     return found
 
 
-def _checkpointing(recipe: Recipe) -> tuple[ActivationCheckpointing, ...]:
-    """What the UNet can recompute: a DDPM's has no feed-forward layers."""
+def _possible(recipe: Recipe, way: Way) -> bool:
+    """A DDPM's UNet has no feed-forward layers to recompute; where the recipe asks for them, building it says so."""
     model = recipe.model
     if isinstance(model, EmbeddedConfig):
         model = embedded_source(model)
-    return ("none", "blocks") if isinstance(model, DdpmConfig) else ("none", "feed_forwards", "blocks")
+    asked = recipe.memory.activation_checkpointing != "auto"
+    return asked or "feed_forwards" not in way or not isinstance(model, DdpmConfig)
 
 
 def _round(recipe: Recipe, knobs: Knobs, job: Job, precision: str, images: int, *, evaluated: int = 0) -> Measured:
     """With everything on the GPU."""
-    pieces = {"micro_batch": images, "rollout_batch": images, "kept_steps": 1 if job.direct else 0}
-    knobs = dataclasses.replace(resident(knobs), **pieces)
-    return measure(recipe, knobs, precision=precision, images=images, evaluated=evaluated)
+    pieces = resident(knobs, images=images, direct=job.direct)
+    return measure(recipe, pieces, precision=precision, images=images, evaluated=evaluated)
 
 
 def planned_precision(precision: Precision) -> str:
     """auto is fp16, as on every CUDA device."""
     return "fp16" if precision == "auto" else precision
-
-
-def _base(recipe: Recipe) -> Knobs:
-    """What the recipe says, and placeholders for what it leaves open."""
-    memory = recipe.memory
-
-    def given(value: Any, otherwise: Any) -> Any:
-        return otherwise if value == "auto" else value
-
-    return Knobs(
-        micro_batch=given(memory.micro_batch, 1),
-        rollout_batch=given(memory.rollout_batch, 1),
-        activation_checkpointing=given(memory.activation_checkpointing, "none"),
-        trajectory=given(memory.trajectory, "gpu"),
-        accumulators=given(memory.accumulators, "gpu"),
-        rewards=given(memory.rewards, "gpu"),
-        offload_optimizer=given(memory.offload_optimizer, False),
-        kept_steps=given(memory.kept_steps, 0),
-        decode_batch=given(memory.decode_batch, 1),
-        guidance_passes=given(memory.guidance_passes, 1),
-        one_pass=given(memory.one_pass, False),
-        vae_checkpointing=given(memory.vae_checkpointing, "layers"),
-        idle_unet=given(idle_place(memory), "gpu"),
-        idle_decoder=given(idle_place(memory), "gpu"),
-    )
 
 
 def _as_plan(
@@ -210,7 +195,7 @@ def _as_plan(
         peak_module=outlook.modules.get(phase, ""),
         items=items,
         phases={name: outlook.live(name) for name in outlook.phases},
-        knobs=dataclasses.asdict(setting.knobs),
+        knobs=setting.knobs.model_dump(),
         flops=outlook.flops,
         flops_ideal=outlook.flops_ideal,
         smallest_budget_bytes=smallest,

@@ -6,22 +6,23 @@ setting with the least recomputation, of those the one that moves least, of thos
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from memdiff.memory.config import MemoryConfig
 from memdiff.memory.gpus import FRAGMENTATION, MATRIX_SHARE, PCIE_BYTES_A_SECOND, WORKSPACE_BYTES
-from memdiff.memory.knobs import Knobs, idle_place
+from memdiff.memory.knobs import TABLE, Knobs, MemoryConfig, Situation, resolved
 from memdiff.memory.states import States
-from memdiff.models.config import ActivationCheckpointing
 from memdiff.plan.compose import Outlook, look_ahead
 from memdiff.plan.graphs import Graphs
 from memdiff.plan.job import Job
+from memdiff.plan.measure import Sizes
 
 ENOUGH_FLOPS = 2e11  # of one image's step: pieces of one image fill a GPU from about there on (not measured)
 FIXED_SHARE = 0.1  # of a one-image piece: launches, sums of gradients; a piece of B images has it once
-Way = tuple[ActivationCheckpointing, int]  # (what of the UNet is recomputed, passes of guidance)
+MEASURED = tuple(name for name, knob in TABLE.items() if knob.measured)
+PLACED = tuple(name for name, knob in TABLE.items() if knob.choices and not knob.measured)
+Way = tuple[Any, ...]  # values of the knobs that are measured, in their order
 StatesOf = Callable[[bool], States]  # of whether the optimizer is offloaded
 
 
@@ -53,32 +54,51 @@ def held(live: int) -> int:
     return int(live * (1 + FRAGMENTATION)) + WORKSPACE_BYTES
 
 
+def way_of(knobs: Knobs) -> Way:
+    """Of the measured rounds that hold for these knobs."""
+    return tuple(getattr(knobs, name) for name in MEASURED)
+
+
+def situation(job: Job, sizes: Sizes) -> Situation:
+    """What the rows of knobs ask about."""
+    return Situation(
+        direct=job.direct,
+        may_take_one_pass=job.may_take_one_pass,
+        most_kept=job.most_kept(),
+        frozen=sizes.unet > sizes.unet_trained,
+        decoder=sizes.decoder > 0,
+        rewards=sizes.rewards > 0,
+    )
+
+
+def left_open(memory: MemoryConfig, name: str, has: Situation | None = None) -> tuple[Any, ...]:
+    """The values that a knob can take: what the recipe says, or the row's choices where `has` lets it have any."""
+    given, knob = getattr(memory, name), TABLE[name]
+    if given != "auto":
+        return (given,)
+    return knob.choices if knob.choices and (has is None or knob.needs(has)) else (knob.plain,)
+
+
 def all_settings(
-    job: Job, memory: MemoryConfig, base: Knobs, graphs: Mapping[Way, Graphs], states_of: StatesOf
+    job: Job, memory: MemoryConfig, graphs: Mapping[Way, Graphs], states_of: StatesOf
 ) -> Iterator[Setting]:
-    """Every setting that the recipe leaves open, with the most kept steps left to `fitting`."""
+    """Every setting that the recipe leaves open, with no kept steps where it doesn't say how many."""
+    base = resolved(memory)
     for way, graph in graphs.items():
-        checkpointing, passes = way
-        if memory.activation_checkpointing not in ("auto", checkpointing) or memory.guidance_passes not in (
-            "auto",
-            passes,
-        ):
+        if any(value not in left_open(memory, name) for name, value in zip(MEASURED, way, strict=True)):
             continue
-        for batch, one_pass, choice in product(
-            batches(job, memory, base), _one_pass(job, memory, graph), _places(memory, graph)
-        ):
-            if one_pass and not job.separable and memory.one_pass == "auto" and batch["micro_batch"] > 1:
-                continue  # its pieces are of one image: it is looked at once
-            knobs = replace(
-                base,
-                activation_checkpointing=checkpointing,
-                guidance_passes=passes,
-                one_pass=one_pass,
-                **batch,
-                **choice,
-            )
-            states = states_of(knobs.offload_optimizer)
-            yield Setting(knobs, look_ahead(job, knobs, graph, states))
+        has = situation(job, graph.sizes)
+        for batch, *values in product(batches(job, memory, base), *(left_open(memory, name, has) for name in PLACED)):
+            chosen = zip(MEASURED + PLACED, (*way, *values), strict=True)
+            knobs = base.model_copy(update={**batch, **dict(chosen)})
+            if memory.one_pass == "auto" and knobs.one_pass and not _worth_one_pass(job, knobs, graph):
+                continue
+            yield Setting(knobs, look_ahead(job, knobs, graph, states_of(knobs.offload_optimizer)))
+
+
+def _worth_one_pass(job: Job, knobs: Knobs, graph: Graphs) -> bool:
+    """Without an adapter its pieces are of one image: they have to fill a GPU, and are looked at once."""
+    return job.separable or (graph.forward >= ENOUGH_FLOPS and knobs.micro_batch == 1)
 
 
 def best(
@@ -104,12 +124,10 @@ def keep_more(
     """The same with as many kept steps as fit."""
     if memory.kept_steps != "auto" or not job.most_kept():
         return setting
-    knobs = setting.knobs
-    graph = graphs[(knobs.activation_checkpointing, knobs.guidance_passes)]
-    states = states_of(knobs.offload_optimizer)
+    graph, states = graphs[way_of(setting.knobs)], states_of(setting.knobs.offload_optimizer)
 
     def keeping(steps: int) -> Setting:
-        kept = replace(knobs, kept_steps=steps)
+        kept = setting.knobs.model_copy(update={"kept_steps": steps})
         return Setting(kept, look_ahead(job, kept, graph, states))
 
     low, high = 0, job.most_kept()  # peaks never fall with kept steps: the largest that fits by halving
@@ -132,38 +150,9 @@ def batches(job: Job, memory: MemoryConfig, base: Knobs) -> Iterator[dict[str, i
         }
 
 
-def _one_pass(job: Job, memory: MemoryConfig, graphs: Graphs) -> tuple[bool, ...]:
-    """Whether REINFORCE takes its gradients while it samples."""
-    if memory.one_pass != "auto":
-        return (memory.one_pass,)
-    filled = job.separable or graphs.forward >= ENOUGH_FLOPS
-    return (False, True) if job.may_take_one_pass and filled else (False,)
-
-
 def _sizes(largest: int) -> Iterator[int]:
     """1 to 16, then steps of an eighth, up to 512: more fills no GPU better."""
     size = 1
     while size <= min(largest, 512):
         yield size
         size += max(1, size // 8)
-
-
-def _places(memory: MemoryConfig, graphs: Graphs) -> Iterator[dict[str, Any]]:
-    """Where things wait. What is not there doesn't leave."""
-    sizes = graphs.sizes
-    frozen = sizes.unet > sizes.unet_trained
-    trajectory = _open(memory.trajectory, ("gpu", "host"))
-    accumulators = _open(memory.accumulators, ("gpu", "host"))
-    offload = (False, True) if memory.offload_optimizer == "auto" else (memory.offload_optimizer,)
-    idle = _open(idle_place(memory), ("gpu", "host"))
-    here: tuple[str, ...] = ("gpu",)
-    rewards = _open(memory.rewards, ("gpu", "idle_off") if sizes.rewards else here)
-    names = ("trajectory", "accumulators", "offload_optimizer", "idle_unet", "idle_decoder", "rewards")
-    for values in product(
-        trajectory, accumulators, offload, idle if frozen else here, idle if sizes.decoder else here, rewards
-    ):
-        yield dict(zip(names, values, strict=True))
-
-
-def _open(value: str, choices: tuple[str, ...]) -> tuple[str, ...]:
-    return choices if value == "auto" else (value,)
