@@ -120,17 +120,18 @@ MORE_SETTINGS: list[tuple[str, dict[str, Any]]] = [  # near to one above: with `
 def composed_and_whole(recipe: Recipe, knobs: Knobs) -> tuple[dict[str, int], dict[str, int], float, float]:
     """(composed, whole) live bytes by phase, (composed, whole) FLOPs: without the optimizer, which no piece sees."""
     job = job_of(recipe, ranks=1, precision="fp32")
+    kept = min(1, job.workload(knobs).most_kept)
     rounds = [
         measure(
             recipe,
-            resident(knobs, images=images, direct=job.direct).model_copy(update={"decode_batch": images}),
+            resident(knobs, images=images, kept_steps=kept).model_copy(update={"decode_batch": images}),
             precision="fp32",
             images=images,
             paths=False,
         )
         for images in sorted({*sizes_to_measure(recipe, job), knobs.micro_batch})
     ]
-    graphs = Graphs.of(rounds, direct=job.direct)
+    graphs = Graphs.of(rounds)
     nothing = dataclasses.replace(
         training_states(graphs.sizes.elements, ranks=1, half=False, bits=32, ema=False, offload=True,
                         bucket_elements=1, largest_elements=1)
@@ -266,9 +267,8 @@ def test_the_evaluation_by_hand() -> None:
         modules={},
         forward=1.0, pull=1.0, again=0.0, scoring=0.0, scoring_again=0.0,
     )  # fmt: skip
-    job = dataclasses.replace(
-        job_of(digits(**METHODS["draft"]), ranks=1, precision="fp16"), evaluated=10, images=4, steps=2
-    )
+    recipe = digits(**METHODS["draft"], sampler={"steps": 2})
+    job = dataclasses.replace(job_of(recipe, ranks=1, precision="fp16"), evaluated=10, images=4)
     knobs = everything_here(4)
     states = training_states(
         100, ranks=1, half=True, bits=32, ema=True, offload=False, bucket_elements=1, largest_elements=10
@@ -363,7 +363,7 @@ def measured() -> tuple[Recipe, dict[Way, Graphs]]:
     )
     job = job_of(recipe, ranks=1, precision="fp16")
     rounds = measure_ways(recipe, job, "fp16")
-    return recipe, {way: Graphs.of(found, direct=True) for way, found in rounds.items()}
+    return recipe, {way: Graphs.of(found) for way, found in rounds.items()}
 
 
 def chosen(measured: tuple[Recipe, dict[Way, Graphs]], budget: int, **memory: Any) -> Plan:
@@ -539,7 +539,7 @@ def test_figures_of_the_public_architectures() -> None:
     t4 = find_gpu("t4")
     sd = read_recipe(RECIPES / "sd15_alignprop_t4.yaml", ["method.truncation=fixed", "run.images_per_round=1"])
     job = job_of(sd, ranks=1, precision="fp16")
-    graphs = {way: Graphs.of(found, direct=True) for way, found in measure_ways(sd, job, "fp16").items()}
+    graphs = {way: Graphs.of(found) for way, found in measure_ways(sd, job, "fp16").items()}
     here = sd.model_copy(update={"memory": MemoryConfig(**RESIDENT, micro_batch=1)})
     budgets = ((here, 4.0, 2.0), (sd, 2.6, 2.0), (sd, 14.0, 1.45))
     for recipe, budget, most in budgets:
@@ -556,7 +556,7 @@ def test_figures_of_sdxl() -> None:
     """11.5 GiB with everything resident, 7.0 with idle parts off the GPU; growth with the chain: the stored latents."""
     recipe = read_recipe(RECIPES / "sdxl_draft_t4.yaml", ["run.images_per_round=1"])
     job = job_of(recipe, ranks=1, precision="fp16")
-    graphs = {way: Graphs.of(found, direct=True) for way, found in measure_ways(recipe, job, "fp16").items()}
+    graphs = {way: Graphs.of(found) for way, found in measure_ways(recipe, job, "fp16").items()}
     here = recipe.model_copy(update={"memory": MemoryConfig(**RESIDENT, kept_steps=0)})
     for variant, budget in ((here, 11.5), (recipe, 7.0)):
         plan = choose(variant, graphs, budget_bytes=int(budget * GIB), ranks=1, gpu=find_gpu("t4"), precision="fp16")
@@ -578,7 +578,7 @@ def test_sdxl_fits_a_t4_with_a_reward_of_clip_h_size() -> None:
     t4 = find_gpu("t4")
     recipe = read_recipe(RECIPES / "sdxl_draft_t4.yaml", ["reward=[{kind: hpsv2}]"])
     job = job_of(recipe, ranks=1, precision="fp16")
-    graphs = {way: Graphs.of(found, direct=True) for way, found in measure_ways(recipe, job, "fp16").items()}
+    graphs = {way: Graphs.of(found) for way, found in measure_ways(recipe, job, "fp16").items()}
     here = recipe.model_copy(update={"memory": MemoryConfig(**RESIDENT, micro_batch=1, kept_steps=0)})
     assert all(graph.sizes.rewards == pytest.approx(2 * 632_076_800, rel=1e-3) for graph in graphs.values())
     for variant, ranks in itertools.product((recipe, here), (1, 4)):

@@ -1,15 +1,21 @@
 """Recipe section `method`. No torch."""
 
 from abc import abstractmethod
-from typing import Annotated, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from memdiff.memory.knobs import Knobs
+from memdiff.models.config import SamplerConfig
+from memdiff.objectives.workload import Workload
 from memdiff.section import Float, Int, Section
 
 
 class ReinforceConfig(Section):
     """REINFORCE over the whole chain; with several updates a round, DDPO (Black et al. 2023)."""
+
+    states_are_fp32: ClassVar[bool] = False  # they are the policy's own, as they were sampled
 
     kind: Literal["reinforce"]
     advantage: Literal["whiten", "center", "leave_one_out"] = Field(
@@ -59,6 +65,37 @@ class ReinforceConfig(Section):
         """Whether an update goes over the stored trajectory."""
         return self.inner_updates > one_pass
 
+    def steps_taking_part(self, sampler: SamplerConfig, window: tuple[int, int] | None) -> int:
+        """Those with a density and a weight, inside an adapter's window."""
+        if sampler.eta == 0 and sampler.sigma_floor == 0:
+            return 0
+        # DDIM with eta above 0 adds noise in every step but the last, which needs a floor for it.
+        noisy = max(1, sampler.steps if sampler.sigma_floor > 0 else sampler.steps - 1)
+        (first, end), weights = window or (0, sampler.steps), self.step_weights
+        return sum(isinstance(weights, str) or weights[step] > 0 for step in range(noisy) if first <= step < end)
+
+    def workload(self, sampler: SamplerConfig, window: tuple[int, int] | None, knobs: Knobs) -> Workload:
+        """Of a round with an adapter that acts in `window`."""
+        taking_part = self.steps_taking_part(sampler, window)
+        baseline = taking_part if self.baseline != "none" else 0
+        return Workload(
+            by_micro_batch=False,
+            rolled=sampler.steps + baseline,
+            pulled=self.inner_updates * taking_part,
+            again=0,
+            gradient_steps=taking_part,
+            states=sampler.steps + 1,
+            scorings=1 + baseline,
+            may_take_one_pass=self.one_number_an_image,
+            in_one_pass=knobs.one_pass,
+            replays=self.replays(one_pass=knobs.one_pass),
+        )
+
+    def shortened(self, steps: int) -> Self:
+        """On a chain of so few steps: one update, and a baseline is a rollout's step and a scoring."""
+        weights = {} if isinstance(self.step_weights, str) else {"step_weights": "uniform"}
+        return self.model_copy(update={"inner_updates": 1, "baseline": "none", **weights})
+
     @model_validator(mode="after")
     def _memory_has_no_others(self) -> Self:
         if self.per_prompt and self.prompt_memory and self.advantage == "leave_one_out":
@@ -100,10 +137,37 @@ class DirectConfig(Section):
         description="Weight of the mean square distance to the untrained model's predictions, at differentiated steps.",
     )
 
+    states_are_fp32: ClassVar[bool] = True
+
     @property
     def needs_base(self) -> bool:
         """Whether the model before training is asked for its predictions."""
         return self.base_distance > 0
+
+    @abstractmethod
+    def workload(self, sampler: SamplerConfig, window: tuple[int, int] | None, knobs: Knobs) -> Workload:
+        """Of a round with an adapter that acts in `window`."""
+        ...
+
+    def _workload(
+        self, rolled: float, depths: Sequence[int], most: int, knobs: Knobs, *, samples: int = 1, states: int = 0
+    ) -> Workload:
+        """Of a sweep whose depth is one of `depths`, at most `most`, made for `samples` noisings of an image."""
+        pulled = samples * (sum(depths) / len(depths))
+        return Workload(
+            by_micro_batch=True,
+            rolled=rolled,
+            pulled=pulled,
+            again=samples * (sum(max(0, depth - knobs.kept_steps) for depth in depths) / len(depths)),
+            gradient_steps=max(1, round(pulled)),
+            states=states or max(1, most),
+            most_kept=most,
+        )
+
+    @abstractmethod
+    def shortened(self, steps: int) -> Self:
+        """On a chain of so few steps, every one of which takes part if more than one of a real chain's does."""
+        ...
 
     @abstractmethod
     def differentiated(self, steps: int) -> range:
@@ -147,6 +211,16 @@ class DraftConfig(LastStepsConfig):
         description="DRaFT-LV: average over so many new noisings of the finished image. With last_steps 1.",
     )
 
+    def workload(self, sampler: SamplerConfig, window: tuple[int, int] | None, knobs: Knobs) -> Workload:
+        """DRaFT-LV takes its step once more for each noising of an image."""
+        samples, most = self.noise_samples or 1, self.steps_of(sampler.steps)
+        rolled = sampler.steps + (samples if samples > 1 else 0)
+        return self._workload(rolled, [most], most, knobs, samples=samples)
+
+    def shortened(self, steps: int) -> Self:
+        """All steps, or one."""
+        return self.model_copy(update={"last_steps": 1 if self.last_steps == 1 else "all"})
+
     @model_validator(mode="after")
     def _one_step(self) -> Self:
         if self.noise_samples is not None and self.last_steps != 1:
@@ -163,6 +237,17 @@ class AlignPropConfig(LastStepsConfig):
     )
     one_draw_per_batch: bool = Field(default=False, description="All images of a round share one K.")
 
+    def workload(self, sampler: SamplerConfig, window: tuple[int, int] | None, knobs: Knobs) -> Workload:
+        """Expected over its draws of K."""
+        most = self.steps_of(sampler.steps)
+        depths = range(1, most + 1) if self.truncation == "random" else [most]
+        return self._workload(sampler.steps, depths, most, knobs)
+
+    def shortened(self, steps: int) -> Self:
+        """All steps, or one, without a draw."""
+        last = 1 if self.last_steps == 1 else "all"
+        return self.model_copy(update={"truncation": "fixed", "one_draw_per_batch": False, "last_steps": last})
+
     @model_validator(mode="after")
     def _draws(self) -> Self:
         if self.one_draw_per_batch and self.truncation == "fixed":
@@ -178,6 +263,15 @@ class ReflConfig(DirectConfig):
     last_step: Int = Field(default=39, ge=0, description="The last of that range, included.")
     scale: Float = Field(default=1e-3, gt=0, description="Of the loss.")
     target: Float | None = Field(default=2.0, description="Loss max(target - r, 0). None: -r.")
+
+    def workload(self, sampler: SamplerConfig, window: tuple[int, int] | None, knobs: Knobs) -> Workload:
+        """Expected over its draws of the step, which is the one that is pulled."""
+        states = len(self.differentiated(sampler.steps))
+        return self._workload((self.first_step + self.last_step) / 2 + 1, [1], 1, knobs, states=states)
+
+    def shortened(self, steps: int) -> Self:
+        """The last step."""
+        return self.model_copy(update={"first_step": steps - 1, "last_step": steps - 1})
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

@@ -40,7 +40,7 @@ class Change:
 def changes(setting: Setting, job: Job, graphs: Mapping[Way, Graphs], states_of: StatesOf) -> list[Change]:
     """Each knob turned by itself, from the chosen setting."""
     before, found = setting.outlook, []
-    has = situation(job, graphs[way_of(setting.knobs)].sizes)
+    has = situation(job.workload(setting.knobs), graphs[way_of(setting.knobs)].sizes)
     turns = [(name, value) for name, knob in TABLE.items() for value in knob.others(getattr(setting.knobs, name), has)]
     for name, value in turns:
         turned = setting.knobs.model_copy(update={name: value})

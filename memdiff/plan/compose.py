@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from memdiff.counted import CATEGORIES, Category
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.states import FULL, States
+from memdiff.objectives.workload import Workload
 from memdiff.plan.graphs import TRANSIENT, Graphs
 from memdiff.plan.job import Job
 from memdiff.plan.measure import Sizes
@@ -52,9 +53,10 @@ class Outlook:
 
 def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outlook:
     """A whole round at this setting."""
-    sizes, rows, kept = graphs.sizes, job.rows(knobs), min(knobs.kept_steps, job.most_kept())
-    stored = job.stored_states(rows) if job.replays(knobs) else 0
-    trajectory = stored * sizes.state_elements * job.state_bytes
+    sizes, rows, work = graphs.sizes, job.rows(knobs), job.workload(knobs)
+    kept = min(knobs.kept_steps, work.most_kept)
+    stored = work.states * (rows if work.by_micro_batch else job.images)
+    trajectory = (stored if work.replays else 0) * sizes.state_elements * job.state_bytes
     always: dict[Category, int] = {
         "weights": sizes.unet,
         "gradients": 0 if knobs.accumulators == "host" else states.accumulators,
@@ -71,52 +73,51 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
     else:
         phases["encode"]["weights"] += graphs.transient["encode"]["weights"].at(0)
         phases["encode"]["trajectory"] = 0
-    _rollout(phases["rollout"], job, knobs, graphs, kept)
-    _reward(phases["reward"], job, knobs, graphs, kept)
-    if job.replays(knobs):
-        _train(phases["train"], graphs, rows, kept, built=job.direct)
+    _rollout(phases["rollout"], job, work, knobs, graphs, kept)
+    _reward(phases["reward"], job, work, knobs, graphs, kept)
+    if work.replays:
+        _train(phases["train"], graphs, rows, kept, built=work.by_micro_batch)
     if knobs.idle_unet == "host":
         # It leaves inside the phase: what was there before is part of its peak.
         before: dict[Category, int] = {**always, "activations": kept * graphs.kept.at(rows)}
         phases["reward"] = max(phases["reward"], before, key=lambda parts: sum(parts.values()))
-    if knobs.one_pass:
+    if work.in_one_pass:
         if knobs.accumulators != "host":
             for phase in ("rollout", "reward", "train"):
-                phases[phase]["gradients"] += job.eligibilities(knobs) * states.accumulators
+                phases[phase]["gradients"] += job.waiting(knobs) * states.accumulators
         phases["train"]["gradients"] += sizes.largest_elements * FULL  # an image's, multiplied, one by one
     phases["apply"]["engine buckets"] += states.engine_buckets
     if knobs.accumulators == "host":  # they come one by one
         phases["apply"]["gradients"] += sizes.largest_elements * FULL
     if job.evaluated and graphs.evaluation:
-        phases["evaluate"] = _evaluate(always, job, knobs, graphs, states)
+        phases["evaluate"] = _evaluate(always, job, work, knobs, graphs, states)
     else:
         del phases["evaluate"]
-    flops, ideal = _flops(job, knobs, graphs, kept)
+    flops, ideal = _flops(job, work, knobs, graphs)
     return Outlook(
         phases=phases,
         flops=flops,
         flops_ideal=ideal,
-        moved_bytes=_moved(job, knobs, sizes, states, trajectory),
+        moved_bytes=_moved(job, work, knobs, sizes, states, trajectory),
         host_bytes=_on_host(job, knobs, sizes, states, trajectory),
         modules=graphs.modules,
     )
 
 
-def _flops(job: Job, knobs: Knobs, graphs: Graphs, kept: int) -> tuple[float, float]:
+def _flops(job: Job, work: Workload, knobs: Knobs, graphs: Graphs) -> tuple[float, float]:
     """(of a round, of one with nothing recomputed)."""
     rows = job.rows(knobs)
-    pulled, again = job.pulled(kept)
     # In one pass the steps that are pulled are not rolled besides, in the first of the updates.
-    batch = rows if job.direct or knobs.one_pass else knobs.rollout_batch
-    rolled = job.rolled - (job.weighted_steps if knobs.one_pass else 0)
+    batch = rows if work.by_micro_batch or work.in_one_pass else knobs.rollout_batch
+    rolled = work.rolled - (work.gradient_steps if work.in_one_pass else 0)
     flops = job.images * (
         _filled(job.images, batch) * rolled * graphs.forward
-        + _filled(job.images * (1 if job.direct or knobs.one_pass else job.weighted_steps), rows)
-        * (pulled * (graphs.pull + graphs.again) + again * graphs.forward)
-        + graphs.scoring * (1 + job.baseline_steps)
+        + _filled(job.images * work.pairs, rows)
+        * (work.pulled * (graphs.pull + graphs.again) + work.again * graphs.forward)
+        + graphs.scoring * work.scorings
     )
-    scoring = (graphs.scoring - graphs.scoring_again) * (1 + job.baseline_steps)
-    ideal = job.images * (job.rolled * graphs.forward + pulled * graphs.pull + scoring)
+    scoring = (graphs.scoring - graphs.scoring_again) * work.scorings
+    ideal = job.images * (work.rolled * graphs.forward + work.pulled * graphs.pull + scoring)
     return flops, ideal
 
 
@@ -127,11 +128,11 @@ def _filled(count: int, batch: int) -> float:
     return batches * size / count if count else 1.0
 
 
-def _rollout(phase: dict[Category, int], job: Job, knobs: Knobs, graphs: Graphs, kept: int) -> None:
-    if knobs.one_pass:
+def _rollout(phase: dict[Category, int], job: Job, work: Workload, knobs: Knobs, graphs: Graphs, kept: int) -> None:
+    if work.in_one_pass:
         _train(phase, graphs, job.rows(knobs), 0, built=False)
         return
-    rows = min(knobs.rollout_batch, job.images) if not job.direct else knobs.micro_batch
+    rows = knobs.micro_batch if work.by_micro_batch else min(knobs.rollout_batch, job.images)
     if not kept:
         phase["activations"] += graphs.transient["rollout without a graph"]["activations"].at(rows)
         return
@@ -139,16 +140,16 @@ def _rollout(phase: dict[Category, int], job: Job, knobs: Knobs, graphs: Graphs,
     phase["activations"] += graphs.transient["rollout"]["activations"].at(rows) + (kept - 1) * graphs.kept.at(rows)
 
 
-def _reward(phase: dict[Category, int], job: Job, knobs: Knobs, graphs: Graphs, kept: int) -> None:
-    rows = knobs.micro_batch if job.direct else job.images
+def _reward(phase: dict[Category, int], job: Job, work: Workload, knobs: Knobs, graphs: Graphs, kept: int) -> None:
+    rows = knobs.micro_batch if work.by_micro_batch else job.images
     transient = graphs.transient["reward"]
-    alone = job.direct and len(transient["decoder"].points) == 1  # proportional to what is decoded at once
+    alone = work.by_micro_batch and len(transient["decoder"].points) == 1  # proportional to what is decoded at once
     decoded = min(rows, knobs.decode_batch) if alone else rows
     phase["decoder"] = graphs.sizes.decoder + transient["decoder"].at(decoded)
     phase["activations"] += transient["activations"].at(rows)
-    if job.direct:
+    if work.by_micro_batch:
         phase["activations"] += (kept - 1) * graphs.kept.at(rows)
-    if job.baseline_steps:  # the UNet is asked between the scorings
+    if work.scorings > 1:  # the UNet is asked between the scorings
         asked = graphs.transient["rollout without a graph"]["activations"].at(min(knobs.rollout_batch, job.images))
         phase["activations"] = max(phase["activations"], asked)
     if knobs.rewards != "cpu":
@@ -159,12 +160,12 @@ def _reward(phase: dict[Category, int], job: Job, knobs: Knobs, graphs: Graphs, 
 
 
 def _evaluate(
-    always: Mapping[Category, int], job: Job, knobs: Knobs, graphs: Graphs, states: States
+    always: Mapping[Category, int], job: Job, work: Workload, knobs: Knobs, graphs: Graphs, states: States
 ) -> dict[Category, int]:
     """The fullest of its three moments: the average takes its place, the chain runs, the images are scored."""
     sizes, images = graphs.sizes, job.evaluated
     # REINFORCE's trajectory is there until the next round; the direct methods' went with their micro-batch.
-    here: dict[Category, int] = {**always, "trajectory": 0 if job.direct else always["trajectory"]}
+    here: dict[Category, int] = {**always, "trajectory": 0 if work.by_micro_batch else always["trajectory"]}
     here["weights"] += states.set_aside
     exchange: dict[Category, int] = {**here, "weights": here["weights"] + states.exchanging}
     chain, score = dict(here), dict(here)
@@ -190,28 +191,23 @@ def _train(phase: dict[Category, int], graphs: Graphs, rows: int, kept: int, *, 
     phase["activations"] += max(0, kept - 1) * graphs.kept.at(rows)
 
 
-def _moved(job: Job, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> float:
+def _moved(job: Job, work: Workload, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> float:
     """Bytes over PCIe in a round, both ways."""
-    visits = -(-job.images // knobs.micro_batch) if job.direct else 1  # times that images are decoded and scored
-    pieces = -(-job.images // job.rows(knobs)) * (len_pulled(job) if job.direct else job.weighted_steps)
+    visits = -(-job.images // knobs.micro_batch) if work.by_micro_batch else 1  # of images to decoder and rewards
+    pieces = -(-job.images // job.rows(knobs)) * work.gradient_steps
     moved = 0.0
     moved += 2 * visits * sizes.rewards if knobs.rewards == "idle_off" else 0
     moved += visits * (sizes.unet - sizes.unet_trained) if knobs.idle_unet == "host" else 0  # frozen: one way
     moved += visits * sizes.decoder if knobs.idle_decoder == "host" else 0
-    moved += 2 * trajectory * (visits if job.direct else 1) if knobs.trajectory == "host" else 0
+    moved += 2 * trajectory * visits if knobs.trajectory == "host" else 0
     moved += pieces * states.accumulators if knobs.accumulators == "host" else 0
     return moved + (3 * states.accumulators if states.offloaded else 0)
-
-
-def len_pulled(job: Job) -> int:
-    """Pieces of one micro-batch's way back."""
-    return max(1, round(job.pulled(0)[0]))
 
 
 def _on_host(job: Job, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> int:
     found = sizes.encoders
     found += states.optimizer if states.offloaded else 0
-    found += (1 + job.eligibilities(knobs)) * states.accumulators if knobs.accumulators == "host" else 0
+    found += (1 + job.waiting(knobs)) * states.accumulators if knobs.accumulators == "host" else 0
     found += trajectory if knobs.trajectory == "host" else 0
     found += sizes.rewards + sizes.held_out if knobs.rewards != "gpu" else 0
     found += sizes.elements * FULL if states.set_aside else 0  # the average, gathered for an evaluation

@@ -50,7 +50,7 @@ class Graphs:
     scoring_again: float
 
     @classmethod
-    def of(cls, measured: Sequence[Measured], *, direct: bool) -> "Graphs":
+    def of(cls, measured: Sequence[Measured]) -> "Graphs":
         """`measured` differ in their images only."""
         first = measured[0]
         sizes = first.sizes
@@ -70,11 +70,11 @@ class Graphs:
         transient["rollout without a graph"] = {
             "activations": Curve(tuple((m.images, m.without_graph_bytes) for m in measured))
         }
-        images, pulled = first.images, first.differentiated
-        forward = first.flops["rollout"] / images / first.rolled
+        images, work = first.images, first.work
+        forward = first.flops["rollout"] / images / work.rolled
         trained, again = first.flops["train"] / images, first.recomputed_flops.get("train", 0) / images
-        # One step of a direct method was kept, the others ran forward again; REINFORCE's forward there is its only one.
-        forwards = max(0, pulled - first.kept) * forward if direct else 0.0
+        # Of the steps whose forward is made again it is part of that phase, beside a policy gradient's only one.
+        forwards = work.again * forward
         return cls(
             sizes=first.sizes,
             transient=transient,
@@ -82,8 +82,8 @@ class Graphs:
             kept=Curve(tuple((m.images, m.kept_bytes) for m in measured)),
             modules={phase: peak.module for phase, peak in first.peaks.items()},
             forward=forward,
-            pull=(trained - again - forwards) / pulled,
-            again=again / pulled,
+            pull=(trained - again - forwards) / work.pulled,
+            again=again / work.pulled,
             scoring=first.flops.get("reward", 0) / images,
             scoring_again=first.recomputed_flops.get("reward", 0) / images,
         )

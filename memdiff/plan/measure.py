@@ -6,14 +6,13 @@ don't depend on the number of steps but by the stored states and the kept graphs
 Shapes: B images of the round.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from memdiff.chain.schedule import weighted_steps
 from memdiff.config import Recipe
 from memdiff.counted import Category, counted_as
 from memdiff.memory.knobs import TABLE, Knobs
@@ -23,8 +22,8 @@ from memdiff.models.load import skeleton_policy
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import Policy
 from memdiff.objectives.build import build_objective
-from memdiff.objectives.config import AlignPropConfig, DraftConfig, MethodConfig, ReflConfig, ReinforceConfig
 from memdiff.objectives.experience import Batch, Clock, Round
+from memdiff.objectives.workload import Workload
 from memdiff.pieces import Gradients, Pieces, Pull
 from memdiff.placement import HOST
 from memdiff.plan.fake import GPU, BlankNoise, fake_gpu
@@ -59,9 +58,7 @@ class Measured:
 
     images: int
     steps: int
-    rolled: int  # steps that each image took forward before it was scored
-    differentiated: int  # steps that each image was pulled back through
-    kept: int  # of them, whose graph was kept from the rollout
+    work: Workload
     peaks: Mapping[str, Peak]
     flops: Mapping[str, int]
     recomputed_flops: Mapping[str, int]  # of them, what checkpoints ran again
@@ -101,8 +98,7 @@ def measure(
             pieces = _Watched(gradients, ledger)
             judged = WeightedReward([*reward.parts, *held_out.parts], device=reward.device)
             rest(policy, judged, knobs)
-            method = cut(recipe.method, steps) if cut_method else recipe.method
-            samples = (method.noise_samples or 1) if isinstance(method, DraftConfig) else 1
+            method = recipe.method.shortened(steps) if cut_method else recipe.method
             # One rank of several differs from one alone in what it has to do, not in how.
             objective = build_objective(method, reward, pieces, Ranks(0, 1, GPU), knobs)
             with ledger.phase("encode"), counted_as("weights"):
@@ -116,9 +112,7 @@ def measure(
         return Measured(
             images=images,
             steps=steps,
-            rolled=steps + (samples if samples > 1 else 0),
-            differentiated=samples * len(steps_pulled(method, policy)),
-            kept=min(samples * knobs.kept_steps, samples * len(steps_pulled(method, policy))),
+            work=method.workload(recipe.sampler.model_copy(update={"steps": steps}), None, knobs),
             peaks=ledger.peaks,
             flops=ledger.flops,
             recomputed_flops=ledger.recomputed_flops,
@@ -157,29 +151,6 @@ def make_policy(recipe: Recipe, knobs: Knobs, precision: str, steps: int) -> Pol
     adapter = recipe.adapter.model_copy(update={"steps": None}) if recipe.adapter else None
     options = replace(model_options(recipe, knobs, precision=precision), adapter=adapter)
     return skeleton_policy(recipe.model, recipe.sampler.model_copy(update={"steps": steps}), options, device=GPU)
-
-
-def cut(method: MethodConfig, steps: int) -> MethodConfig:
-    """The method on a chain of `steps`, every step of which takes part if more than one of the real chain's does."""
-    match method:
-        case ReinforceConfig():
-            given = not isinstance(method.step_weights, str)
-            weights = {"step_weights": "uniform"} if given else {}
-            return method.model_copy(update={"inner_updates": 1, "baseline": "none", **weights})
-        case DraftConfig():
-            return method.model_copy(update={"last_steps": 1 if method.last_steps == 1 else "all"})
-        case AlignPropConfig():
-            last = 1 if method.last_steps == 1 else "all"
-            return method.model_copy(update={"truncation": "fixed", "one_draw_per_batch": False, "last_steps": last})
-        case ReflConfig():
-            return method.model_copy(update={"first_step": steps - 1, "last_step": steps - 1})
-
-
-def steps_pulled(method: MethodConfig, policy: Policy) -> Sequence[int]:
-    """Steps of the chain through which a gradient goes."""
-    if isinstance(method, ReinforceConfig):
-        return weighted_steps(policy.schedule, method.step_weights)
-    return [0] if isinstance(method, ReflConfig) else method.differentiated(policy.schedule.steps)
 
 
 def enter(ledger: Ledger, policy: Policy, reward: WeightedReward, held_out: WeightedReward) -> Sizes:
@@ -256,8 +227,8 @@ def _bytes(network: torch.nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(network))
 
 
-def resident(knobs: Knobs, *, images: int, direct: bool) -> Knobs:
-    """One piece of `images` images with everything on the GPU all the time; a direct method keeps one step's graph."""
+def resident(knobs: Knobs, *, images: int, kept_steps: int) -> Knobs:
+    """One piece of `images` images with everything on the GPU all the time."""
     plain = {name: knob.plain for name, knob in TABLE.items() if knob.choices and not knob.measured}
-    pieces = {"micro_batch": images, "rollout_batch": images, "kept_steps": 1 if direct else 0}
+    pieces = {"micro_batch": images, "rollout_batch": images, "kept_steps": kept_steps}
     return knobs.model_copy(update=plain | pieces)

@@ -90,7 +90,7 @@ def make_plan(
     job = job_of(recipe, ranks=ranks, precision=precision)
     rounds = measure_ways(recipe, job, precision, processes=processes)
     while True:
-        graphs = {way: Graphs.of(measured, direct=job.direct) for way, measured in rounds.items()}
+        graphs = {way: Graphs.of(measured) for way, measured in rounds.items()}
         plan = choose(recipe, graphs, budget_bytes=budget_bytes, ranks=ranks, gpu=gpu, precision=precision)
         knobs = plan.chosen()
         measured = rounds[way_of(knobs)]
@@ -169,7 +169,7 @@ def _possible(recipe: Recipe, way: Way) -> bool:
 
 def _round(recipe: Recipe, knobs: Knobs, job: Job, precision: str, images: int, *, evaluated: int = 0) -> Measured:
     """With everything on the GPU."""
-    pieces = resident(knobs, images=images, direct=job.direct)
+    pieces = resident(knobs, images=images, kept_steps=min(1, job.workload(knobs).most_kept))
     return measure(recipe, pieces, precision=precision, images=images, evaluated=evaluated)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from memdiff.memory.gpus import FRAGMENTATION, MATRIX_SHARE, PCIE_BYTES_A_SECOND, WORKSPACE_BYTES
 from memdiff.memory.knobs import TABLE, Knobs, MemoryConfig, Situation, resolved
 from memdiff.memory.states import States
+from memdiff.objectives.workload import Workload
 from memdiff.plan.compose import Outlook, look_ahead
 from memdiff.plan.graphs import Graphs
 from memdiff.plan.job import Job
@@ -59,12 +60,12 @@ def way_of(knobs: Knobs) -> Way:
     return tuple(getattr(knobs, name) for name in MEASURED)
 
 
-def situation(job: Job, sizes: Sizes) -> Situation:
+def situation(work: Workload, sizes: Sizes) -> Situation:
     """What the rows of knobs ask about."""
     return Situation(
-        direct=job.direct,
-        may_take_one_pass=job.may_take_one_pass,
-        most_kept=job.most_kept(),
+        direct=work.by_micro_batch,
+        may_take_one_pass=work.may_take_one_pass,
+        most_kept=work.most_kept,
         frozen=sizes.unet > sizes.unet_trained,
         decoder=sizes.decoder > 0,
         rewards=sizes.rewards > 0,
@@ -84,11 +85,13 @@ def all_settings(
 ) -> Iterator[Setting]:
     """Every setting that the recipe leaves open, with no kept steps where it doesn't say how many."""
     base = resolved(memory)
+    work = job.workload(base)
     for way, graph in graphs.items():
         if any(value not in left_open(memory, name) for name, value in zip(MEASURED, way, strict=True)):
             continue
-        has = situation(job, graph.sizes)
-        for batch, *values in product(batches(job, memory, base), *(left_open(memory, name, has) for name in PLACED)):
+        has = situation(work, graph.sizes)
+        placed = [left_open(memory, name, has) for name in PLACED]
+        for batch, *values in product(batches(job, work, memory, base), *placed):
             chosen = zip(MEASURED + PLACED, (*way, *values), strict=True)
             knobs = base.model_copy(update={**batch, **dict(chosen)})
             if memory.one_pass == "auto" and knobs.one_pass and not _worth_one_pass(job, knobs, graph):
@@ -122,7 +125,8 @@ def keep_more(
     setting: Setting, job: Job, memory: MemoryConfig, graphs: Mapping[Way, Graphs], states_of: StatesOf, budget: int
 ) -> Setting:
     """The same with as many kept steps as fit."""
-    if memory.kept_steps != "auto" or not job.most_kept():
+    most_kept = job.workload(setting.knobs).most_kept
+    if memory.kept_steps != "auto" or not most_kept:
         return setting
     graph, states = graphs[way_of(setting.knobs)], states_of(setting.knobs.offload_optimizer)
 
@@ -130,19 +134,19 @@ def keep_more(
         kept = setting.knobs.model_copy(update={"kept_steps": steps})
         return Setting(kept, look_ahead(job, kept, graph, states))
 
-    low, high = 0, job.most_kept()  # peaks never fall with kept steps: the largest that fits by halving
+    low, high = 0, most_kept  # peaks never fall with kept steps: the largest that fits by halving
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if keeping(middle).peak_bytes <= budget else (low, middle - 1)
     return keeping(low)
 
 
-def batches(job: Job, memory: MemoryConfig, base: Knobs) -> Iterator[dict[str, int]]:
+def batches(job: Job, work: Workload, memory: MemoryConfig, base: Knobs) -> Iterator[dict[str, int]]:
     """Rows of a piece and of the rollout."""
-    largest = job.images if job.direct else job.images * max(1, job.weighted_steps)
+    largest = job.images * (1 if work.by_micro_batch else max(1, work.gradient_steps))
     sizes = list(_sizes(largest)) if memory.micro_batch == "auto" else [base.micro_batch]
     for micro in sizes:
-        rollout = micro if job.direct else 4 * micro
+        rollout = micro if work.by_micro_batch else 4 * micro
         rollout = -(-job.images // -(-job.images // rollout))  # the same batches, less filled up
         yield {
             "micro_batch": micro,
