@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from memdiff.errors import ConfigError
-from memdiff.rewards.classifier import ClassifierReward
+from memdiff.rewards.classifier import ClassifierReward, load_image_classifier
 from memdiff.rewards.config import ClassifierConfig
 from tests.reward_models import Trap, write_classifier
 
@@ -26,7 +26,7 @@ def images(count: int = 3, height: int = 40, width: int = 48) -> torch.Tensor:
 
 def classifier(folder: Path, **settings: Any) -> ClassifierReward:
     part = {"kind": "classifier", "path": str(folder), "label": "male", "mode": "log_probability"} | settings
-    return ClassifierReward(ClassifierConfig.model_validate(part), device=CPU)
+    return load_image_classifier(ClassifierConfig.model_validate(part), CPU)
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])

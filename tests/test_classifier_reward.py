@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
 from memdiff.errors import ConfigError
-from memdiff.rewards.classifier import ClassifierReward, ImageProcessing
+from memdiff.rewards.classifier import ClassifierReward, ImageProcessing, load_image_classifier
 from memdiff.rewards.config import ClassifierConfig
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def write_folder(folder: Path, kind: str, labels: list[str] = LABELS, **changes:
 
 
 def reward_of(folder: Path, label: str = "male", **config: Any) -> ClassifierReward:
-    return ClassifierReward(ClassifierConfig(kind="classifier", path=str(folder), label=label, **config), device=CPU)
+    return load_image_classifier(ClassifierConfig(kind="classifier", path=str(folder), label=label, **config), CPU)
 
 
 def pictures(count: int, height: int, width: int, channels: int = 3) -> torch.Tensor:

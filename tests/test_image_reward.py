@@ -6,6 +6,7 @@ from transformers import BertTokenizer
 
 from memdiff.errors import ConfigError, RewardError
 from memdiff.pieces import Gradients, Pieces
+from memdiff.rewards.families_config import ImageRewardConfig
 from memdiff.rewards.image_reward import (
     ImageReward,
     ImageRewardNet,
@@ -199,8 +200,9 @@ def test_a_folder_of_another_architecture_is_refused_in_one_line(tmp_path):
     """The reduced checkpoint in place of the real one: ConfigError naming file, missing keys and shapes."""
     torch.save(small_checkpoint(), tmp_path / "ImageReward.pt")
     (tmp_path / "vocab.txt").write_text("\n".join(RECORD["vocabulary"]) + "\n", encoding="utf-8")
+    part = ImageRewardConfig(kind="image_reward", path=str(tmp_path))
     with pytest.raises(ConfigError) as caught:
-        load_image_reward(str(tmp_path), cache=tmp_path / "cache")
+        load_image_reward(part, torch.device("cpu"), cache=tmp_path / "cache")
     text = str(caught.value)
     assert (
         "ImageReward.pt" in text and "missing: vision.encoder.layers.2." in text and "should be (1, 197, 1024)" in text

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from memdiff.rewards.families_config import ImageRewardConfig
 from memdiff.rewards.image_reward import LENGTH, ImageReward, load_image_reward, preprocess
 from memdiff.rewards.reward import score
 from tests.image_reward_small import ORACLES, RECORD, SEED, TOLERANCE, fill, relative
@@ -38,7 +39,8 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def full(checkpoint) -> ImageReward:
-    reward = load_image_reward(str(checkpoint), checkpointing=True, cache=checkpoint / "cache")
+    part = ImageRewardConfig(kind="image_reward", path=str(checkpoint), checkpointing=True)
+    reward = load_image_reward(part, torch.device("cpu"), cache=checkpoint / "cache")
     (checkpoint / "ImageReward.pt").unlink()
     return reward
 

@@ -22,7 +22,7 @@ from memdiff.models.config import AdapterConfig, SamplerConfig
 from memdiff.models.load import load_policy, model_of
 from memdiff.models.options import ModelOptions
 from memdiff.models.policy import Policy
-from memdiff.rewards.classifier import ClassifierReward
+from memdiff.rewards.classifier import load_image_classifier
 from memdiff.rewards.clip import load_clip
 from memdiff.rewards.config import ClassifierConfig
 from memdiff.rewards.families_config import ClipSimilarityConfig
@@ -286,10 +286,10 @@ def test_reward_networks_are_held_to_the_same(tmp_path: Path) -> None:
     name = "classifier.bias"
     write({key: tensor for key, tensor in tensors.items() if key != name}, file)
     with pytest.raises(ConfigError, match=f"reward classifier .* 1 missing: {name};"):
-        ClassifierReward(part, device=CPU)
+        load_image_classifier(part, CPU)
     write(tensors | {name: torch.cat([tensors[name]] * 2)}, file)
     with pytest.raises(ConfigError, match=f"reward classifier .* 1 of another shape or kind: {name}"):
-        ClassifierReward(part, device=CPU)
+        load_image_classifier(part, CPU)
     clip: CLIPModel = write_clip(tmp_path / "clip", tiny_clip_config())
     file = tmp_path / "clip" / "model.safetensors"
     similarity = ClipSimilarityConfig.model_validate({"kind": "clip_similarity", "path": str(tmp_path / "clip")})

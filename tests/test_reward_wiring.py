@@ -155,6 +155,23 @@ def test_moving_takes_every_tensor_along(kind: str, tmp_path: Path, monkeypatch:
     assert left == [] and (reward.networks or kind in ("python", "jpeg"))
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hpsv2"])  # its one file is taken to be CLIP-H
+def test_a_skeleton_is_the_network_without_its_weights(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same class, names, shapes, precision; frozen, in evaluation mode; a gradient where the loaded one has one."""
+    part, _ = made(kind, tmp_path, monkeypatch)
+    loaded, skeleton = (build_weighted([part], device=CPU, skeleton=skeleton).parts[0] for skeleton in (False, True))
+    for network, bare in zip(loaded.reward.networks, skeleton.reward.networks, strict=True):
+        wanted, found = ({n: (t.shape, t.dtype) for n, t in net.state_dict().items()} for net in (network, bare))
+        assert found == wanted and type(bare) is type(network) and not bare.training
+        assert not any(parameter.requires_grad for parameter in bare.parameters())
+    assert type(skeleton.reward) is type(loaded.reward) and (skeleton.features is None) is (loaded.features is None)
+    batch_BCHW = images().requires_grad_(skeleton.reward.differentiable)
+    scores_B = score(skeleton.reward, batch_BCHW, [""] * 3, chunk=3, name=kind)
+    assert scores_B.requires_grad is skeleton.reward.differentiable is loaded.reward.differentiable
+
+
 class Moving(torch.nn.Module):
     """Notes in a diary where it is taken, and as a reward when it scores."""
 

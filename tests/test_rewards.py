@@ -20,8 +20,8 @@ from memdiff.recipe_file import check_recipe
 from memdiff.rewards.build import build_weighted
 from memdiff.rewards.confidence import confidence_score, has_gradient
 from memdiff.rewards.config import Confidence, DigitsConfig, PythonConfig
-from memdiff.rewards.digits import DigitsReward
-from memdiff.rewards.python_function import PythonReward
+from memdiff.rewards.digits import load_digits
+from memdiff.rewards.python_function import PythonReward, load_python
 from memdiff.rewards.reward import score
 from memdiff.rewards.weighted import WeightedPart, WeightedReward, refuse_non_finite, towards_share
 
@@ -68,18 +68,18 @@ def test_digits_score_is_the_softmax_sum(classifier: Any, scans: torch.Tensor):
     for digits in ((5, 6, 7, 8, 9), (0,), (3, 1)):
         truth = softmax_BK[:, list(digits)].sum(dim=1)
         config = DigitsConfig(kind="digits", digits=digits, classifier=classifier, mode="probability")
-        found = DigitsReward(config, device=CPU)(scans, [""] * 24)
+        found = load_digits(config, CPU)(scans, [""] * 24)
         torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6)
-        found = DigitsReward(config.model_copy(update={"mode": "log_probability"}), device=CPU)(scans, [""] * 24)
+        found = load_digits(config.model_copy(update={"mode": "log_probability"}), CPU)(scans, [""] * 24)
         torch.testing.assert_close(found, truth.log(), rtol=1e-5, atol=1e-5)
     everything = DigitsConfig(kind="digits", digits=tuple(range(10)), mode="probability")
-    torch.testing.assert_close(DigitsReward(everything, device=CPU)(scans, [""] * 24), torch.ones(24))
+    torch.testing.assert_close(load_digits(everything, CPU)(scans, [""] * 24), torch.ones(24))
 
 
 def test_digits_reward_knows_digits(scans: torch.Tensor):
     """Real held-out digits of 5-9 get a 1, real ones of 0-4 a 0, with few exceptions."""
     labels = real_digits("held_out")[1][:24]
-    found = DigitsReward(DigitsConfig(kind="digits"), device=CPU)(scans, [""] * 24)
+    found = load_digits(DigitsConfig(kind="digits"), CPU)(scans, [""] * 24)
     assert ((found == 1) == (labels >= 5)).float().mean() > 0.9 and set(found.tolist()) == {0.0, 1.0}
 
 
@@ -88,7 +88,7 @@ def test_gradients_flow_where_they_are_promised(mode: Any, scans: torch.Tensor):
     """`differentiable` says whether there is a gradient at the images; autograd's directional derivative is the real
     one. A yes or a no has none. The classifier's own weights never get any."""
     share = 0.5 if mode == "share" else None
-    reward = DigitsReward(DigitsConfig(kind="digits", mode=mode, target_share=share), device=CPU)
+    reward = load_digits(DigitsConfig(kind="digits", mode=mode, target_share=share), CPU)
     images = scans[:4].clone().requires_grad_()
     scores = reward(images, [""] * 4)
     assert (
@@ -113,7 +113,7 @@ def python_reward(
     """A reward whose file holds `head` and a `score` with this body."""
     file = folder / "mine.py"
     file.write_text(f"{head}\n\ndef score(images, prompts):\n    {body}\n")
-    return PythonReward(PythonConfig(kind="python", file=str(file), **config))
+    return load_python(PythonConfig(kind="python", file=str(file), **config))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_function_that_is_not_there(tmp_path: Path):
         python_reward(tmp_path, "return [1]", function="other")
     (tmp_path / "mine.txt").write_text("")
     with pytest.raises(ConfigError, match=r"mine\.txt is not a Python file"):
-        PythonReward(PythonConfig(kind="python", file=str(tmp_path / "mine.txt")))
+        load_python(PythonConfig(kind="python", file=str(tmp_path / "mine.txt")))
 
 
 def test_a_users_file_may_hold_dataclasses(tmp_path: Path):
@@ -214,7 +214,7 @@ def test_a_function_that_writes_changes_nothing_else(write: str, chunk: int, tmp
     """The parts after it score what they score alone, and images that are measured and shown later stay as they are."""
     images, before = scans[:5].clone(), scans[:5]
     writer = python_reward(tmp_path, f"kept.append(images); {write}; return [0.0] * len(images)", head="kept = []")
-    digits = WeightedPart("digits", DigitsReward(DigitsConfig(kind="digits", mode="probability"), device=CPU))
+    digits = WeightedPart("digits", load_digits(DigitsConfig(kind="digits", mode="probability"), CPU))
     alone = WeightedReward([digits], device=CPU).raw(images, ["a"] * 5)
     prompts = ["a"] * 5
     found = WeightedReward([WeightedPart("writer", writer, chunk=chunk), digits], device=CPU).raw(images, prompts)
@@ -311,7 +311,7 @@ def test_chunks_do_not_matter(chunk: int):
 @pytest.mark.parametrize("chunk", [1, 2, 8])
 def test_chunks_do_not_matter_to_a_network(chunk: int, scans: torch.Tensor):
     """Nor to the digit classifier, whose kernels differ by batch size: 1e-6 in probability."""
-    reward = DigitsReward(DigitsConfig(kind="digits", mode="probability"), device=CPU)
+    reward = load_digits(DigitsConfig(kind="digits", mode="probability"), CPU)
     whole = score(reward, scans[:7], [""] * 7, chunk=7, name="digits")
     found = score(reward, scans[:7], [""] * 7, chunk=chunk, name="digits")
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)

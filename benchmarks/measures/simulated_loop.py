@@ -18,8 +18,8 @@ from memdiff.memory.ledger import Ledger
 from memdiff.models.architectures import STABLE_DIFFUSION_1
 from memdiff.models.latent_files import skeleton_parts
 from memdiff.plan.fake import GPU, fake_gpu
+from memdiff.rewards.build import build_weighted
 from memdiff.rewards.families_config import AestheticConfig
-from memdiff.rewards.untrained import untrained_weighted
 
 SHORT = (2, 4)  # steps
 TOKENS, CHANNELS = 77, 768  # of the prompt's embedding
@@ -50,7 +50,7 @@ def _short(steps: int, settings: Mapping[str, Any]) -> dict[str, Any]:
         text_BLD = torch.empty(2 * settings["batch"], TOKENS, CHANNELS, dtype=torch.float16).to(GPU)
         optimizer = torch.optim.AdamW(trainable, lr=1e-5, foreach=False)
         bare = Bare(parts.unet, parts.vae, scheduler, text_BLD, optimizer, settings["batch"], settings["guidance"])
-        weighted = untrained_weighted([AestheticConfig(kind="aesthetic")], device=GPU)
+        weighted = build_weighted([AestheticConfig(kind="aesthetic")], device=GPU, skeleton=True)
         ledger = Ledger(device=GPU)
         ledger.enter((*parts.unet.parameters(), *parts.unet.buffers()), "weights")
         ledger.enter((*parts.vae.parameters(), *parts.vae.buffers()), "decoder")

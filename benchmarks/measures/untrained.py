@@ -25,7 +25,7 @@ from memdiff.placement import HOST
 from memdiff.plan.plan import make_plan
 from memdiff.ranks import Ranks, ranks_of_this_process
 from memdiff.recipe_model import model_options
-from memdiff.rewards.untrained import untrained_weighted
+from memdiff.rewards.build import build_weighted
 from memdiff.rewards.weighted import WeightedReward
 
 LARGEST_TRIED = 256
@@ -66,7 +66,8 @@ def random_parts(recipe: Recipe, ranks: Ranks) -> Parts:
     policy = skeleton_policy(recipe.model, recipe.sampler, options, device=ranks.device)
     knobs = knobs_for(recipe.memory, policy, images=len(ranks.block(recipe.run.images_per_round)))
     device = HOST if knobs.rewards == "cpu" else ranks.device
-    reward, held_out = untrained_weighted(recipe.reward, device=device), WeightedReward((), device=device)
+    reward = build_weighted(recipe.reward, device=device, skeleton=True)
+    held_out = WeightedReward((), device=device)
     return connect(recipe, ranks, policy, reward, held_out, knobs, None, precision)
 
 

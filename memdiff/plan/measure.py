@@ -29,8 +29,8 @@ from memdiff.placement import HOST
 from memdiff.plan.fake import GPU, BlankNoise, fake_gpu
 from memdiff.ranks import Ranks
 from memdiff.recipe_model import model_options
+from memdiff.rewards.build import build_weighted
 from memdiff.rewards.guards import diversity
-from memdiff.rewards.untrained import untrained_weighted
 from memdiff.rewards.weighted import WeightedReward
 
 STEPS = 2
@@ -89,8 +89,8 @@ def measure(
     with fake_gpu():
         policy = make_policy(recipe, knobs, precision, steps)
         scoring = HOST if knobs.rewards == "cpu" else GPU
-        reward = untrained_weighted(recipe.reward, device=scoring)
-        held_out = untrained_weighted(recipe.evaluate.rewards, device=scoring)
+        reward = build_weighted(recipe.reward, device=scoring, skeleton=True)
+        held_out = build_weighted(recipe.evaluate.rewards, device=scoring, skeleton=True)
         ledger = Ledger(device=GPU, networks=_named(policy, reward) if paths else None)
         sizes = enter(ledger, policy, reward, held_out)
         with ledger:

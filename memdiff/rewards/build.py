@@ -5,7 +5,6 @@ from typing import assert_never
 
 import torch
 
-from memdiff.placement import place
 from memdiff.rewards.confidence import is_yes_or_no
 from memdiff.rewards.config import AnyPart, ClassifierConfig, Confidence, DigitsConfig, PythonConfig, part_name
 from memdiff.rewards.families_config import (
@@ -26,70 +25,57 @@ def build_reward(part: AnyPart, *, device: torch.device) -> Reward:
 
     The text networks of the CLIP family stay on the host in fp32: they run once a prompt, not once an image.
     """
-    return _with_features(part, device)[0]
+    return _build(part, device, skeleton=False)[0]
 
 
-def build_weighted(parts: Sequence[AnyPart], *, device: torch.device) -> WeightedReward:
-    """The sum that a recipe's list describes."""
-    return WeightedReward([_weighted(part, device) for part in parts], device=device)
+def build_weighted(parts: Sequence[AnyPart], *, device: torch.device, skeleton: bool = False) -> WeightedReward:
+    """The sum that a recipe's list describes.
+
+    `skeleton`: the same networks without their weights, for plans: no weights are looked for, and scores mean nothing.
+    The architectures of public models are written down; others' are read from the folder's or the hub's config.
+    """
+    return WeightedReward([_weighted(part, *_build(part, device, skeleton=skeleton)) for part in parts], device=device)
 
 
-def _with_features(part: AnyPart, device: torch.device) -> tuple[Reward, Features | None]:
+def _build(part: AnyPart, device: torch.device, *, skeleton: bool) -> tuple[Reward, Features | None]:
     """The reward, and the embedding of images that it computes on its way, where it has one."""
     match part:
         case ClassifierConfig():
-            from memdiff.rewards.classifier import ClassifierReward
+            from memdiff.rewards.classifier import load_image_classifier, skeleton_image_classifier
 
-            classifier = ClassifierReward(part, device=device)
+            classifier = (skeleton_image_classifier if skeleton else load_image_classifier)(part, device)
             return classifier, classifier.features
         case DigitsConfig():
-            from memdiff.rewards.digits import DigitsReward
+            from memdiff.rewards.digits import load_digits, skeleton_digits
 
-            digits = DigitsReward(part, device=device)
+            digits = (skeleton_digits if skeleton else load_digits)(part, device)
             return digits, digits.features
         case PythonConfig():
-            from memdiff.rewards.python_function import PythonReward
+            from memdiff.rewards.python_function import load_python, skeleton_python
 
-            return PythonReward(part), None
+            return (skeleton_python if skeleton else load_python)(part), None
         case ImageRewardConfig():
-            return _image_reward(part, device), None
-        case AestheticConfig() | PickScoreConfig() | HpsConfig() | ClipSimilarityConfig():
-            from memdiff.rewards.clip import load_clip
+            from memdiff.rewards.image_reward import load_image_reward, skeleton_image_reward
 
-            clip = load_clip(part, device)
+            return (skeleton_image_reward if skeleton else load_image_reward)(part, device), None
+        case AestheticConfig() | PickScoreConfig() | HpsConfig() | ClipSimilarityConfig():
+            from memdiff.rewards.clip import load_clip, skeleton_clip
+
+            clip = (skeleton_clip if skeleton else load_clip)(part, device)
             return clip, clip.tower
         case DetectionConfig():
-            from memdiff.rewards.detection import load_detection
+            from memdiff.rewards.detection import load_detection, skeleton_detection
 
-            return load_detection(part, device), None
+            return (skeleton_detection if skeleton else load_detection)(part, device), None
         case JpegConfig():
-            from memdiff.rewards.jpeg import load_jpeg
+            from memdiff.rewards.jpeg import load_jpeg, skeleton_jpeg
 
-            return load_jpeg(part), None
+            return (skeleton_jpeg if skeleton else load_jpeg)(part), None
         case _:
             assert_never(part)
 
 
-def _image_reward(part: ImageRewardConfig, device: torch.device) -> Reward:
-    from memdiff.rewards.image_reward import load_image_reward
-    from memdiff.rewards.pretrained import network_dtype
-
-    reward = load_image_reward(
-        part.path,
-        revision=part.revision,
-        prompt=part.prompt,
-        dtype=network_dtype(part.precision, device),
-        checkpointing=part.checkpointing,
-    )
-    place(reward.net, device)
-    return reward
-
-
-def _weighted(part: AnyPart, device: torch.device) -> WeightedPart:
-    return weighted_part(part, *_with_features(part, device))
-
-
-def weighted_part(part: AnyPart, reward: Reward, features: Features | None) -> WeightedPart:
+def _weighted(part: AnyPart, reward: Reward, features: Features | None) -> WeightedPart:
     """A part of the sum, with what its section says of it."""
     yes_or_no = isinstance(part, Confidence) and is_yes_or_no(part)
     return WeightedPart(

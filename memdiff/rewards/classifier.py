@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification, ResNetConfig, ViTConfig
 from transformers.image_processing_base import ImageProcessingMixin
 
 from memdiff.errors import ConfigError
@@ -21,6 +21,10 @@ from memdiff.rewards.preprocess import Interpolation, normalise, resize, to_rgb
 from memdiff.rewards.pretrained import freeze, network_dtype, run_network
 
 PIL_INTERPOLATION: Mapping[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
+ARCHITECTURES: Mapping[str, Any] = {  # of skeletons, which read no file for these
+    "rizvandwiki/gender-classification": ViTConfig,  # ViT-B/16 at 224, the library's default
+    "microsoft/resnet-50": ResNetConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -81,15 +85,14 @@ class ImageProcessing:
 class ClassifierReward:
     """Scores the probability of one label. Fulfils memdiff.rewards.reward.Reward."""
 
-    def __init__(self, config: ClassifierConfig, *, device: torch.device) -> None:
-        self.config = config
-        self.differentiable = has_gradient(config)
-        network, processing = _load(config)
-        self._label = _label_index(network.config.label2id, config)
-        self._processing = ImageProcessing.from_json(processing, config.path)
+    def __init__(
+        self, config: ClassifierConfig, network: Any, processing: ImageProcessing, label: int, *, device: torch.device
+    ) -> None:
+        """`network` is frozen and moved to `device` in its precision; `label` is the place of the label's logit."""
+        self.config, self.differentiable = config, has_gradient(config)
+        self._network, self._processing, self._label = network, processing, label
         self._dtype = network_dtype(config.precision, device)
         freeze(network, self._dtype, device)
-        self._network = network
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
@@ -111,8 +114,8 @@ class ClassifierReward:
         return run_network(last_hidden, self._processing(images_BCHW), self._dtype)
 
 
-def _load(config: ClassifierConfig) -> tuple[Any, Mapping[str, Any]]:
-    """The network with all its weights, on the host in fp32, and its image processor's JSON."""
+def load_image_classifier(config: ClassifierConfig, device: torch.device) -> ClassifierReward:
+    """From a folder or the hub. Raises ConfigError in one line."""
     try:
         network, report = AutoModelForImageClassification.from_pretrained(
             config.path,
@@ -123,13 +126,32 @@ def _load(config: ClassifierConfig) -> tuple[Any, Mapping[str, Any]]:
         )
         processing, _ = ImageProcessingMixin.get_image_processor_dict(config.path, revision=config.revision)
     except Exception as error:  # a damaged, hostile or foreign file ends in whatever exception its bytes lead to
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ConfigError(
-            f"reward classifier {config.path} can't be loaded ({reason}). Give a folder with config.json, "
+            f"reward classifier {config.path} can't be loaded ({_reason(error)}). Give a folder with config.json, "
             f"preprocessor_config.json and weights, or fetch a hub id first: hf download {config.path}"
         ) from None
     check_report(network, report, name=f"reward classifier {config.path}")
-    return network, processing
+    label = _label_index(network.config.label2id, config)
+    return ClassifierReward(config, network, ImageProcessing.from_json(processing, config.path), label, device=device)
+
+
+def skeleton_image_classifier(config: ClassifierConfig, device: torch.device) -> ClassifierReward:
+    """The same network without its weights; images are resized to its side, and its first label is scored."""
+    written = ARCHITECTURES.get(config.path)
+    try:
+        architecture = written() if written else AutoConfig.from_pretrained(config.path, revision=config.revision)
+    except Exception as error:
+        raise ConfigError(
+            f"reward classifier {config.path} has no config that can be read ({_reason(error)})"
+        ) from None
+    network, side = AutoModelForImageClassification.from_config(architecture), getattr(architecture, "image_size", 224)
+    half = (0.5, 0.5, 0.5)
+    processing = ImageProcessing((side, side), None, None, "bilinear", half, half)
+    return ClassifierReward(config, network, processing, 0, device=device)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _label_index(label2id: Mapping[str, int], config: ClassifierConfig) -> int:

@@ -16,7 +16,13 @@ from typing import Any, Literal
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.functional import normalize, pad
-from transformers import CLIPConfig, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from memdiff.errors import ConfigError, RewardError
 from memdiff.placement import upload
@@ -45,6 +51,20 @@ Head = Callable[[torch.Tensor, Sequence[str]], torch.Tensor]  # (e_BD, prompts) 
 HPS_FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 # Both repositories of weights hold no tokenizer (HPSv2) or were published with this one's (PickScore's model card).
 USUAL_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+CLIP_L_VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+                 "image_size": 224, "patch_size": 14, "projection_dim": 768}  # fmt: skip
+"""openai/clip-vit-large-patch14: 303,966,208 parameters with its projection."""
+CLIP_H_VISION = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
+                 "image_size": 224, "patch_size": 14, "projection_dim": 1024, "hidden_act": "gelu"}  # fmt: skip
+"""laion/CLIP-ViT-H-14 and what is trained from it (PickScore, HPSv2): 632,076,800 parameters with its projection."""
+ARCHITECTURES = {  # of skeletons, which read no file for these
+    "openai/clip-vit-large-patch14": CLIP_L_VISION,
+    "yuvalkirstain/PickScore_v1": CLIP_H_VISION,
+    "xswu/HPSv2": CLIP_H_VISION,
+    "adams-story/HPSv2-hf": CLIP_H_VISION,
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": CLIP_H_VISION,
+}
 
 
 def fit_square(images_BCHW: torch.Tensor, side: int, fit: Fit) -> torch.Tensor:
@@ -156,28 +176,57 @@ def load_clip(part: ClipPart, device: torch.device) -> ClipReward:
     """A reward from a folder or the hub, frozen, on `device`. Raises ConfigError in one line."""
     config, tensors = _read(part)
     vision, text, logit_scale = _split(tensors)
-    dtype = network_dtype(part.precision, device)
-    network = _vision(config, vision, part, dtype, device)
-    tower = ImageTower(network, "pad" if isinstance(part, HpsConfig) else "crop", dtype)
+    with torch.device("meta"):
+        network = CLIPVisionModelWithProjection(_vision_config(config))
+    assign_strictly(network, vision, part.path)
+    fill_positions(network)
     match part:
         case AestheticConfig():
-            head: Head = load_aesthetic_head(part, network.config.projection_dim, device)
+            head: Head = load_aesthetic_head(part, config.projection_dim)
         case PickScoreConfig():
             if logit_scale is None:
                 raise ConfigError(f"{part.path} has no logit_scale, which PickScore multiplies its cosine by")
             head = _prompt_head(part, config, text, float(logit_scale.float().exp()))
         case HpsConfig() | ClipSimilarityConfig():
             head = _prompt_head(part, config, text, 1.0)
-    return ClipReward(tower, head)
+    return _frozen(part, network, head, device)
 
 
-def load_aesthetic_head(part: AestheticConfig, width: int, device: torch.device) -> AestheticHead:
-    """The head from its own file, fp32. Raises ConfigError in one line."""
+def skeleton_clip(part: ClipPart, device: torch.device) -> ClipReward:
+    """The same image network and head without their weights; every prompt's embedding is zeros."""
+    written = ARCHITECTURES.get(part.path)
+    if written is None and isinstance(part, HpsConfig) and part.format == "open_clip":
+        written = CLIP_H_VISION
+    if written is not None:
+        config = CLIPVisionConfig(**written)
+    else:
+        config = _vision_config(read_config(part.path, {"clip": CLIPConfig}, revision=part.revision))
+    network = CLIPVisionModelWithProjection(config)
+    head = AestheticHead(config.projection_dim) if isinstance(part, AestheticConfig) else _any_prompt
+    return _frozen(part, network, head, device)
+
+
+def _any_prompt(e_BD: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    t_BD = torch.zeros(len(prompts), e_BD.shape[1])
+    return (e_BD * upload(t_BD, e_BD.device)).sum(dim=-1)
+
+
+def _frozen(part: ClipPart, network: CLIPVisionModelWithProjection, head: Head, device: torch.device) -> ClipReward:
+    dtype = network_dtype(part.precision, device)
+    freeze(network, dtype, device)
+    if part.checkpointing:
+        checkpoint_layers(network.vision_model.encoder.layers)
+    if isinstance(head, AestheticHead):
+        freeze(head, torch.float32, device)
+    return ClipReward(ImageTower(network, "pad" if isinstance(part, HpsConfig) else "crop", dtype), head)
+
+
+def load_aesthetic_head(part: AestheticConfig, width: int) -> AestheticHead:
+    """The head from its own file, on the host. Raises ConfigError in one line."""
     path = find_weights(part.head, part.head_file, part.head_revision)
     with torch.device("meta"):
         head = AestheticHead(width)
     assign_strictly(head, load_weights(path), str(path))
-    freeze(head, torch.float32, device)
     return head
 
 
@@ -199,19 +248,10 @@ def _split(
     return vision, text, tensors.get("logit_scale")
 
 
-def _vision(
-    config: CLIPConfig, tensors: dict[str, torch.Tensor], part: ClipPart, dtype: torch.dtype, device: torch.device
-) -> CLIPVisionModelWithProjection:
+def _vision_config(config: CLIPConfig) -> CLIPVisionConfig:
     vision_config: Any = config.vision_config
     vision_config.projection_dim = config.projection_dim  # the outer one counts; public configs have 512 inside
-    with torch.device("meta"):
-        network = CLIPVisionModelWithProjection(vision_config)
-    assign_strictly(network, tensors, part.path)
-    fill_positions(network)
-    freeze(network, dtype, device)
-    if part.checkpointing:
-        checkpoint_layers(network.vision_model.encoder.layers)
-    return network
+    return vision_config
 
 
 def _prompt_head(

@@ -10,7 +10,7 @@ Logarithms and not probabilities: their gradient does not vanish where the objec
 Shapes: B images, C channels (1 or 3), H W pixels, S the network's side, P patches, N candidates, D of the embeddings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from transformers import (
     Owlv2ForObjectDetection,
     OwlViTConfig,
     OwlViTForObjectDetection,
-    PreTrainedConfig,
 )
 
 from memdiff.errors import ConfigError
@@ -43,6 +42,12 @@ from memdiff.rewards.weights import load_weights
 from memdiff.state_dicts import assign_strictly
 
 Detector = OwlViTForObjectDetection | Owlv2ForObjectDetection
+
+KINDS: Mapping[str, Any] = {"owlvit": OwlViTConfig, "owlv2": Owlv2Config}
+ARCHITECTURES: Mapping[str, Callable[[], Any]] = {  # of skeletons, which read no file for these
+    "google/owlvit-base-patch32": OwlViTConfig,
+    "google/owlv2-base-patch16-ensemble": lambda: Owlv2Config(vision_config={"image_size": 960, "patch_size": 16}),
+}
 
 CANDIDATES = 32
 SAME_OBJECT = 0.5  # intersection over union from which two boxes show one object
@@ -141,9 +146,36 @@ def intersection_over_union(boxes_BN4: torch.Tensor) -> torch.Tensor:
 
 def load_detection(part: DetectionConfig, device: torch.device) -> DetectionReward:
     """From a folder or the hub, frozen, on `device`. Raises ConfigError in one line."""
-    detector = _read(part)
-    core: Any = detector.owlv2 if isinstance(detector, Owlv2ForObjectDetection) else detector.owlvit
-    query_D = _embed(core, load_tokenizer(part.path, revision=part.revision), part)
+    with torch.device("meta"):
+        detector = _network(read_config(part.path, KINDS, revision=part.revision))
+    tensors = load_weights(find_model(part.path, revision=part.revision))
+    assign_strictly(detector, without_buffers(tensors), part.path)
+    fill_positions(detector)
+    bias_P4 = detector.compute_box_bias(detector.num_patches_height, detector.num_patches_width)
+    detector.register_buffer("box_bias", bias_P4, persistent=False)
+    query_D = _embed(_core(detector), load_tokenizer(part.path, revision=part.revision), part)
+    return _frozen(part, detector, query_D, device)
+
+
+def skeleton_detection(part: DetectionConfig, device: torch.device) -> DetectionReward:
+    """The same network without its weights; the words' embedding is zeros."""
+    written = ARCHITECTURES.get(part.path)
+    config = written() if written else read_config(part.path, KINDS, revision=part.revision)
+    return _frozen(part, _network(config), [0.0] * config.projection_dim, device)
+
+
+def _network(config: Any) -> Any:
+    return (Owlv2ForObjectDetection if isinstance(config, Owlv2Config) else OwlViTForObjectDetection)(config)
+
+
+def _core(detector: Detector) -> Any:
+    return detector.owlv2 if isinstance(detector, Owlv2ForObjectDetection) else detector.owlvit
+
+
+def _frozen(
+    part: DetectionConfig, detector: Detector, query_D: Sequence[float], device: torch.device
+) -> DetectionReward:
+    core = _core(detector)
     # The object never changes: its embedding is all that the text network is for.
     core.text_model, core.text_projection = torch.nn.Identity(), torch.nn.Identity()
     dtype = network_dtype(part.precision, device)
@@ -153,21 +185,6 @@ def load_detection(part: DetectionConfig, device: torch.device) -> DetectionRewa
     if part.checkpointing:
         checkpoint_layers(core.vision_model.encoder.layers)
     return DetectionReward(detector, query_D, part, dtype)
-
-
-def _read(part: DetectionConfig) -> Detector:
-    """The detector with its weights, on the host, as the file has them."""
-    kinds: dict[str, type[PreTrainedConfig]] = {"owlvit": OwlViTConfig, "owlv2": Owlv2Config}
-    config: Any = read_config(part.path, kinds, revision=part.revision)
-    kind: Any = Owlv2ForObjectDetection if isinstance(config, Owlv2Config) else OwlViTForObjectDetection
-    with torch.device("meta"):
-        detector: Any = kind(config)
-    tensors = load_weights(find_model(part.path, revision=part.revision))
-    assign_strictly(detector, without_buffers(tensors), part.path)
-    fill_positions(detector)
-    bias_P4 = detector.compute_box_bias(detector.num_patches_height, detector.num_patches_width)
-    detector.register_buffer("box_bias", bias_P4, persistent=False)
-    return detector
 
 
 def _embed(core: Any, tokenizer: CLIPTokenizer, part: DetectionConfig) -> list[float]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from memdiff.embedded.classifiers import load_classifier
+from memdiff.embedded.classifiers import DigitClassifier, load_classifier, new_classifier
+from memdiff.placement import place
 from memdiff.rewards.confidence import confidence_score, has_gradient
 from memdiff.rewards.config import DigitsConfig
 
@@ -15,10 +16,10 @@ from memdiff.rewards.config import DigitsConfig
 class DigitsReward:
     """Scores the probability of a group of digits, or of its likeliest. Fulfils memdiff.rewards.reward.Reward."""
 
-    def __init__(self, config: DigitsConfig, *, device: torch.device) -> None:
-        self.config = config
-        self.differentiable = has_gradient(config)
-        self._network = load_classifier(config.classifier).to(device)
+    def __init__(self, config: DigitsConfig, network: DigitClassifier, *, device: torch.device) -> None:
+        """`network` is frozen and moved to `device`."""
+        self.config, self.differentiable = config, has_gradient(config)
+        self._network = place(network.eval().requires_grad_(False), device)
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
@@ -35,3 +36,13 @@ class DigitsReward:
     def features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """The classifier's penultimate activations: B D fp32."""
         return self._network.features(images_BCHW)
+
+
+def load_digits(config: DigitsConfig, device: torch.device) -> DigitsReward:
+    """With the shipped weights. Raises ConfigError in one line where their file is damaged."""
+    return DigitsReward(config, load_classifier(config.classifier), device=device)
+
+
+def skeleton_digits(config: DigitsConfig, device: torch.device) -> DigitsReward:
+    """The same network without its weights."""
+    return DigitsReward(config, new_classifier(config.classifier), device=device)

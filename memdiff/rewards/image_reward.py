@@ -9,8 +9,9 @@ D E the widths of vision and text.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -18,8 +19,10 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 
 from memdiff.errors import ConfigError, RewardError
 from memdiff.pieces import call_network
-from memdiff.placement import upload
+from memdiff.placement import place, upload
+from memdiff.rewards.families_config import ImageRewardConfig
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize, to_rgb
+from memdiff.rewards.pretrained import network_dtype
 from memdiff.rewards.weights import find_weights, load_weights
 from memdiff.state_dicts import assign_strictly
 
@@ -149,7 +152,7 @@ class ImageReward:
     def __init__(
         self,
         net: ImageRewardNet,
-        tokenizer: BertTokenizer,
+        tokenizer: Callable[..., Mapping[str, Any]],
         *,
         prompt: str | None = None,
         dtype: torch.dtype = torch.float32,
@@ -210,22 +213,14 @@ def preprocess(images_BCHW: torch.Tensor, side: int) -> torch.Tensor:
     return normalise(to_rgb(images_BCHW), CLIP_MEAN, CLIP_STD)
 
 
-def load_image_reward(
-    source: str = "THUDM/ImageReward",
-    *,
-    revision: str | None = None,
-    prompt: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    checkpointing: bool = False,
-    cache: Path | None = None,
-) -> ImageReward:
-    """From a hub id, a folder with ImageReward.pt, or the file; on the host.
+def load_image_reward(part: ImageRewardConfig, device: torch.device, *, cache: Path | None = None) -> ImageReward:
+    """From a hub id, a folder with ImageReward.pt, or the file; on `device`.
 
     The tokens come from a `vocab.txt` beside the weights, else from google-bert/bert-base-uncased. `cache` is where
     `load_weights` keeps the converted file. Raises ConfigError in one line where either is missing, damaged, or of
     another architecture.
     """
-    path = find_weights(source, WEIGHTS, revision)
+    path = find_weights(part.path, WEIGHTS, part.revision)
     tokenizer = load_tokenizer(path.parent)
     with torch.device("meta"):  # no second copy of 1.8 GB, and no random initialisation
         net = ImageRewardNet(vision_config(), text_config())
@@ -233,7 +228,25 @@ def load_image_reward(
     # The one tensor that is not in the file.
     positions_1P = torch.arange(text_config().max_position_embeddings)[None]
     net.text.embeddings.register_buffer("position_ids", positions_1P, persistent=False)
-    return ImageReward(net, tokenizer, prompt=prompt, dtype=dtype, checkpointing=checkpointing)
+    return _placed(part, net, tokenizer, device)
+
+
+def skeleton_image_reward(part: ImageRewardConfig, device: torch.device) -> ImageReward:
+    """The same network without its weights; every prompt has all its tokens, and they say nothing."""
+    return _placed(part, ImageRewardNet(vision_config(), text_config()), _no_words, device)
+
+
+def _no_words(texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
+    return {"input_ids": [[0] * LENGTH for _ in texts], "attention_mask": [[1] * LENGTH for _ in texts]}
+
+
+def _placed(
+    part: ImageRewardConfig, net: ImageRewardNet, tokenizer: Callable[..., Mapping[str, Any]], device: torch.device
+) -> ImageReward:
+    dtype = network_dtype(part.precision, device)
+    reward = ImageReward(net, tokenizer, prompt=part.prompt, dtype=dtype, checkpointing=part.checkpointing)
+    place(net, device)
+    return reward
 
 
 def to_blip(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ Shapes: B images, C channels (1 or 3), H W pixels.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -29,9 +29,10 @@ class JpegSize:
 
     differentiable = False
 
-    def __init__(self, part: JpegConfig) -> None:
+    def __init__(self, part: JpegConfig, kilobytes: Callable[[torch.Tensor, int], float]) -> None:
+        """`kilobytes` is the size of an image, H W C in [0, 1], in a quality."""
         self.sign = -1.0 if part.prefer == "small" else 1.0
-        self.quality = part.quality or QUALITY_SIZE
+        self.quality, self.kilobytes = part.quality or QUALITY_SIZE, kilobytes
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
@@ -42,17 +43,8 @@ class JpegSize:
         """Rewards, B fp32."""
         del prompts
         images_BHWC = images_BCHW.detach().float().cpu().permute(0, 2, 3, 1)
-        sizes = [self._kilobytes(image_HWC) for image_HWC in images_BHWC]
-        return self.sign * torch.tensor(sizes, dtype=torch.float32, device=images_BCHW.device)
-
-    def _kilobytes(self, image_HWC: torch.Tensor) -> float:
-        if not bool(image_HWC.isfinite().all()):
-            return float("nan")
-        pixels_HWC = (image_HWC.clamp(0, 1) * 255).round().to(torch.uint8)
-        picture = Image.fromarray((pixels_HWC[..., 0] if pixels_HWC.shape[-1] == 1 else pixels_HWC).numpy())
-        with io.BytesIO() as file:
-            picture.save(file, format="JPEG", quality=self.quality)
-            return file.tell() / BYTES_PER_KB
+        scores = [self.sign * self.kilobytes(image_HWC, self.quality) for image_HWC in images_BHWC]
+        return torch.tensor(scores, dtype=torch.float32, device=images_BCHW.device)
 
 
 class JpegDistance:
@@ -92,4 +84,19 @@ class JpegDistance:
 
 def load_jpeg(part: JpegConfig) -> JpegSize | JpegDistance:
     """Raises ConfigError in one line where the differentiable form is asked for without kornia."""
-    return JpegSize(part) if part.measure == "size" else JpegDistance(part)
+    return JpegSize(part, _kilobytes) if part.measure == "size" else JpegDistance(part)
+
+
+def skeleton_jpeg(part: JpegConfig) -> JpegSize | JpegDistance:
+    """The same; no file is written."""
+    return JpegSize(part, lambda _image, _quality: 0.0) if part.measure == "size" else JpegDistance(part)
+
+
+def _kilobytes(image_HWC: torch.Tensor, quality: int) -> float:
+    if not bool(image_HWC.isfinite().all()):
+        return float("nan")
+    pixels_HWC = (image_HWC.clamp(0, 1) * 255).round().to(torch.uint8)
+    picture = Image.fromarray((pixels_HWC[..., 0] if pixels_HWC.shape[-1] == 1 else pixels_HWC).numpy())
+    with io.BytesIO() as file:
+        picture.save(file, format="JPEG", quality=quality)
+        return file.tell() / BYTES_PER_KB

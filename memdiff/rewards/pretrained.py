@@ -24,8 +24,12 @@ Config = TypeVar("Config", bound=PreTrainedConfig)
 
 
 def network_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """auto is fp16 on a CUDA device, fp32 on a CPU."""
-    return DTYPES[resolve_precision(precision, device)]
+    """auto is fp16 on a CUDA device, fp32 on a CPU.
+
+    A CPU with an index is the GPU of a plan (memdiff/plan/fake.py), and `auto` is to choose as on a real one.
+    """
+    planned = device.type == "cpu" and device.index is not None
+    return DTYPES[resolve_precision(precision, torch.device("cuda") if planned else device)]
 
 
 def run_network(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -16,6 +16,8 @@ from memdiff.errors import ConfigError, RewardError
 from memdiff.rewards.config import PythonConfig
 from memdiff.rewards.reward import checked
 
+MIB = 2**20
+
 
 class PythonReward:
     """Calls `score(images_BCHW, prompts)`. Fulfils memdiff.rewards.reward.Reward.
@@ -26,10 +28,8 @@ class PythonReward:
 
     networks: Sequence[torch.nn.Module] = ()
 
-    def __init__(self, config: PythonConfig) -> None:
-        self.config = config
-        self.differentiable = config.differentiable
-        self._function = _load_function(Path(config.file), config.function)
+    def __init__(self, config: PythonConfig, function: Callable[[torch.Tensor, list[str]], Any]) -> None:
+        self.config, self.differentiable, self._function = config, config.differentiable, function
 
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Scores, B fp32 on the images' device. RewardError names file, function and cause where it fails."""
@@ -46,6 +46,24 @@ class PythonReward:
         except (TypeError, ValueError, RuntimeError):
             scores = result  # no numbers: refused below
         return checked(scores, count=len(images_BCHW), name=where).to(images_BCHW.device, copy=True)
+
+
+def load_python(config: PythonConfig) -> PythonReward:
+    """Imports the user's file. Raises ConfigError in one line."""
+    return PythonReward(config, _load_function(Path(config.file), config.function))
+
+
+def skeleton_python(config: PythonConfig) -> PythonReward:
+    """The file is not run: it may not work on fake tensors. `gpu_mib` are taken on the images' device in its place."""
+
+    def take_memory(images_BCHW: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        del prompts
+        held = torch.empty(config.gpu_mib * MIB, dtype=torch.uint8, device=images_BCHW.device)
+        scores_B = images_BCHW.float().mean(dim=(1, 2, 3))
+        del held
+        return scores_B
+
+    return PythonReward(config, take_memory)
 
 
 def _load_function(file: Path, name: str) -> Callable[..., Any]:
