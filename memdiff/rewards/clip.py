@@ -182,7 +182,7 @@ def load_clip(part: ClipPart, device: torch.device) -> ClipReward:
     fill_positions(network)
     match part:
         case AestheticConfig():
-            head: Head = load_aesthetic_head(part, config.projection_dim)
+            head: Head = load_aesthetic_head(part, network.config.projection_dim)
         case PickScoreConfig():
             if logit_scale is None:
                 raise ConfigError(f"{part.path} has no logit_scale, which PickScore multiplies its cosine by")

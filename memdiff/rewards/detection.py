@@ -165,7 +165,8 @@ def skeleton_detection(part: DetectionConfig, device: torch.device) -> Detection
 
 
 def _network(config: Any) -> Any:
-    return (Owlv2ForObjectDetection if isinstance(config, Owlv2Config) else OwlViTForObjectDetection)(config)
+    kind: Any = Owlv2ForObjectDetection if isinstance(config, Owlv2Config) else OwlViTForObjectDetection
+    return kind(config)
 
 
 def _core(detector: Detector) -> Any:

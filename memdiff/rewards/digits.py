@@ -19,7 +19,8 @@ class DigitsReward:
     def __init__(self, config: DigitsConfig, network: DigitClassifier, *, device: torch.device) -> None:
         """`network` is frozen and moved to `device`."""
         self.config, self.differentiable = config, has_gradient(config)
-        self._network = place(network.eval().requires_grad_(False), device)
+        self._network = network.eval().requires_grad_(False)
+        place(network, device)
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
