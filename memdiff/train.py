@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -21,8 +21,6 @@ from memdiff.memory.residence import looking_at
 from memdiff.metrics import plain_row, reset_peak, round_row
 from memdiff.objectives.experience import Batch, Clock, Metrics, Round
 from memdiff.objectives.micro_batches import fits
-from memdiff.plan.advice import three_best
-from memdiff.plan.plan import Plan
 from memdiff.progress import RunProgress, shown
 from memdiff.ranks import Ranks, ranks_of_this_process
 from memdiff.report.grid import image_grid, write_evolution
@@ -30,6 +28,9 @@ from memdiff.rewards.guards import alarms, watched
 from memdiff.rewards.normalise import from_json, to_json
 from memdiff.run_folder import Resume, RunFolder
 from memdiff.standing import Standing
+
+if TYPE_CHECKING:
+    from memdiff.plan.plan import Plan
 
 
 def train(recipe: Recipe, out: Path, *, resume: Resume = "auto", ds_config_file: Path | None = None) -> int:
@@ -186,7 +187,7 @@ class Run:
         return exit_code
 
 
-def planned(plan: Plan) -> str:
+def planned(plan: "Plan") -> str:
     """What the plan promises, in a line."""
     gib = 2**30
     fits = "" if plan.fits else "; it may not fit: " + "; ".join(plan.notes[:1])
@@ -248,13 +249,13 @@ def rehearse(parts: Parts) -> None:
 
 
 @contextmanager
-def memory_told(plan: Plan | None) -> Iterator[None]:
+def memory_told(plan: "Plan | None") -> Iterator[None]:
     """Running out of memory ends the run with the plan's three best suggestions."""
     try:
         yield
     except (torch.OutOfMemoryError, OutOfMemoryError) as error:
         what = str(error).splitlines()[0]
-        told = three_best(plan.changes) if plan else ["--set memory.activation_checkpointing=blocks", "an adapter"]
+        told = plan.suggestions() if plan else ["--set memory.activation_checkpointing=blocks", "an adapter"]
         raise OutOfMemoryError(f"{what}; what would help: {'; '.join(told)}") from None
 
 

@@ -45,7 +45,7 @@ from memdiff.plan.advice import three_best
 from memdiff.plan.command import plan_recipe
 from memdiff.plan.compose import look_ahead
 from memdiff.plan.fake import GPU, BlankNoise, fake_gpu
-from memdiff.plan.for_run import plan_of_run, shared_plan
+from memdiff.plan.for_run import shared_plan
 from memdiff.plan.graphs import TRANSIENT, Curve, Graphs
 from memdiff.plan.job import job_of, sizes_to_measure
 from memdiff.plan.measure import Sizes, measure, resident
@@ -458,7 +458,6 @@ def test_running_out_is_told_with_the_suggestions(measured: tuple[Recipe, dict[W
 def test_a_run_takes_the_plan_of_its_first_rank(measured: tuple[Recipe, dict[Way, Graphs]]) -> None:
     """On CPUs there is none; else it goes through JSON unchanged, knobs and all."""
     recipe, _ = measured
-    assert plan_of_run(recipe, Ranks(0, 1, HOST), "fp16") is None
     plan = shared_plan(recipe, Ranks(0, 1, HOST), "fp16", budget=100 * GIB, gpu=find_gpu("t4"))
     assert plan is not None and Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     assert plan.to_json()["version"] == 2 and plan.chosen() == Knobs(**plan.knobs)

@@ -13,7 +13,6 @@
 `knobs` of compositions are the planner's: some of its choices no recipe can say.
 """
 
-import dataclasses
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -30,7 +29,7 @@ from memdiff.build import Parts
 from memdiff.cli import main
 from memdiff.config import Recipe
 from memdiff.engine.ds_config import make_ds_config
-from memdiff.memory.knobs import Knobs
+from memdiff.memory.knobs import Knobs, MemoryConfig, resolved
 from memdiff.memory.states import States, training_states
 from memdiff.plan.compose import look_ahead
 from memdiff.plan.graphs import Graphs
@@ -38,7 +37,7 @@ from memdiff.plan.job import job_of, sizes_to_measure
 from memdiff.plan.measure import Measured, measure, resident
 from memdiff.recipe_file import check_recipe
 
-RESIDENT = Knobs(1, 1, "none", False, False, False, False, False)
+RESIDENT = resolved(MemoryConfig())
 
 
 def run(words: Sequence[str]) -> None:
@@ -142,19 +141,19 @@ def composed_and_whole(raw: Mapping[str, Any], knobs: Mapping[str, Any], precisi
     `whole`: peaks by phase and category of the same round simulated at full length; no optimizer takes part in it.
     """
     recipe = check_recipe(raw, source="case")
-    chosen = dataclasses.replace(RESIDENT, **knobs)
+    chosen = Knobs(**(RESIDENT.model_dump() | knobs))
     job = job_of(recipe, ranks=1, precision=precision)
-    alone = dataclasses.replace(resident(chosen), kept_steps=1 if job.direct else 0)
+    kept_steps = min(1, job.workload(chosen).most_kept)
     sizes = sorted({*sizes_to_measure(recipe, job), chosen.micro_batch})
     rounds = [
         _short_round(
             recipe,  # pyright: ignore[reportArgumentType]  frozen sections have a hash
-            dataclasses.replace(alone, micro_batch=images, rollout_batch=images, decode_batch=images),
+            resident(chosen, images=images, kept_steps=kept_steps).model_copy(update={"decode_batch": images}),
             precision, images, job.evaluated if images == sizes[0] else 0,
         )
         for images in sizes
     ]  # fmt: skip
-    graphs = Graphs.of(rounds, direct=job.direct)
+    graphs = Graphs.of(rounds)
     outlook = look_ahead(job, chosen, graphs, _states(recipe, graphs, precision, offload=chosen.offload_optimizer))
     whole = measure(
         recipe, chosen, precision=precision, images=job.images, steps=recipe.sampler.steps, paths=False,

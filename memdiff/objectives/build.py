@@ -16,10 +16,13 @@ def build_objective(
     """The algorithm that a recipe names. Raises ConfigError where the reward has no gradient and it needs one."""
     match method:
         case ReinforceConfig():
-            from memdiff.objectives.reinforce import Reinforce
-            from memdiff.objectives.reinforce_one_pass import ReinforceOnePass
+            if knobs.one_pass:
+                from memdiff.objectives.reinforce_one_pass import ReinforceOnePass
 
-            return (ReinforceOnePass if knobs.one_pass else Reinforce)(method, reward, pieces, ranks, knobs)
+                return ReinforceOnePass(method, reward, pieces, ranks, knobs)
+            from memdiff.objectives.reinforce import Reinforce
+
+            return Reinforce(method, reward, pieces, ranks, knobs)
         case DraftConfig():
             from memdiff.objectives.draft import Draft
 

@@ -13,13 +13,11 @@ from memdiff.ranks import Ranks
 
 
 def plan_of_run(recipe: Recipe, ranks: Ranks, precision: str) -> Plan | None:
-    """For the fullest of the ranks' GPUs, the same on every rank. None on CPUs, whose knobs follow written rules.
+    """For the fullest of the ranks' GPUs, the same on every rank.
 
     Called before anything is loaded: what is free then is what the allocator may hold. Where an architecture is neither
     written down nor to be read, the rules decide as well; loading it says why it can't be.
     """
-    if ranks.device.type != "cuda":
-        return None
     free = torch.cuda.mem_get_info(ranks.device)[0] - (NCCL_BYTES if ranks.world_size > 1 else 0)
     least = -int(ranks.max(torch.tensor(-free, device=ranks.device)))
     return shared_plan(recipe, ranks, precision, budget=least, gpu=_card(torch.cuda.get_device_name(ranks.device)))

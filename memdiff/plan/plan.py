@@ -15,7 +15,7 @@ from memdiff.memory.knobs import Knobs, resolved
 from memdiff.memory.states import States, training_states
 from memdiff.models.config import DdpmConfig, EmbeddedConfig, Precision
 from memdiff.models.load import embedded_source
-from memdiff.plan.advice import Change, changes, sentences
+from memdiff.plan.advice import Change, changes, sentences, three_best
 from memdiff.plan.compose import total
 from memdiff.plan.graphs import Graphs
 from memdiff.plan.job import Job, job_of, sizes_to_measure
@@ -70,6 +70,10 @@ class Plan:
             f"# {said}: {self.peak_bytes / GIB:.2f} of {self.budget_bytes / GIB:.2f} GiB on each of {self.ranks} GPUs"
         )
         return f"{head}\n{yaml.safe_dump({'memory': dict(self.knobs)}, sort_keys=False)}"
+
+    def suggestions(self) -> list[str]:
+        """What would save most, for a run that ran out of memory."""
+        return three_best(self.changes)
 
     def chosen(self) -> Knobs:
         """The knobs to run with."""
