@@ -165,6 +165,13 @@ def test_what_is_not_one_number_an_image_is_refused(tmp_path: Path, body: str, s
     assert "\n" not in message
 
 
+def test_a_function_that_runs_out_of_memory_is_no_mistake(tmp_path: Path):
+    """The error goes through, so that the piece is made again in halves."""
+    part = python_reward(tmp_path, "raise torch.OutOfMemoryError('no room')")
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        score(part, torch.rand(2, 3, 4, 4), ["a", "b"], chunk=8, name="part")
+
+
 @pytest.mark.parametrize(
     ("head", "said"),
     [

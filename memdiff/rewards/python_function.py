@@ -37,6 +37,8 @@ class PythonReward:
         try:
             # a view in numpy or through .data could write unseen, so that looking for a write would not do
             result = self._function(images_BCHW.clone(), list(prompts))
+        except torch.OutOfMemoryError:
+            raise  # the caller makes the piece again in halves
         except (Exception, SystemExit) as error:  # a user's code may raise anything, and the user is told what
             raise RewardError(f"reward {where} raised {type(error).__name__}: {error}") from error
         if isinstance(result, np.ndarray):
