@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from memdiff.memory.config import MemoryConfig
 
 from benchmarks import runner
 from benchmarks.case import Case
@@ -16,7 +15,7 @@ from memdiff.cli import main
 from memdiff.cuda_allocator import VARIABLES, has_expandable_segments, setting_of, use_expandable_segments
 from memdiff.environment import describe
 from memdiff.launcher import rank_environment
-from memdiff.memory.knobs import resolve_knobs
+from memdiff.memory.knobs import MemoryConfig, resolved
 from memdiff.ranks import Ranks
 
 SET = "PYTORCH_ALLOC_CONF=expandable_segments:True"
@@ -114,7 +113,7 @@ def test_benchmark_workers_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_runs_record_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Ranks(0, 1, torch.device("cpu"))
-    knobs = resolve_knobs(MemoryConfig(), pixels=64, element_bytes=4, images=4, states=5, channels=1, device_bytes=None)
+    knobs = resolved(MemoryConfig())
     assert describe(ranks, knobs)["allocator"] == "torch's default"
     monkeypatch.setitem(os.environ, "PYTORCH_ALLOC_CONF", "expandable_segments:True")
     assert describe(ranks, knobs)["allocator"] == SET

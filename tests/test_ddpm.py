@@ -10,13 +10,18 @@ from memdiff.chain.noise import Noise, Stream
 from memdiff.embedded.paths import DIGITS_DDPM
 from memdiff.errors import ConfigError, NumericError
 from memdiff.models import adapters
-from memdiff.models.config import AdapterConfig, SamplerConfig
-from memdiff.models.ddpm import load_ddpm
+from memdiff.models.config import AdapterConfig, DdpmConfig, SamplerConfig
+from memdiff.models.ddpm import DdpmPolicy, load_ddpm
+from memdiff.models.options import ModelOptions
 from memdiff.models.policy import rollout
 from memdiff.models.quiet import quiet_libraries
 from tests.tiny import CPU, tiny_policy, tiny_unet
 
 quiet_libraries()
+
+
+def load(path: str, sampler: SamplerConfig) -> DdpmPolicy:
+    return load_ddpm(DdpmConfig(kind="ddpm", path=path), sampler, ModelOptions(), device=CPU)
 
 
 def noise_of(policy, seed: int = 5) -> Noise:
@@ -87,7 +92,7 @@ def test_some_modules_are_trained_and_the_rest_stays() -> None:
     """
 
     def gradients(*modules: str) -> dict[str, torch.Tensor]:
-        policy = load_ddpm(str(DIGITS_DDPM), SamplerConfig(steps=5), device=CPU, dtype=torch.float32)
+        policy = load(str(DIGITS_DDPM), SamplerConfig(steps=5))
         if modules:
             policy.train_only(modules)
         x = torch.randn(4, *policy.shape, generator=torch.Generator().manual_seed(2))
@@ -137,7 +142,7 @@ def test_loads_pipeline_folders_of_both_layouts(flat: bool, tmp_path: Path) -> N
         (tmp_path / "scheduler" / "scheduler_config.json").rename(tmp_path / "scheduler_config.json")
         (tmp_path / "unet").rmdir()
         (tmp_path / "scheduler").rmdir()
-    policy = load_ddpm(str(tmp_path), SamplerConfig(steps=10), device=CPU, dtype=torch.float32)
+    policy = load(str(tmp_path), SamplerConfig(steps=10))
     assert policy.shape == (1, 8, 8) and policy.schedule.steps == 10
     assert policy.schedule.clip == 1.0  # DDPM's own default
     with torch.no_grad():
@@ -147,17 +152,17 @@ def test_loads_pipeline_folders_of_both_layouts(flat: bool, tmp_path: Path) -> N
 
 def test_unusable_models_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"google/nothing-here: no pipeline could be loaded.*hf download"):
-        load_ddpm("google/nothing-here", SamplerConfig(), device=CPU, dtype=torch.float32)
+        load("google/nothing-here", SamplerConfig())
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="no pipeline could be loaded"):
-        load_ddpm(str(tmp_path / "empty"), SamplerConfig(), device=CPU, dtype=torch.float32)
+        load(str(tmp_path / "empty"), SamplerConfig())
     unet = UNet2DModel(
         sample_size=8, in_channels=1, out_channels=2, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1,
         down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
     )  # fmt: skip
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "variance")
     with pytest.raises(ConfigError, match="predicts its variance"):
-        load_ddpm(str(tmp_path / "variance"), SamplerConfig(), device=CPU, dtype=torch.float32)
+        load(str(tmp_path / "variance"), SamplerConfig())
 
 
 def test_a_damaged_weight_file_is_told(tmp_path: Path) -> None:
@@ -165,12 +170,12 @@ def test_a_damaged_weight_file_is_told(tmp_path: Path) -> None:
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ConfigError, match="no pipeline could be loaded"):
-        load_ddpm(str(tmp_path), SamplerConfig(), device=CPU, dtype=torch.float32)
+        load(str(tmp_path), SamplerConfig())
 
 
 def test_rollout_is_diffusers_ddim() -> None:
     """eta 0, the embedded digits: the x_0 of DDIMPipeline's own loop from the same noise, <= 1e-4 after 20 steps."""
-    policy = load_ddpm(str(DIGITS_DDPM), SamplerConfig(steps=20, eta=0), device=CPU, dtype=torch.float32)
+    policy = load(str(DIGITS_DDPM), SamplerConfig(steps=20, eta=0))
     noise = noise_of(policy)
     got = rollout(policy, noise, range(4), [""] * 4, batch=4, storage=torch.float32)
     pipeline = DDIMPipeline.from_pretrained(DIGITS_DDPM)

@@ -17,7 +17,7 @@ from memdiff import sample
 from memdiff.build import Parts
 from memdiff.errors import MemdiffError, NumericError
 from memdiff.evaluate import evaluate
-from memdiff.memory.knobs import Knobs
+from memdiff.memory.knobs import MemoryConfig, resolved
 from memdiff.models.load import load_policy
 from memdiff.models.options import ModelOptions
 from memdiff.placement import HOST
@@ -129,7 +129,7 @@ def test_an_evaluation_ends_though_the_reward_is_finite() -> None:
     recipe = check_recipe(raw, source="test")
     policy = load_policy(recipe.model, recipe.sampler, ModelOptions(), device=HOST)
     reward, ranks = build_weighted(recipe.reward, device=HOST), Ranks(0, 1, HOST)
-    knobs = Knobs(1, 4, "none", False, False, False, False, False)
+    knobs = resolved(MemoryConfig(rollout_batch=4))
     engine: Any = Engine()
     unused: Any = None
     parts = Parts(
