@@ -120,11 +120,10 @@ MORE_SETTINGS: list[tuple[str, dict[str, Any]]] = [  # near to one above: with `
 def composed_and_whole(recipe: Recipe, knobs: Knobs) -> tuple[dict[str, int], dict[str, int], float, float]:
     """(composed, whole) live bytes by phase, (composed, whole) FLOPs: without the optimizer, which no piece sees."""
     job = job_of(recipe, ranks=1, precision="fp32")
-    kept = min(1, job.workload(knobs).most_kept)
     rounds = [
         measure(
             recipe,
-            resident(knobs, images=images, kept_steps=kept).model_copy(update={"decode_batch": images}),
+            resident(knobs, job.workload(knobs), images=images).model_copy(update={"decode_batch": images}),
             precision="fp32",
             images=images,
             paths=False,

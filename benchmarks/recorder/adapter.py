@@ -143,12 +143,11 @@ def composed_and_whole(raw: Mapping[str, Any], knobs: Mapping[str, Any], precisi
     recipe = check_recipe(raw, source="case")
     chosen = Knobs(**{**RESIDENT.model_dump(), **knobs})
     job = job_of(recipe, ranks=1, precision=precision)
-    kept_steps = min(1, job.workload(chosen).most_kept)
     sizes = sorted({*sizes_to_measure(recipe, job), chosen.micro_batch})
     short: Any = _short_round  # frozen sections have a hash, which pyright does not see
     rounds = [
         short(
-            recipe, resident(chosen, images=images, kept_steps=kept_steps).model_copy(update={"decode_batch": images}),
+            recipe, resident(chosen, job.workload(chosen), images=images).model_copy(update={"decode_batch": images}),
             precision, images, job.evaluated if images == sizes[0] else 0,
         )
         for images in sizes

@@ -162,6 +162,7 @@ class DirectConfig(Section):
             gradient_steps=max(1, round(pulled)),
             states=states or max(1, most),
             most_kept=most,
+            kept=min(knobs.kept_steps, most),
         )
 
     @abstractmethod

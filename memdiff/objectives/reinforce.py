@@ -6,7 +6,7 @@ What is removed from the textbook: no value function, no discount (the reward co
 images. A piece is a micro-batch of (image, step) pairs; pairs of different steps share one. Steps without a density
 (sigma = 0: the last one of most pipelines) are left out of the sum, and those outside an adapter's window.
 
-The knob `one_pass` takes the first update's gradient while the images are sampled: `reinforce_one_pass`.
+`reinforce_one_pass` takes the first update's gradient while the images are sampled.
 
 With `kl_weight` b the loss is -J plus DPOK's distance to the untrained model (Fan et al. 2023, equation 11 and
 algorithm 1, on the means of the steps), over the same pairs with the same weights:

@@ -19,6 +19,7 @@ class Workload:
     states: int  # x_t stored for the way back, where an update goes over them
     scorings: int = 1  # times that an image is decoded and scored
     most_kept: int = 0  # steps whose graph can be kept from the rollout
+    kept: int = 0  # of them, steps whose graph is
     may_take_one_pass: bool = False  # whether steps can be pulled in the rollout
     in_one_pass: bool = False  # whether they are: that saves their forward in it, and gradients wait for rewards
     replays: bool = True  # whether an update goes over stored states

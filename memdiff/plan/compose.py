@@ -54,7 +54,6 @@ class Outlook:
 def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outlook:
     """A whole round at this setting."""
     sizes, rows, work = graphs.sizes, job.rows(knobs), job.workload(knobs)
-    kept = min(knobs.kept_steps, work.most_kept)
     stored = work.states * (rows if work.by_micro_batch else job.images)
     trajectory = (stored if work.replays else 0) * sizes.state_elements * job.state_bytes
     always: dict[Category, int] = {
@@ -73,13 +72,13 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
     else:
         phases["encode"]["weights"] += graphs.transient["encode"]["weights"].at(0)
         phases["encode"]["trajectory"] = 0
-    _rollout(phases["rollout"], job, work, knobs, graphs, kept)
-    _reward(phases["reward"], job, work, knobs, graphs, kept)
+    _rollout(phases["rollout"], job, work, knobs, graphs)
+    _reward(phases["reward"], job, work, knobs, graphs)
     if work.replays:
-        _train(phases["train"], graphs, rows, kept, built=work.by_micro_batch)
+        _train(phases["train"], graphs, rows, work.kept, built=work.by_micro_batch)
     if knobs.idle_unet == "host":
         # It leaves inside the phase: what was there before is part of its peak.
-        before: dict[Category, int] = {**always, "activations": kept * graphs.kept.at(rows)}
+        before: dict[Category, int] = {**always, "activations": work.kept * graphs.kept.at(rows)}
         phases["reward"] = max(phases["reward"], before, key=lambda parts: sum(parts.values()))
     if work.in_one_pass:
         if knobs.accumulators != "host":
@@ -128,19 +127,19 @@ def _filled(count: int, batch: int) -> float:
     return batches * size / count if count else 1.0
 
 
-def _rollout(phase: dict[Category, int], job: Job, work: Workload, knobs: Knobs, graphs: Graphs, kept: int) -> None:
+def _rollout(phase: dict[Category, int], job: Job, work: Workload, knobs: Knobs, graphs: Graphs) -> None:
     if work.in_one_pass:
         _train(phase, graphs, job.rows(knobs), 0, built=False)
         return
     rows = knobs.micro_batch if work.by_micro_batch else min(knobs.rollout_batch, job.images)
-    if not kept:
+    if not work.kept:
         phase["activations"] += graphs.transient["rollout without a graph"]["activations"].at(rows)
         return
     # The measured rollout keeps one graph: the peak is where the last kept one is finished.
-    phase["activations"] += graphs.transient["rollout"]["activations"].at(rows) + (kept - 1) * graphs.kept.at(rows)
+    phase["activations"] += graphs.transient["rollout"]["activations"].at(rows) + (work.kept - 1) * graphs.kept.at(rows)
 
 
-def _reward(phase: dict[Category, int], job: Job, work: Workload, knobs: Knobs, graphs: Graphs, kept: int) -> None:
+def _reward(phase: dict[Category, int], job: Job, work: Workload, knobs: Knobs, graphs: Graphs) -> None:
     rows = knobs.micro_batch if work.by_micro_batch else job.images
     transient = graphs.transient["reward"]
     alone = work.by_micro_batch and len(transient["decoder"].points) == 1  # proportional to what is decoded at once
@@ -148,14 +147,14 @@ def _reward(phase: dict[Category, int], job: Job, work: Workload, knobs: Knobs, 
     phase["decoder"] = graphs.sizes.decoder + transient["decoder"].at(decoded)
     phase["activations"] += transient["activations"].at(rows)
     if work.by_micro_batch:
-        phase["activations"] += (kept - 1) * graphs.kept.at(rows)
+        phase["activations"] += (work.kept - 1) * graphs.kept.at(rows)
     if work.scorings > 1:  # the UNet is asked between the scorings
         asked = graphs.transient["rollout without a graph"]["activations"].at(min(knobs.rollout_batch, job.images))
         phase["activations"] = max(phase["activations"], asked)
     if knobs.rewards != "cpu":
         held_out = 0 if knobs.rewards == "idle_off" else graphs.sizes.held_out  # not asked here, nor taken away
         phase["reward"] = graphs.sizes.rewards + held_out + transient["reward"].at(min(rows, job.chunk))
-    if knobs.idle_unet == "host" and not kept:
+    if knobs.idle_unet == "host" and not work.kept:
         phase["weights"] = graphs.sizes.unet_trained
 
 

@@ -29,11 +29,12 @@ class Job:
 
     def rows(self, knobs: Knobs) -> int:
         """Of a piece."""
-        return knobs.micro_batch if self.separable or not knobs.one_pass else 1
+        return knobs.micro_batch if self.separable or not self.workload(knobs).in_one_pass else 1
 
     def waiting(self, knobs: Knobs) -> int:
         """Images whose gradients wait for their rewards, those that only fill the last piece up among them."""
-        return -(-self.images // self.rows(knobs)) * self.rows(knobs) if knobs.one_pass else 0
+        rows = self.rows(knobs)
+        return -(-self.images // rows) * rows if self.workload(knobs).in_one_pass else 0
 
 
 def job_of(recipe: Recipe, *, ranks: int, precision: str) -> Job:

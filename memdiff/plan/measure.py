@@ -227,8 +227,8 @@ def _bytes(network: torch.nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(network))
 
 
-def resident(knobs: Knobs, *, images: int, kept_steps: int) -> Knobs:
-    """One piece of `images` images with everything on the GPU all the time."""
+def resident(knobs: Knobs, work: Workload, *, images: int) -> Knobs:
+    """One piece of `images` images with everything on the GPU all the time, one step's graph kept where any can be."""
     plain = {name: knob.plain for name, knob in TABLE.items() if knob.choices and not knob.measured}
-    pieces = {"micro_batch": images, "rollout_batch": images, "kept_steps": kept_steps}
+    pieces = {"micro_batch": images, "rollout_batch": images, "kept_steps": min(1, work.most_kept)}
     return knobs.model_copy(update=plain | pieces)

@@ -41,7 +41,7 @@ class Plan:
     phases: Mapping[str, int]  # live bytes of each
     knobs: Mapping[str, Any]
     flops: float  # of a round on one GPU
-    flops_ideal: float  # nothing recomputed; of REINFORCE a rollout and its replays, which `one_pass` is below
+    flops_ideal: float  # nothing recomputed; of REINFORCE a rollout and its replays: one pass is below it
     smallest_budget_bytes: int  # at which some setting fits
     host_bytes: int  # a rank's, beside its process
     moved_seconds: float  # a round, over PCIe
@@ -173,7 +173,7 @@ def _possible(recipe: Recipe, way: Way) -> bool:
 
 def _round(recipe: Recipe, knobs: Knobs, job: Job, precision: str, images: int, *, evaluated: int = 0) -> Measured:
     """With everything on the GPU."""
-    pieces = resident(knobs, images=images, kept_steps=min(1, job.workload(knobs).most_kept))
+    pieces = resident(knobs, job.workload(knobs), images=images)
     return measure(recipe, pieces, precision=precision, images=images, evaluated=evaluated)
 
 
