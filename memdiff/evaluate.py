@@ -11,7 +11,7 @@ import torch
 
 from memdiff.build import Parts
 from memdiff.chain.noise import Noise, Stream
-from memdiff.memory.residence import looking_at
+from memdiff.memory.residence import decoding, scoring
 from memdiff.models.finite_states import FiniteStates, decoded
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import rollout
@@ -49,10 +49,11 @@ def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistic
             policy, noise, block, prompts, batch=batch, storage=policy.dtype, store=states.store, on_step=advance
         )
         states.check(policy, block)
-        with looking_at(policy, parts.judged, parts.knobs):
+        with decoding(policy, parts.knobs):
             images_nCHW = decoded(policy, x_0, block)
-            raw_Pn = parts.judged.raw(images_nCHW, prompts)
-            differences = diversity(parts.reward, images_nCHW, ranks, num_images=count)
+            with scoring(parts.judged, parts.knobs):
+                raw_Pn = parts.judged.raw(images_nCHW, prompts)
+                differences = diversity(parts.reward, images_nCHW, ranks, num_images=count)
     raw_PN = ranks.gather(raw_Pn, count, dim=1)
     images_NCHW = ranks.gather(to_uint8(images_nCHW), count)
     refuse_non_finite(raw_PN, parts.judged.names)

@@ -17,7 +17,7 @@ from memdiff.engine.engine import start_process_group
 from memdiff.environment import describe
 from memdiff.errors import EXIT_STOPPED, CheckpointError, OutOfMemoryError
 from memdiff.evaluate import evaluate
-from memdiff.memory.residence import looking_at
+from memdiff.memory.residence import decoding, scoring
 from memdiff.metrics import plain_row, reset_peak, round_row
 from memdiff.objectives.experience import Batch, Clock, Metrics, Round
 from memdiff.objectives.micro_batches import fits
@@ -242,9 +242,10 @@ def rehearse(parts: Parts) -> None:
     policy.encode(prompts)
     while not fits(parts.objective.rehearse, policy, noise, count, prompts):
         parts.objective.halve()
-    with torch.no_grad(), looking_at(policy, parts.judged, knobs):
+    with torch.no_grad(), decoding(policy, knobs):
         images_BCHW = policy.decode(noise.initial(range(count)).to(policy.device))
-        parts.judged.raw(images_BCHW, prompts)
+        with scoring(parts.judged, knobs):
+            parts.judged.raw(images_BCHW, prompts)
     parts.engine.gradients.zero()
 
 

@@ -72,13 +72,6 @@ def scoring(reward: WeightedReward, knobs: Knobs) -> Iterator[None]:
             reward.move(HOST)
 
 
-@contextmanager
-def looking_at(policy: Policy, reward: WeightedReward, knobs: Knobs) -> Iterator[None]:
-    """While it lasts images are decoded and scored."""
-    with decoding(policy, knobs), scoring(reward, knobs):
-        yield
-
-
 def rest(policy: Policy, reward: WeightedReward, knobs: Knobs) -> None:
     """Where things are before anything is looked at."""
     if knobs.rewards == "idle_off":

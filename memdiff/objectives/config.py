@@ -7,8 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from memdiff.memory.knobs import Knobs
-from memdiff.models.config import SamplerConfig
-from memdiff.objectives.workload import Workload
+from memdiff.objectives.workload import Chain, Workload
 from memdiff.section import Float, Int, Section
 
 
@@ -65,26 +64,22 @@ class ReinforceConfig(Section):
         """Whether an update goes over the stored trajectory."""
         return self.inner_updates > one_pass
 
-    def steps_taking_part(self, sampler: SamplerConfig, window: tuple[int, int] | None) -> int:
+    def steps_taking_part(self, chain: Chain) -> int:
         """Those with a density and a weight, inside an adapter's window."""
-        if sampler.eta == 0 and sampler.sigma_floor == 0:
-            return 0
-        # DDIM with eta above 0 adds noise in every step but the last, which needs a floor for it.
-        noisy = max(1, sampler.steps if sampler.sigma_floor > 0 else sampler.steps - 1)
-        (first, end), weights = window or (0, sampler.steps), self.step_weights
-        return sum(isinstance(weights, str) or weights[step] > 0 for step in range(noisy) if first <= step < end)
+        (first, end), weights = chain.window or (0, chain.steps), self.step_weights
+        return sum(isinstance(weights, str) or weights[step] > 0 for step in range(chain.noisy) if first <= step < end)
 
-    def workload(self, sampler: SamplerConfig, window: tuple[int, int] | None, knobs: Knobs) -> Workload:
-        """Of a round with an adapter that acts in `window`."""
-        taking_part = self.steps_taking_part(sampler, window)
+    def workload(self, chain: Chain, knobs: Knobs) -> Workload:
+        """Of a round on this chain."""
+        taking_part = self.steps_taking_part(chain)
         baseline = taking_part if self.baseline != "none" else 0
         return Workload(
             by_micro_batch=False,
-            rolled=sampler.steps + baseline,
+            rolled=chain.steps + baseline,
             pulled=self.inner_updates * taking_part,
             again=0,
             gradient_steps=taking_part,
-            states=sampler.steps + 1,
+            states=chain.steps + 1,
             scorings=1 + baseline,
             may_take_one_pass=self.one_number_an_image,
             in_one_pass=knobs.one_pass,
@@ -145,8 +140,8 @@ class DirectConfig(Section):
         return self.base_distance > 0
 
     @abstractmethod
-    def workload(self, sampler: SamplerConfig, window: tuple[int, int] | None, knobs: Knobs) -> Workload:
-        """Of a round with an adapter that acts in `window`."""
+    def workload(self, chain: Chain, knobs: Knobs) -> Workload:
+        """Of a round on this chain."""
         ...
 
     def _workload(
@@ -198,7 +193,7 @@ class LastStepsConfig(DirectConfig):
         """K is at most the chain's length."""
         if self.last_steps == "all" or self.last_steps <= steps:
             return None
-        return f"method.last_steps must be 1..{steps} (sampler.steps) or all, got {self.last_steps}"
+        return f"method.last_steps must be 1..{steps} (chain.steps) or all, got {self.last_steps}"
 
 
 class DraftConfig(LastStepsConfig):
@@ -212,10 +207,10 @@ class DraftConfig(LastStepsConfig):
         description="DRaFT-LV: average over so many new noisings of the finished image. With last_steps 1.",
     )
 
-    def workload(self, sampler: SamplerConfig, window: tuple[int, int] | None, knobs: Knobs) -> Workload:
+    def workload(self, chain: Chain, knobs: Knobs) -> Workload:
         """DRaFT-LV takes its step once more for each noising of an image."""
-        samples, most = self.noise_samples or 1, self.steps_of(sampler.steps)
-        rolled = sampler.steps + (samples if samples > 1 else 0)
+        samples, most = self.noise_samples or 1, self.steps_of(chain.steps)
+        rolled = chain.steps + (samples if samples > 1 else 0)
         return self._workload(rolled, [most], most, knobs, samples=samples)
 
     def shortened(self, steps: int) -> Self:
@@ -238,11 +233,11 @@ class AlignPropConfig(LastStepsConfig):
     )
     one_draw_per_batch: bool = Field(default=False, description="All images of a round share one K.")
 
-    def workload(self, sampler: SamplerConfig, window: tuple[int, int] | None, knobs: Knobs) -> Workload:
+    def workload(self, chain: Chain, knobs: Knobs) -> Workload:
         """Expected over its draws of K."""
-        most = self.steps_of(sampler.steps)
+        most = self.steps_of(chain.steps)
         depths = range(1, most + 1) if self.truncation == "random" else [most]
-        return self._workload(sampler.steps, depths, most, knobs)
+        return self._workload(chain.steps, depths, most, knobs)
 
     def shortened(self, steps: int) -> Self:
         """All steps, or one, without a draw."""
@@ -265,9 +260,9 @@ class ReflConfig(DirectConfig):
     scale: Float = Field(default=1e-3, gt=0, description="Of the loss.")
     target: Float | None = Field(default=2.0, description="Loss max(target - r, 0). None: -r.")
 
-    def workload(self, sampler: SamplerConfig, window: tuple[int, int] | None, knobs: Knobs) -> Workload:
+    def workload(self, chain: Chain, knobs: Knobs) -> Workload:
         """Expected over its draws of the step, which is the one that is pulled."""
-        states = len(self.differentiated(sampler.steps))
+        states = len(self.differentiated(chain.steps))
         return self._workload((self.first_step + self.last_step) / 2 + 1, [1], 1, knobs, states=states)
 
     def shortened(self, steps: int) -> Self:
@@ -288,7 +283,7 @@ class ReflConfig(DirectConfig):
         """Steps are counted from 0."""
         if self.last_step < steps:
             return None
-        return f"method.last_step must be 0..{steps - 1} in a chain of sampler.steps {steps}, got {self.last_step}"
+        return f"method.last_step must be 0..{steps - 1} in a chain of chain.steps {steps}, got {self.last_step}"
 
 
 MethodConfig = Annotated[ReinforceConfig | DraftConfig | AlignPropConfig | ReflConfig, Field(discriminator="kind")]

@@ -33,7 +33,7 @@ from memdiff.chain.surrogate import clipped_slope
 from memdiff.chain.trajectory import Trajectory
 from memdiff.errors import ConfigError
 from memdiff.memory.knobs import Knobs
-from memdiff.memory.residence import looking_at, scoring
+from memdiff.memory.residence import decoding, scoring
 from memdiff.models.policy import Policy, sample_step
 from memdiff.objectives.advantages import Advantages
 from memdiff.objectives.config import ReinforceConfig
@@ -109,8 +109,8 @@ class Reinforce:
     def _scored(self, policy: Policy, experience: Experience, x_0: torch.Tensor) -> torch.Tensor:
         """Fills in scores and advantages; returns those of all ranks' images: N."""
         batch, ranks = experience.round.batch, self.ranks
-        with experience.round.clock.phase("reward"), torch.no_grad():
-            with looking_at(policy, self.reward, self.knobs):
+        with experience.round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
+            with scoring(self.reward, self.knobs):
                 images_nCHW = policy.decode(x_0)
                 raw_Pn = self.reward.raw(images_nCHW, batch.prompts)
                 differences = diversity(self.reward, images_nCHW, ranks, num_images=batch.num_images)

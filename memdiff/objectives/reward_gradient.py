@@ -20,7 +20,7 @@ import torch
 
 from memdiff.chain.noise import Noise
 from memdiff.memory.knobs import Knobs
-from memdiff.memory.residence import looking_at
+from memdiff.memory.residence import decoding, scoring
 from memdiff.models.policy import Policy, rollout, sample_step
 from memdiff.objectives.config import DirectConfig
 from memdiff.objectives.experience import Batch, Clock, Metrics, Round
@@ -97,8 +97,8 @@ class RewardGradient(ABC, Generic[C]):
             batch = round.batch
             with round.clock.phase("rollout"), torch.no_grad():
                 x_0 = sample(policy, batch, self.knobs, storage=_wide(policy))
-            with round.clock.phase("reward"), torch.no_grad():
-                with looking_at(policy, self.reward, self.knobs):
+            with round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
+                with scoring(self.reward, self.knobs):
                     images = [policy.decode(x_BCHW) for x_BCHW in x_0.split(max(1, self.knobs.decode_batch))]
                     raw_Pn = self.reward.raw(torch.cat(images), batch.prompts)
                 raw_PN = self.ranks.gather(raw_Pn, batch.num_images, dim=1)
@@ -165,14 +165,14 @@ class RewardGradient(ABC, Generic[C]):
         round, num_images = experience.round, experience.round.batch.num_images
         mine = range(len(experience.starts_n))
         raw_Pn = torch.stack([experience.raw_nP[image] for image in mine], dim=1).float()
-        with round.clock.phase("reward"), torch.no_grad():
+        with round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
             raw_PN = self.ranks.gather(raw_Pn, num_images, dim=1)
             rewards_N = self.reward.combine(raw_PN, self.reward.statistics)
             experience.metrics = {
                 "loss": self.scoring.loss(rewards_N),
                 "reward_queries": num_images * self.queries,
             }
-            with looking_at(policy, self.reward, self.knobs):
+            with scoring(self.reward, self.knobs):
                 images_nCHW = place(torch.stack([experience.images_nCHW[image] for image in mine]), self.ranks.device)
                 experience.metrics |= diversity(self.reward, images_nCHW, self.ranks, num_images=num_images)
             if not experience.observed:

@@ -4,6 +4,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Chain:
+    """The denoising steps of an image."""
+
+    steps: int
+    noisy: int  # the first of them, which add noise: those have a density
+    window: tuple[int, int] | None = None  # steps in which an adapter acts; None: all
+
+
+@dataclass(frozen=True)
 class Workload:
     """Of each image, expected over the method's draws; a step is one call of the network for it.
 

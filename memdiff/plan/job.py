@@ -7,7 +7,7 @@ from memdiff.memory.knobs import Knobs, resolved
 from memdiff.models.config import SamplerConfig
 from memdiff.models.guidance import needs_guidance
 from memdiff.objectives.config import MethodConfig
-from memdiff.objectives.workload import Workload
+from memdiff.objectives.workload import Chain, Workload
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,7 @@ class Job:
     """What a round of one rank comes to, whatever the knobs."""
 
     method: MethodConfig
-    sampler: SamplerConfig
-    window: tuple[int, int] | None  # steps in which an adapter acts
+    chain: Chain
     images: int  # of this rank
     state_bytes: int  # of one element of a stored state
     chunk: int  # images that rewards score at once
@@ -25,7 +24,7 @@ class Job:
 
     def workload(self, knobs: Knobs) -> Workload:
         """As the method's section has it."""
-        return self.method.workload(self.sampler, self.window, knobs)
+        return self.method.workload(self.chain, knobs)
 
     def rows(self, knobs: Knobs) -> int:
         """Of a piece."""
@@ -42,14 +41,20 @@ def job_of(recipe: Recipe, *, ranks: int, precision: str) -> Job:
     recipe.check_world_size(ranks)
     return Job(
         method=recipe.method,
-        sampler=recipe.sampler,
-        window=recipe.adapter.steps if recipe.adapter else None,
+        chain=Chain(recipe.sampler.steps, _noisy(recipe.sampler), recipe.adapter.steps if recipe.adapter else None),
         images=-(-recipe.run.images_per_round // ranks),
         state_bytes=4 if precision == "fp32" or recipe.method.states_are_fp32 else 2,
         chunk=max(part.chunk for part in recipe.reward),
         evaluated=-(-recipe.evaluate.images // ranks) if recipe.evaluate.every else 0,
         separable=recipe.adapter is not None,
     )
+
+
+def _noisy(sampler: SamplerConfig) -> int:
+    """DDIM with eta above 0 adds noise in every step but the last, which needs a floor for it."""
+    if sampler.sigma_floor > 0:
+        return sampler.steps
+    return max(1, sampler.steps - 1) if sampler.eta > 0 else 0
 
 
 def sizes_to_measure(recipe: Recipe, job: Job) -> tuple[int, ...]:

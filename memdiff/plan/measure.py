@@ -17,13 +17,13 @@ from memdiff.config import Recipe
 from memdiff.counted import Category, counted_as
 from memdiff.memory.knobs import TABLE, Knobs
 from memdiff.memory.ledger import Ledger, Peak
-from memdiff.memory.residence import looking_at, rest
+from memdiff.memory.residence import decoding, rest, scoring
 from memdiff.models.load import skeleton_policy
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import Policy
 from memdiff.objectives.build import build_objective
 from memdiff.objectives.experience import Batch, Clock, Round
-from memdiff.objectives.workload import Workload
+from memdiff.objectives.workload import Chain, Workload
 from memdiff.pieces import Gradients, Pieces, Pull
 from memdiff.placement import HOST
 from memdiff.plan.fake import GPU, BlankNoise, fake_gpu
@@ -112,7 +112,7 @@ def measure(
         return Measured(
             images=images,
             steps=steps,
-            work=method.workload(recipe.sampler.model_copy(update={"steps": steps}), None, knobs),
+            work=method.workload(Chain(steps, len(policy.schedule.steps_with_density)), knobs),
             peaks=ledger.peaks,
             flops=ledger.flops,
             recomputed_flops=ledger.recomputed_flops,
@@ -139,10 +139,11 @@ def score_evaluation(policy: Policy, reward: WeightedReward, judged: WeightedRew
     """The steps of memdiff.evaluate after its rollout, on one rank; a test holds their bytes to its own."""
     prompts = [PROMPT] * images
     x_0 = torch.empty(images, *policy.shape, dtype=policy.dtype).to(policy.device)
-    with torch.no_grad(), looking_at(policy, judged, knobs):
+    with torch.no_grad(), decoding(policy, knobs):
         images_nCHW = policy.decode(x_0)
-        judged.raw(images_nCHW, prompts)
-        diversity(reward, images_nCHW, Ranks(0, 1, policy.device), num_images=images)
+        with scoring(judged, knobs):
+            judged.raw(images_nCHW, prompts)
+            diversity(reward, images_nCHW, Ranks(0, 1, policy.device), num_images=images)
     to_uint8(images_nCHW)
 
 
