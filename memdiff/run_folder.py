@@ -107,7 +107,7 @@ class RunFolder:
 
     def _trained_with(self) -> Mapping[str, Any]:
         """The fingerprints that were stored; empty in a run without a checkpoint, and in one that stored none."""
-        if not any(self.checkpoints.glob("round_*/MANIFEST.json")):
+        if not any((folder / "MANIFEST.json").is_file() for folder in numbered(self.checkpoints, "round_").values()):
             return {}  # it starts over: a reward that failed at its first call may be mended
         try:
             stored = json.loads(self._contents.read_text())

@@ -10,6 +10,7 @@ google/ddpm-celebahq-256 takes in a full fine-tuning piece, scaled by pixels and
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Generic, Literal, Never, TypeVar
 
 from pydantic import ConfigDict, Field, model_validator
@@ -140,17 +141,24 @@ class MemoryConfig(KnobTable[Auto]):
         place = {"auto": "auto", "stay": "gpu", "leave": "host"}.get(str(raw["idle_parts"]))
         if place is None:
             raise ValueError(f"idle_parts is now idle_unet and idle_decoder, gpu or host; got {raw['idle_parts']!r}")
-        _log.warning(
-            "memory.idle_parts is now memory.idle_unet and memory.idle_decoder; read as idle_unet: %s, idle_decoder: "
-            "%s where they are not given",
-            place, place,
-        )  # fmt: skip
+        if place != "auto":  # which is what they are without it, and stands in every run folder of that time
+            tell_of_old_key(place)
         given = {key: value for key, value in raw.items() if key != "idle_parts"}
         return {"idle_unet": place, "idle_decoder": place, **given}
 
 
 class Knobs(KnobTable[Never]):
     """Every `auto` decided: what a run reads."""
+
+
+@cache
+def tell_of_old_key(place: str) -> None:
+    """Once a process, however often a recipe and the one that a run stored are read."""
+    _log.warning(
+        "memdiff: warning: memory.idle_parts is now memory.idle_unet and memory.idle_decoder; read as %s for both, "
+        "where they are not given",
+        place,
+    )
 
 
 TABLE: dict[str, Knob] = {
