@@ -193,7 +193,7 @@ class LastStepsConfig(DirectConfig):
         """K is at most the chain's length."""
         if self.last_steps == "all" or self.last_steps <= steps:
             return None
-        return f"method.last_steps must be 1..{steps} (chain.steps) or all, got {self.last_steps}"
+        return f"method.last_steps must be 1..{steps} (sampler.steps) or all, got {self.last_steps}"
 
 
 class DraftConfig(LastStepsConfig):
@@ -283,7 +283,7 @@ class ReflConfig(DirectConfig):
         """Steps are counted from 0."""
         if self.last_step < steps:
             return None
-        return f"method.last_step must be 0..{steps - 1} in a chain of chain.steps {steps}, got {self.last_step}"
+        return f"method.last_step must be 0..{steps - 1} in a chain of sampler.steps {steps}, got {self.last_step}"
 
 
 MethodConfig = Annotated[ReinforceConfig | DraftConfig | AlignPropConfig | ReflConfig, Field(discriminator="kind")]

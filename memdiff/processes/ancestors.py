@@ -41,15 +41,15 @@ def ancestors() -> dict[str, str]:
     """Identities by name: memdiff, and those of DeepSpeed's launcher that started this process.
 
     In an order that blames the right one where several are gone: the runner ends at once when launch.py or memdiff
-    does, launch.py with neither. A process that something else started has none of the launcher's: its parent may end
-    first, as a shell does.
+    does, launch.py by another rank's watcher when memdiff does, and memdiff seconds after either. A process that
+    something else started has none of the launcher's: its parent may end first, as a shell does.
     """
     parent, found = os.getppid(), ancestors_of_environment()
     words = words_of(parent)
     if LAUNCH not in words:
         lost = SET_BY_LAUNCH in os.environ and (not words or is_orphan(os.getpid()))
-        return {LAUNCHERS[0]: GONE} | found if lost else found
-    found = {LAUNCHERS[0]: identity(parent) or GONE} | found
+        return found | {LAUNCHERS[0]: GONE} if lost else found
+    found = found | {LAUNCHERS[0]: identity(parent) or GONE}
     above = parent_of(parent)
     words = words_of(above) if above is not None else []
     if above is not None and any(word == RUNNER or Path(word).name == "deepspeed" for word in words):
