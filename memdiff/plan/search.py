@@ -92,16 +92,17 @@ def all_settings(
         has = situation(work, graph.sizes)
         placed = [left_open(memory, name, has) for name in PLACED]
         for batch, *values in product(batches(job, work, memory, base), *placed):
-            chosen = zip(MEASURED + PLACED, (*way, *values), strict=True)
-            knobs = base.model_copy(update={**batch, **dict(chosen)})
-            if memory.one_pass == "auto" and knobs.one_pass and not _worth_one_pass(job, knobs, graph):
+            chosen: dict[str, Any] = {**batch, **dict(zip(MEASURED + PLACED, (*way, *values), strict=True))}
+            asked = memory.one_pass != "auto" or not chosen["one_pass"]
+            if not asked and not _worth_one_pass(job, batch["micro_batch"], graph):
                 continue
+            knobs = base.model_copy(update=chosen)
             yield Setting(knobs, look_ahead(job, knobs, graph, states_of(knobs.offload_optimizer)))
 
 
-def _worth_one_pass(job: Job, knobs: Knobs, graph: Graphs) -> bool:
+def _worth_one_pass(job: Job, rows: int, graph: Graphs) -> bool:
     """Without an adapter its pieces are of one image: they have to fill a GPU, and are looked at once."""
-    return job.separable or (graph.forward >= ENOUGH_FLOPS and knobs.micro_batch == 1)
+    return job.separable or (graph.forward >= ENOUGH_FLOPS and rows == 1)
 
 
 def best(
