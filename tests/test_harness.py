@@ -1,6 +1,5 @@
-"""What the tests stand on: children that end, operators that are built once, locks that nobody holds."""
+"""What the tests stand on: children that end, operators that are built once."""
 
-import os
 import subprocess
 import sys
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import operators, processes, ranks
-from tests.operators import build_operators, delete_stale_locks
+from tests.operators import build_operators
 from tests.processes import ended, run
 
 
@@ -58,26 +57,6 @@ def test_a_rank_that_fails_ends_the_others(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(AssertionError, match=r"rank 2 ended with 1:\nout of luck"):
         ranks.run_ranks("none", 3, {}, tmp_path)
     assert [process.returncode is None for process in started] == [False] * 3
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
-def test_a_lock_that_nobody_holds_is_deleted(tmp_path: Path) -> None:
-    """Torch's builder holds its file open until it is done; a killed one leaves it."""
-    stale, live = tmp_path / "cpu_adam" / "lock", tmp_path / "deepspeed_shm_comm" / "lock"
-    for lock in (stale, live):
-        lock.parent.mkdir()
-        lock.touch()
-    said: list[str] = []
-    descriptor = os.open(live, os.O_RDONLY)
-    try:
-        delete_stale_locks(tmp_path, said.append)
-    finally:
-        os.close(descriptor)
-    assert (
-        live.exists()
-        and not stale.exists()
-        and said == [f"{stale}: no process holds it, so its build was killed; deleted"]
-    )
 
 
 def test_operators_are_built_once_and_a_failure_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

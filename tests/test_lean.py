@@ -7,10 +7,10 @@ import pytest
 import torch
 from diffusers.models.activations import GEGLU
 
+from benchmarks.recorder.models import tiny_conditioned_unet, tiny_vae
 from memdiff.models import adapters
 from memdiff.models.config import AdapterConfig
 from memdiff.models.lean import LeanConv2d, LeanGeglu, LeanSilu, make_lean
-from tests.tiny import tiny_conditioned_unet, tiny_vae
 
 
 def kept_bytes(run: Any) -> tuple[Any, int]:

@@ -13,6 +13,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
+from benchmarks.recorder.models import tiny_vae
 from memdiff.embedded.classifiers import load_classifier
 from memdiff.embedded.paths import CLASSIFIERS
 from memdiff.errors import ConfigError
@@ -27,7 +28,7 @@ from memdiff.rewards.clip import load_clip
 from memdiff.rewards.config import ClassifierConfig
 from memdiff.rewards.families_config import ClipSimilarityConfig
 from tests.reward_models import tiny_clip_config, write_classifier, write_clip
-from tests.tiny import CPU, tiny_policy, tiny_sdxl_pipeline, tiny_stable_diffusion_pipeline, tiny_unet, tiny_vae
+from tests.tiny import CPU, tiny_policy, tiny_sdxl_pipeline, tiny_stable_diffusion_pipeline, tiny_unet
 
 PARTS = [
     ("ddpm", "unet"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
+from benchmarks.recorder.models import tiny_vae
 from memdiff.errors import ConfigError
 from memdiff.models import architectures
 from memdiff.models.config import AdapterConfig, SamplerConfig, SdxlConfig, StableDiffusionConfig
@@ -31,7 +32,7 @@ from tests.against_diffusers import (
     saved_bytes,
     spread,
 )
-from tests.tiny import CPU, tiny_sdxl, tiny_sdxl_pipeline, tiny_vae
+from tests.tiny import CPU, tiny_sdxl, tiny_sdxl_pipeline
 
 quiet_libraries()
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from benchmarks.recorder.models import tiny_conditioned_unet, tiny_vae
 from memdiff.chain.ddim import log_prob, step_sigma
 from memdiff.errors import ConfigError, NumericError
 from memdiff.models import architectures, text_encoders
@@ -32,14 +33,7 @@ from tests.against_diffusers import (
     saved_bytes,
     spread,
 )
-from tests.tiny import (
-    CPU,
-    tiny_conditioned_unet,
-    tiny_stable_diffusion,
-    tiny_stable_diffusion_pipeline,
-    tiny_unet,
-    tiny_vae,
-)
+from tests.tiny import CPU, tiny_stable_diffusion, tiny_stable_diffusion_pipeline, tiny_unet
 
 quiet_libraries()
 

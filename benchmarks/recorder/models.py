@@ -1,4 +1,4 @@
-"""Small pipelines with random weights from seeds, written as folders. Not the tests': theirs may change."""
+"""Small pipelines with random weights, for the recorder and the tests. A change of them is a change of the record."""
 
 import string
 from pathlib import Path
@@ -42,8 +42,8 @@ def stable_diffusion(prediction_type: str = "epsilon") -> Any:
     """Latents of 4 x 8 x 8, images of 3 x 16 x 16."""
     build: Any = StableDiffusionPipeline
     return build(
-        vae=_vae(), text_encoder=_text_encoder(), tokenizer=_tokenizer(), unet=_unet(),
-        scheduler=_scheduler(prediction_type), safety_checker=None, feature_extractor=None,
+        vae=tiny_vae(), text_encoder=tiny_text_encoder(), tokenizer=tiny_tokenizer(), unet=tiny_conditioned_unet(),
+        scheduler=tiny_scheduler(prediction_type), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
 
@@ -53,28 +53,30 @@ def v_prediction() -> Any:
     return stable_diffusion("v_prediction")
 
 
-def sdxl() -> Any:
+def sdxl(prediction_type: str = "epsilon", *, force_upcast: bool = True) -> Any:
     """Two text encoders, embeddings of the image's size, a VAE that is to be upcast."""
-    unet = _unet(
+    unet = tiny_conditioned_unet(
         cross_attention_dim=32, use_linear_projection=True, transformer_layers_per_block=(1, 2),
         addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=16 + 6 * 8,
     )  # fmt: skip
     build: Any = StableDiffusionXLPipeline
     return build(
-        vae=_vae(scaling_factor=0.13025, force_upcast=True), unet=unet, text_encoder=_text_encoder(),
-        text_encoder_2=_text_encoder(projection=True), tokenizer=_tokenizer(), tokenizer_2=_tokenizer(),
-        scheduler=_scheduler("epsilon"), add_watermarker=False,
+        vae=tiny_vae(scaling_factor=0.13025, force_upcast=force_upcast), unet=unet, text_encoder=tiny_text_encoder(),
+        text_encoder_2=tiny_text_encoder(projection=True), tokenizer=tiny_tokenizer(), tokenizer_2=tiny_tokenizer(),
+        scheduler=tiny_scheduler(prediction_type), add_watermarker=False,
     )  # fmt: skip
 
 
-def _tokenizer() -> CLIPTokenizer:
+def tiny_tokenizer() -> CLIPTokenizer:
+    """One token a letter or digit, inside a word or at its end."""
     letters = string.ascii_lowercase + string.digits
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer({word: number for number, word in enumerate(words)}, [], model_max_length=TOKENS)
 
 
-def _text_encoder(*, projection: bool = False) -> Any:
-    vocabulary = _tokenizer().get_vocab()
+def tiny_text_encoder(*, projection: bool = False) -> Any:
+    """Three layers, sixteen channels."""
+    vocabulary = tiny_tokenizer().get_vocab()
     config = CLIPTextConfig(
         vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
         max_position_embeddings=TOKENS, projection_dim=16, bos_token_id=vocabulary["<|startoftext|>"],
@@ -84,7 +86,8 @@ def _text_encoder(*, projection: bool = False) -> Any:
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
 
-def _vae(**config: Any) -> Any:
+def tiny_vae(**config: Any) -> Any:
+    """Latents of 4 x 8 x 8 for images of 3 x 16 x 16."""
     build: Any = AutoencoderKL
     return build(
         latent_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16,
@@ -92,7 +95,8 @@ def _vae(**config: Any) -> Any:
     ).eval()  # fmt: skip
 
 
-def _unet(**config: Any) -> UNet2DConditionModel:
+def tiny_conditioned_unet(**config: Any) -> UNet2DConditionModel:
+    """Two levels on 4 x 8 x 8 latents, cross attention in the lower one and in the middle."""
     settings: dict[str, Any] = {
         "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16), "layers_per_block": 1,
         "norm_num_groups": 4, "attention_head_dim": 2, "cross_attention_dim": 16,
@@ -102,7 +106,8 @@ def _unet(**config: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(settings | config)).eval()
 
 
-def _scheduler(prediction_type: str) -> DDIMScheduler:
+def tiny_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
+    """Stable Diffusion's."""
     build: Any = DDIMScheduler
     return build(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
