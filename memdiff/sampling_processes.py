@@ -33,9 +33,9 @@ def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
     None where it fails: a part of them would pass for the result.
     """
     folder = Path(request.out)
+    world_size = min(choose_world_size(gpus), request.num_images)
     with own_folder(folder):
         clear_folder(folder)
-        world_size = min(choose_world_size(gpus), request.num_images)
         (folder / SETTINGS).write_text(request.model_dump_json(indent=2))
         try:
             _sample(request, folder, world_size)

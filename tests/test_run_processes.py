@@ -114,7 +114,8 @@ def test_a_run_that_goes_on_is_alone_and_ends_with_memdiff(recipe: Path, tmp_pat
     assert first.process.poll() is None and not list(tmp_path.glob("run.previous*"))
     os.kill(first.process.pid, signal.SIGKILL)
     first.until_gone()
-    assert f"memdiff (pid {first.process.pid}) is gone, so rank 0 ends too" in (run / "launcher.log").read_text()
+    # One rank's watcher may be first: the other rank then ends by the lost connection.
+    assert f"memdiff (pid {first.process.pid}) is gone, so rank" in (run / "launcher.log").read_text()
     # A killed process counts as ended when its first thread has; its others may hold the folder a moment longer.
     first.until(lambda: is_free(run), SECONDS_TO_END)
 

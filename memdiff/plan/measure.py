@@ -57,7 +57,6 @@ class Measured:
     """One short round of `images` images."""
 
     images: int
-    steps: int
     work: Workload
     peaks: Mapping[str, Peak]
     flops: Mapping[str, int]
@@ -111,7 +110,6 @@ def measure(
             taken = _evaluation(ledger, policy, reward, judged, knobs, evaluated) if evaluated else {}
         return Measured(
             images=images,
-            steps=steps,
             work=method.workload(Chain(steps, len(policy.schedule.steps_with_density)), knobs),
             peaks=ledger.peaks,
             flops=ledger.flops,

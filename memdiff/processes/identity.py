@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
-STATE, PARENT, SESSION, START = 0, 1, 3, 19  # of /proc/PID/stat, counted after the name (man 5 proc)
+STATE, PARENT, GROUP, SESSION, START = 0, 1, 2, 3, 19  # of /proc/PID/stat, counted after the name (man 5 proc)
 
 
 def identity(pid: int) -> str | None:
@@ -38,12 +38,16 @@ def parent_of(pid: int) -> int | None:
 
 
 def is_orphan(pid: int) -> bool:
-    """Whether the process that started it has ended: whoever adopts its children lives in another session."""
+    """Whether the process that started it has ended: whoever adopts its children lives in another process group.
+
+    False for one that leads a group, and where the adopter shares the group, as a container's first process does with
+    all that a script started: nothing tells such an adopter from the process that was.
+    """
     own = _stat(pid)
-    if own is None or int(own[SESSION]) == pid:
+    if own is None or int(own[GROUP]) == pid:
         return False
     above = _stat(int(own[PARENT]))
-    return above is None or above[SESSION] != own[SESSION]
+    return above is None or above[GROUP] != own[GROUP]
 
 
 def words_of(pid: int) -> list[str]:
