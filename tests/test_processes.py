@@ -45,8 +45,10 @@ def until(condition: Callable[[], object], what: str) -> None:
 def python(code: str, *arguments: str, **more: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | more
     command = [sys.executable, "-c", code, *arguments]
-    # A group of its own, as a shell gives each command: whatever adopts its orphans is in another one.
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT, process_group=0)
+    # A session of its own, as `memdiff train` gives its launcher: whatever adopts its orphans is in another one.
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
 
 
 @pytest.fixture
