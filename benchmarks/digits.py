@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.provenance import of_tree
-from memdiff.embedded.judge import wilson_interval
-from memdiff.report.grid import image_grid
-from memdiff.report.rows import read_rows
+from memdiff.digits.judge import wilson_interval
+from memdiff.reporting.grid import image_grid
+from memdiff.reporting.rows import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -58,7 +58,7 @@ def run_seed(seed: int, folder: Path, gpus: int) -> dict[str, Any]:
         before,
     )
     memdiff("memdiff", "sample", folder, "--num-images", 400, "--gpus", gpus, "--seed", seed, "--out", after)
-    memdiff("memdiff.embedded.judge", before, after, "--json", folder / "judge.json")
+    memdiff("memdiff.digits.judge", before, after, "--json", folder / "judge.json")
     memdiff("memdiff", "report", folder)
     rows = read_rows(folder / "metrics.jsonl")
     status = json.loads((folder / "status.json").read_text())

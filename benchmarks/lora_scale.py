@@ -24,12 +24,12 @@ from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import rollout
 from memdiff.models.precision import DTYPES, resolve_precision
 from memdiff.models.quiet import quiet_libraries
-from memdiff.ranks import ranks_of_this_process
-from memdiff.report.grid import image_grid
+from memdiff.reporting.grid import image_grid
 from memdiff.rewards.build import build_weighted
-from memdiff.rewards.weighted import Statistics, WeightedReward
-from memdiff.run_folder import RunFolder
-from memdiff.sample_request import SampleRequest, make_request
+from memdiff.rewards.weighted_sum import Statistics, WeightedReward
+from memdiff.runtime.ranks import ranks_of_this_process
+from memdiff.sampling.request import SampleRequest, make_request
+from memdiff.training.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from memdiff.memory.ledger import Event, Ledger
+from memdiff.planner.ledger import Event, Ledger
 
 Phase = Callable[[str], contextlib.AbstractContextManager[None]]
 Update = Callable[[Phase], None]  # told how to mark its phases; a peer that has none leaves it alone

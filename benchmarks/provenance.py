@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from memdiff.cuda_allocator import setting_of
+from memdiff.runtime.cuda_allocator import setting_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "peft", "accelerate", "trl", "bitsandbytes", "numpy")

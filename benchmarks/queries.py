@@ -27,7 +27,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.provenance import ROOT, of_machine, of_process, of_tree
-from memdiff.report.rows import read_rows
+from memdiff.reporting.rows import read_rows
 
 RESULTS = Path(__file__).parent / "results"
 RATES = (1e-3, 3e-3, 1e-2)

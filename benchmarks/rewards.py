@@ -25,10 +25,10 @@ import torch
 import transformers
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from memdiff.memory.ledger import Ledger
-from memdiff.pieces import Gradients, Pieces
+from memdiff.planner.ledger import Ledger
 from memdiff.rewards.clip import AestheticHead, ClipReward, ImageTower
 from memdiff.rewards.pretrained import checkpoint_layers, freeze
+from memdiff.runtime.vjp import Gradients, Pieces
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -124,7 +124,7 @@ def table(rows: list[Row], weight_bytes: int, made: dict[str, str]) -> str:
         "",
         "LAION aesthetic at full size (CLIP ViT-L/14 and its head, random weights), fp32, a batch of 8 images of",
         "256 x 256, gradient to the images, each chunk pulled before the next. Peak: live bytes by",
-        f"`memdiff/memory/ledger.py` beyond the {weight_bytes / MIB:,.0f} MiB of weights and the images. Differences:",
+        f"`memdiff/planner/ledger.py` beyond the {weight_bytes / MIB:,.0f} MiB of weights and the images. Differences:",
         "relative L2 against the first row, fp32 rounding of kernels of other shapes. Seconds: wall time on a machine",
         "that other jobs used too, so rows don't compare.",
         "",

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.case import Case
 from benchmarks.provenance import ROOT, of_machine, of_tree
-from memdiff.cuda_allocator import use_expandable_segments
+from memdiff.runtime.cuda_allocator import use_expandable_segments
 
 RESULTS = ROOT / "benchmarks" / "results"
 BASELINES = ROOT / "benchmarks" / "baselines"

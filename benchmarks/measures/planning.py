@@ -6,10 +6,10 @@ from typing import Any
 
 from benchmarks.case import overlaid
 from benchmarks.provenance import ROOT
-from memdiff.config import Recipe
 from memdiff.memory.gpus import GIB, find_gpu
-from memdiff.plan.plan import make_plan
-from memdiff.recipe_file import check_recipe, read_recipe
+from memdiff.planner.plan import make_plan
+from memdiff.recipe.reading import check_recipe, read_recipe
+from memdiff.recipe.recipe import Recipe
 
 KEPT = (
     "fits", "budget_bytes", "peak_bytes", "peak_phase", "items", "phases", "knobs", "flops", "flops_ideal",

@@ -14,10 +14,10 @@ from diffusers import DDIMScheduler
 from peft import LoraConfig
 
 from benchmarks.peers.bare import TARGETS, Bare, alignprop
-from memdiff.memory.ledger import Ledger
 from memdiff.models.architectures import STABLE_DIFFUSION_1
 from memdiff.models.latent_files import skeleton_parts
-from memdiff.plan.fake import GPU, fake_gpu
+from memdiff.planner.fake_tensors import GPU, fake_gpu
+from memdiff.planner.ledger import Ledger
 from memdiff.rewards.build import build_weighted
 from memdiff.rewards.families_config import AestheticConfig
 

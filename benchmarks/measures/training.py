@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import Phase, bytes_of, seconds_of
-from memdiff.build import Parts, build_parts
 from memdiff.engine.engine import start_process_group
-from memdiff.objectives.experience import Clock
-from memdiff.progress import RunProgress
-from memdiff.ranks import ranks_of_this_process
-from memdiff.recipe_file import check_recipe
-from memdiff.train import new_round
+from memdiff.methods.experience import Clock
+from memdiff.recipe.reading import check_recipe
+from memdiff.runtime.ranks import ranks_of_this_process
+from memdiff.training.build import Parts, build_parts
+from memdiff.training.loop import new_round
+from memdiff.training.progress import RunProgress
 
 ROOT = Path(__file__).resolve().parents[2]
 

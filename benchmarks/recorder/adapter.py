@@ -24,18 +24,18 @@ from unittest import mock
 import torch
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-from memdiff import train
-from memdiff.build import Parts
 from memdiff.cli import main
-from memdiff.config import Recipe
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.memory.knobs import Knobs, MemoryConfig, resolved
-from memdiff.memory.states import States, training_states
-from memdiff.plan.compose import look_ahead
-from memdiff.plan.graphs import Graphs
-from memdiff.plan.job import job_of, sizes_to_measure
-from memdiff.plan.measure import Measured, measure, resident
-from memdiff.recipe_file import check_recipe
+from memdiff.memory.zero2 import States, training_states
+from memdiff.planner.compose import look_ahead
+from memdiff.planner.dry_run import Measured, measure, resident
+from memdiff.planner.piece_costs import Graphs
+from memdiff.planner.rank_round import job_of, sizes_to_measure
+from memdiff.recipe.reading import check_recipe
+from memdiff.recipe.recipe import Recipe
+from memdiff.training import loop
+from memdiff.training.build import Parts
 
 RESIDENT = resolved(MemoryConfig())
 
@@ -65,7 +65,7 @@ class Seen:
 @contextmanager
 def watched(seen: Seen) -> Iterator[None]:
     """The parts of every training that is built inside are listened to. Rehearsals are not."""
-    build, rehearse = train.build_parts, train.rehearse
+    build, rehearse = loop.build_parts, loop.rehearse
     rehearsing: list[bool] = []
 
     def build_and_listen(*words: Any, **options: Any) -> Parts:
@@ -80,8 +80,8 @@ def watched(seen: Seen) -> Iterator[None]:
         rehearsing.clear()
 
     with (
-        mock.patch.object(train, "build_parts", build_and_listen),
-        mock.patch.object(train, "rehearse", rehearse_unheard),
+        mock.patch.object(loop, "build_parts", build_and_listen),
+        mock.patch.object(loop, "rehearse", rehearse_unheard),
     ):
         yield
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.recorder.case import Case, Training
-from memdiff.launcher import free_port
+from memdiff.training.launcher import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXED = {

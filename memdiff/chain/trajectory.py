@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from memdiff.counted import counted_as
-from memdiff.placement import HOST, download, host_buffer, settle, upload
+from memdiff.runtime.memory_tags import counted_as
+from memdiff.runtime.placement import HOST, download, host_buffer, settle, upload
 
 
 class Trajectory:

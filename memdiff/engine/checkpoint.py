@@ -14,8 +14,8 @@ from typing import Any
 
 from memdiff.engine.engine import DeepSpeedEngine
 from memdiff.errors import CheckpointError
-from memdiff.numbered import name_of, numbered
-from memdiff.ranks import Ranks
+from memdiff.runtime.numbered import name_of, numbered
+from memdiff.runtime.ranks import Ranks
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"

@@ -33,9 +33,9 @@ from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.operators import load_cpu_adam, load_shared_memory_operator
 from memdiff.engine.update import Update, warmed_up
 from memdiff.errors import CheckpointError, ConfigError, NumericError
-from memdiff.pieces import Gradients
-from memdiff.placement import place
-from memdiff.ranks import Ranks
+from memdiff.runtime.placement import place
+from memdiff.runtime.ranks import Ranks
+from memdiff.runtime.vjp import Gradients
 
 # log2 of the largest scaled gradient element summed over ranks: fp16 ends at 2^16, and two bits are kept in hand.
 LOG2_LARGEST_SCALED = 13

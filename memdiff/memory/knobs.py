@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, Literal, Never, TypeVar
 from pydantic import ConfigDict, Field, model_validator
 
 from memdiff.models.config import ActivationCheckpointing, VaeCheckpointing
-from memdiff.section import Int, Section
+from memdiff.runtime.section import Int, Section
 
 # fp16 activations of one 256x256 image in the celebahq UNet, forward and backward: live bytes counted on fake tensors.
 BYTES_AN_IMAGE = {False: 1_056 * 2**20, True: 424 * 2**20}  # without and with blocks recomputed

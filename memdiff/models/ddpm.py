@@ -9,18 +9,18 @@ from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from memdiff.chain.schedule import Schedule
-from memdiff.counted import counted_as
 from memdiff.errors import ConfigError
-from memdiff.models import adapters
 from memdiff.models.architectures import DDPM_SCHEDULER_AS_DDIM, DDPMS
 from memdiff.models.config import DdpmConfig, SamplerConfig
 from memdiff.models.denoiser import Denoiser
+from memdiff.models.lora import inject
 from memdiff.models.networks import class_of_part, own_memory, pipeline_folder, read_part, wrong_part
 from memdiff.models.options import ModelOptions
 from memdiff.models.scheduler import ddim_scheduler, sampling_chain
 from memdiff.models.source import no_pipeline, read_config, read_scheduler
 from memdiff.models.unet_policy import UnetPolicy
-from memdiff.pieces import call_network, widen
+from memdiff.runtime.memory_tags import counted_as
+from memdiff.runtime.vjp import call_network, widen
 
 
 class DdpmPolicy(UnetPolicy):
@@ -71,12 +71,12 @@ class DdpmPolicy(UnetPolicy):
         LoRA with a window of steps can't be merged: it is `adapter/` alone.
         """
         if self.adapter is not None:
-            adapters.save(self.unet, self.adapter, folder / "adapter", weights, chain_steps=self.schedule.steps)
+            inject.save(self.unet, self.adapter, folder / "adapter", weights, chain_steps=self.schedule.steps)
             if self.adapter.steps is not None:
                 return
         unet = self._denoiser.copy_with(weights)
         if self.adapter is not None:
-            unet = adapters.merged(unet)
+            unet = inject.merged(unet)
         pipeline: Any = DDIMPipeline(unet=unet, scheduler=self.scheduler)
         pipeline.save_pretrained(str(folder), safe_serialization=True)
 

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 
 from memdiff.errors import ConfigError
 from memdiff.models.source import no_pipeline, quiet_hub
-from memdiff.state_dicts import another_shape, refuse_other_weights
+from memdiff.runtime.state_dicts import another_shape, refuse_other_weights
 
 _log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import torch
 from memdiff.chain.ddim import step_sigma
 from memdiff.chain.noise import Noise
 from memdiff.chain.schedule import Schedule
-from memdiff.pieces import fixed_batches
-from memdiff.placement import place
+from memdiff.runtime.placement import place
+from memdiff.runtime.vjp import fixed_batches
 
 StoreState = Callable[[int, range, torch.Tensor], None]
 

@@ -12,9 +12,9 @@ import torch
 
 from memdiff.chain.ddim import predict_x0_and_eps, step_mean
 from memdiff.chain.schedule import Schedule
-from memdiff.models.adapters import Steps
 from memdiff.models.denoiser import Denoiser
-from memdiff.pieces import widen
+from memdiff.models.lora.inject import Steps
+from memdiff.runtime.vjp import widen
 
 
 class UnetPolicy(ABC):

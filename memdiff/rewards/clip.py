@@ -25,7 +25,6 @@ from transformers import (
 )
 
 from memdiff.errors import ConfigError, RewardError
-from memdiff.placement import upload
 from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, HpsConfig, PickScoreConfig
 from memdiff.rewards.open_clip import config_of, convert_keys
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize, to_rgb
@@ -42,7 +41,8 @@ from memdiff.rewards.pretrained import (
     without_buffers,
 )
 from memdiff.rewards.weights import find_weights, load_weights
-from memdiff.state_dicts import assign_strictly
+from memdiff.runtime.placement import upload
+from memdiff.runtime.state_dicts import assign_strictly
 
 ClipPart = AestheticConfig | PickScoreConfig | HpsConfig | ClipSimilarityConfig
 Fit = Literal["crop", "pad"]

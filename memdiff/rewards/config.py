@@ -15,7 +15,7 @@ from memdiff.rewards.families_config import (
     PickScoreConfig,
 )
 from memdiff.rewards.part_config import Part, resolve_file
-from memdiff.section import Float, Int
+from memdiff.runtime.section import Float, Int
 
 
 class Confidence(Part):

@@ -24,7 +24,6 @@ from transformers import (
 )
 
 from memdiff.errors import ConfigError
-from memdiff.placement import upload
 from memdiff.rewards.families_config import DetectionConfig
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize, to_rgb
 from memdiff.rewards.pretrained import (
@@ -39,7 +38,8 @@ from memdiff.rewards.pretrained import (
     without_buffers,
 )
 from memdiff.rewards.weights import load_weights
-from memdiff.state_dicts import assign_strictly
+from memdiff.runtime.placement import upload
+from memdiff.runtime.state_dicts import assign_strictly
 
 Detector = OwlViTForObjectDetection | Owlv2ForObjectDetection
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from memdiff.embedded.classifiers import DigitClassifier, load_classifier, new_classifier
-from memdiff.placement import place
+from memdiff.digits.classifiers import DigitClassifier, load_classifier, new_classifier
 from memdiff.rewards.confidence import confidence_score, has_gradient
 from memdiff.rewards.config import DigitsConfig
+from memdiff.runtime.placement import place
 
 
 class DigitsReward:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from memdiff.placement import place
-from memdiff.ranks import Ranks
 from memdiff.rewards.guards_config import GuardsConfig
-from memdiff.rewards.weighted import WeightedPart, WeightedReward
+from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.placement import place
+from memdiff.runtime.ranks import Ranks
 
 MOST_EMBEDDED = 64  # images over all ranks that are embedded for their diversity: one more forward of a network each
 DIVERSITIES = ("diversity_pixel", "diversity_feature", "evaluate/diversity_pixel", "evaluate/diversity_feature")

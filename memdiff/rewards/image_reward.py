@@ -18,13 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from memdiff.errors import ConfigError, RewardError
-from memdiff.pieces import call_network
-from memdiff.placement import place, upload
 from memdiff.rewards.families_config import ImageRewardConfig
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize, to_rgb
 from memdiff.rewards.pretrained import network_dtype
 from memdiff.rewards.weights import find_weights, load_weights
-from memdiff.state_dicts import assign_strictly
+from memdiff.runtime.placement import place, upload
+from memdiff.runtime.state_dicts import assign_strictly
+from memdiff.runtime.vjp import call_network
 
 WEIGHTS = "ImageReward.pt"
 VOCABULARY = "vocab.txt"

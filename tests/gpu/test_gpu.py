@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from memdiff.chain.noise import Noise, Stream
-from memdiff.objectives.config import ReinforceConfig
-from memdiff.objectives.experience import Batch, Clock, Round
-from memdiff.objectives.reinforce import Reinforce
-from memdiff.pieces import Gradients, Pieces
-from memdiff.ranks import Ranks
-from memdiff.report.rows import read_rows
-from memdiff.rewards.weighted import WeightedPart, WeightedReward
-from tests.processes import memdiff
-from tests.ranks import run_ranks
-from tests.tiny import tiny_policy
+from memdiff.methods.config import ReinforceConfig
+from memdiff.methods.experience import Batch, Clock, Round
+from memdiff.methods.reinforce import Reinforce
+from memdiff.reporting.rows import read_rows
+from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.ranks import Ranks
+from memdiff.runtime.vjp import Gradients, Pieces
+from tests.helpers.processes import memdiff
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import tiny_policy
 from tests.workers.engine_parity import Brightness, knobs, relative
 
 pytestmark = [

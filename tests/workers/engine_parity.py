@@ -16,19 +16,19 @@ from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, start_process_group
 from memdiff.memory.knobs import Knobs
+from memdiff.methods.config import ReinforceConfig
+from memdiff.methods.experience import Batch, Clock, Round
+from memdiff.methods.reinforce import Experience, Reinforce
+from memdiff.methods.reinforce_one_pass import ReinforceOnePass
 from memdiff.models.config import AdapterConfig
-from memdiff.objectives.config import ReinforceConfig
-from memdiff.objectives.experience import Batch, Clock, Round
-from memdiff.objectives.reinforce import Experience, Reinforce
-from memdiff.objectives.reinforce_one_pass import ReinforceOnePass
-from memdiff.pieces import Gradients, Pieces
-from memdiff.placement import HOST, place
-from memdiff.ranks import Ranks, ranks_of_this_process
-from memdiff.rewards.weighted import WeightedPart, WeightedReward
-from tests import half_precision
-from tests.half_on_cpu import allow_half
-from tests.one_graph import knobs as everything_here
-from tests.tiny import CPU, tiny_policy
+from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.placement import HOST, place
+from memdiff.runtime.ranks import Ranks, ranks_of_this_process
+from memdiff.runtime.vjp import Gradients, Pieces
+from tests.helpers import half_precision
+from tests.helpers.half_on_cpu import allow_half
+from tests.helpers.one_graph import knobs as everything_here
+from tests.helpers.tiny import CPU, tiny_policy
 
 IMAGES = 6
 

@@ -11,8 +11,8 @@ from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, start_process_group
 from memdiff.errors import NumericError
-from memdiff.ranks import Ranks
-from tests.tiny import CPU
+from memdiff.runtime.ranks import Ranks
+from tests.helpers.tiny import CPU
 from tests.workers.engine_parity import rank_and_size
 
 VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

@@ -11,15 +11,15 @@ from deepspeed.utils import safe_get_full_grad
 from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, start_process_group
-from memdiff.objectives.alignprop import AlignProp
-from memdiff.objectives.config import AlignPropConfig, DraftConfig
-from memdiff.objectives.draft import Draft
-from memdiff.pieces import Pieces
-from memdiff.ranks import Ranks
-from tests import half_precision
-from tests.half_on_cpu import allow_half
-from tests.one_graph import knobs, round_of, truth_of, waves
-from tests.tiny import CPU, tiny_policy
+from memdiff.methods.alignprop import AlignProp
+from memdiff.methods.config import AlignPropConfig, DraftConfig
+from memdiff.methods.draft import Draft
+from memdiff.runtime.ranks import Ranks
+from memdiff.runtime.vjp import Pieces
+from tests.helpers import half_precision
+from tests.helpers.half_on_cpu import allow_half
+from tests.helpers.one_graph import knobs, round_of, truth_of, waves
+from tests.helpers.tiny import CPU, tiny_policy
 from tests.workers.engine_parity import rank_and_size
 
 IMAGES, STEPS = 5, 6

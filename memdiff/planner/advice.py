@@ -1,0 +1,107 @@
+"""What each knob saves and costs, and plain sentences about what is not worth having."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from memdiff.memory.gpus import GIB, PCIE_BYTES_A_SECOND
+from memdiff.memory.knobs import TABLE, word
+from memdiff.memory.zero2 import States
+from memdiff.planner.compose import look_ahead
+from memdiff.planner.dry_run import Sizes
+from memdiff.planner.piece_costs import Graphs
+from memdiff.planner.rank_round import Job
+from memdiff.planner.search import Setting, Way, situation, way_of
+from memdiff.recipe.recipe import Recipe
+
+WORTH_HAVING = 0.1  # of the peak: what saves less is said to be not worth it
+
+
+class StatesOf(Protocol):
+    """Training states under other choices."""
+
+    def __call__(self, offload: bool, *, bits: Any = None, over: int = ...) -> States:
+        """States where the optimizer is offloaded or not, with so many bits, over so many ranks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Change:
+    """One knob set otherwise: what the peak, the FLOPs of a round and the seconds of moves would change by."""
+
+    knob: str
+    value: Any
+    setting: str  # as --set takes it
+    peak_bytes: int
+    flops: float
+    moved_seconds: float
+
+
+def changes(setting: Setting, job: Job, graphs: Mapping[Way, Graphs], states_of: StatesOf) -> list[Change]:
+    """Each knob turned by itself, from the chosen setting."""
+    before, found = setting.outlook, []
+    has = situation(job.workload(setting.knobs), graphs[way_of(setting.knobs)].sizes)
+    turns = [(name, value) for name, knob in TABLE.items() for value in knob.others(getattr(setting.knobs, name), has)]
+    for name, value in turns:
+        turned = setting.knobs.model_copy(update={name: value})
+        if way_of(turned) not in graphs:
+            continue
+        after = Setting(turned, look_ahead(job, turned, graphs[way_of(turned)], states_of(turned.offload_optimizer)))
+        found.append(
+            Change(
+                knob=name,
+                value=value,
+                setting=f"memory.{name}={word(value)}",
+                peak_bytes=after.peak_bytes - setting.peak_bytes,
+                flops=after.outlook.flops - before.flops,
+                moved_seconds=(after.outlook.moved_bytes - before.moved_bytes) / PCIE_BYTES_A_SECOND,
+            )
+        )
+    return found
+
+
+def three_best(found: Sequence[Change]) -> list[str]:
+    """The settings that save most, each with what it saves and costs, for a run that ran out of memory."""
+    saving = sorted((change for change in found if change.peak_bytes < 0), key=lambda change: change.peak_bytes)
+    told: dict[str, str] = {}
+    for change in saving:
+        cost = "recomputes more" if change.flops > 0 else f"{change.moved_seconds:.1f} s a round"
+        told.setdefault(change.setting, f"--set {change.setting} (saves {-change.peak_bytes / GIB:.2f} GiB, {cost})")
+    return list(told.values())[:3]
+
+
+def sentences(
+    recipe: Recipe, setting: Setting, sizes: Sizes, states_of: StatesOf, *, ranks: int, fits: bool, budget: int,
+    smallest: int,
+) -> list[str]:  # fmt: skip
+    """What a person should know besides the numbers."""
+    told = []
+    if not fits:
+        told.append(
+            f"it does not fit: the nearest setting needs {smallest / GIB:.2f} GiB, {(smallest - budget) / GIB:.2f} "
+            f"more than the budget of {budget / GIB:.2f}; the smallest budget that would do is {_up(smallest)} GiB"
+        )
+    peak, plain = setting.peak_bytes, states_of(setting.knobs.offload_optimizer)
+    activations = setting.outlook.phases[setting.outlook.peak_phase]["activations"]
+    alone = states_of(False, over=1).optimizer
+    split = alone - states_of(False).optimizer
+    if ranks == 1:
+        told.append("with one rank ZeRO-2 splits nothing")
+    elif split < WORTH_HAVING * peak:
+        told.append(
+            f"ZeRO-2 over {ranks} ranks saves {split / GIB:.2f} of {peak / GIB:.2f} GiB; activations are "
+            f"{activations / GIB:.2f}"
+        )
+    fewer_bits = states_of(False, bits=32).optimizer - states_of(False, bits=8).optimizer
+    if fewer_bits < WORTH_HAVING * peak:
+        told.append(f"8-bit states save {fewer_bits / GIB:.2f} GiB on each GPU: not worth having here")
+    if recipe.adapter is None:
+        saved = plain.accumulators + states_of(False).optimizer
+        word = "not worth having for memory here" if saved < WORTH_HAVING * peak else "worth a thought"
+        told.append(f"LoRA in the place of full fine-tuning saves about {saved / GIB:.2f} GiB: {word}")
+    return told
+
+
+def _up(size: int) -> str:
+    """In GiB, rounded up to hundredths: a budget of so much fits."""
+    return f"{-(-size * 100 // GIB) / 100:.2f}"
