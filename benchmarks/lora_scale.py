@@ -55,7 +55,7 @@ def sample(request: SampleRequest, device: torch.device) -> torch.Tensor:
     images = range(request.num_images)
     prompts = request.prompts_of(images)
     policy.encode(prompts)
-    noise = Noise(seed=request.seed, stream=Stream.SAMPLE, round=0, shape=policy.shape)
+    noise = Noise(seed=request.seed, stream=Stream.SAMPLE, round_number=0, shape=policy.shape)
     x_0 = rollout(policy, noise, images, prompts, batch=request.batch_size, storage=policy.dtype)
     with torch.no_grad():
         return policy.decode(x_0)
@@ -66,15 +66,15 @@ def measure(run: Path, options: argparse.Namespace) -> tuple[list[dict[str, Any]
     recipe, device = RunFolder(run).recipe(), ranks_of_this_process().device
     reward = build_weighted(recipe.reward, device=device)
     held_out = build_weighted(recipe.evaluate.rewards, device=device)
-    judged = WeightedReward([*reward.parts, *held_out.parts], device=device)
+    eval_reward = WeightedReward([*reward.parts, *held_out.parts], device=device)
     rows, pictures, statistics = [], [], None
     for scale in options.scales:
         request = request_for(run, scale, options)
         images = sample(request, device)
         with torch.no_grad():
-            raw_PN = judged.raw(images, request.prompts_of(range(len(images))))
+            raw_PN = eval_reward.raw(images, request.prompts_of(range(len(images))))
         statistics = statistics or reward.statistics_of(raw_PN[: len(reward.parts)])
-        rows.append(row_of(scale, raw_PN, reward, judged.names, statistics))
+        rows.append(row_of(scale, raw_PN, reward, eval_reward.names, statistics))
         pictures.append(to_uint8(images[:SHOWN]).cpu())
     return rows, pictures
 

@@ -91,7 +91,7 @@ def _start_ranks(recipe: "Recipe", folder: "RunFolder", arguments: list[str], wo
         typer.echo(f"this run is complete ({status['round']} rounds); for more, {way_on}")
         typer.echo(str(folder.path))
         return 0
-    folder.write_status("running", round=status.get("round", 0))
+    folder.write_status("running", round_number=status.get("round", 0))
     code = launch(arguments, folder, world_size)
     if code == 0:
         from memdiff.reporting.html import write_report

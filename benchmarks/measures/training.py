@@ -53,8 +53,8 @@ def measure_parts(parts: Parts, settings: Mapping[str, Any]) -> dict[str, Any]:
 
         def update(mark: Phase) -> None:
             clock = MarkingClock(ranks.device, mark)
-            round = new_round(parts, next(numbers), clock, progress)
-            experience = parts.objective.collect(parts.policy, round)
+            this_round = new_round(parts, next(numbers), clock, progress)
+            experience = parts.objective.collect(parts.policy, this_round)
             for part in parts.objective.updates(experience):
                 parts.objective.differentiate(parts.policy, part)
                 with mark("apply"):
@@ -71,7 +71,9 @@ def measure_parts(parts: Parts, settings: Mapping[str, Any]) -> dict[str, Any]:
                 update,
                 device=ranks.device,
                 weights=[t for net in parts.policy.networks.values() for t in (*net.parameters(), *net.buffers())],
-                reward=[t for part in parts.judged.parts for net in part.reward.networks for t in net.parameters()],
+                reward=[
+                    t for part in parts.eval_reward.parts for net in part.reward.networks for t in net.parameters()
+                ],
                 gradients=parts.engine.gradients.sums,
                 timeline=settings.get("timeline", False),
             )

@@ -28,10 +28,10 @@ from memdiff.cli import main
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.memory.knobs import Knobs, MemoryConfig, resolved
 from memdiff.memory.zero2 import States, training_states
-from memdiff.planner.compose import look_ahead
+from memdiff.planner.compose import estimate_round
 from memdiff.planner.dry_run import Measured, measure, resident
-from memdiff.planner.piece_costs import Graphs
-from memdiff.planner.rank_round import job_of, sizes_to_measure
+from memdiff.planner.piece_costs import PieceCosts
+from memdiff.planner.rank_round import rank_round_of, sizes_to_measure
 from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.recipe import Recipe
 from memdiff.training import loop
@@ -142,30 +142,32 @@ def composed_and_whole(raw: Mapping[str, Any], knobs: Mapping[str, Any], precisi
     """
     recipe = check_recipe(raw, source="case")
     chosen = Knobs(**{**RESIDENT.model_dump(), **knobs})
-    job = job_of(recipe, ranks=1, precision=precision)
-    sizes = sorted({*sizes_to_measure(recipe, job), chosen.micro_batch})
+    rank_round = rank_round_of(recipe, ranks=1, precision=precision)
+    sizes = sorted({*sizes_to_measure(recipe, rank_round), chosen.micro_batch})
     short: Any = _short_round  # frozen sections have a hash, which pyright does not see
     rounds = [
         short(
-            recipe, resident(chosen, job.workload(chosen), images=images).model_copy(update={"decode_batch": images}),
-            precision, images, job.evaluated if images == sizes[0] else 0,
+            recipe, resident(chosen, rank_round.workload(chosen), images=images).model_copy(update={"decode_batch": images}),
+            precision, images, rank_round.evaluated if images == sizes[0] else 0,
         )
         for images in sizes
     ]  # fmt: skip
-    graphs = Graphs.of(rounds)
-    outlook = look_ahead(job, chosen, graphs, _states(recipe, graphs, precision, offload=chosen.offload_optimizer))
+    costs = PieceCosts.of(rounds)
+    estimate = estimate_round(
+        rank_round, chosen, costs, _states(recipe, costs, precision, offload=chosen.offload_optimizer)
+    )
     whole = measure(
-        recipe, chosen, precision=precision, images=job.images, steps=recipe.sampler.steps, paths=False,
-        cut_method=False, evaluated=job.evaluated,
+        recipe, chosen, precision=precision, images=rank_round.images, steps=recipe.sampler.steps, paths=False,
+        cut_method=False, evaluated=rank_round.evaluated,
     )  # fmt: skip
     return {
         "composed": {
-            "phases": {phase: _present(parts) for phase, parts in outlook.phases.items()},
-            "peak_phase": outlook.peak_phase,
-            "flops": outlook.flops,
-            "flops_ideal": outlook.flops_ideal,
-            "moved_bytes": outlook.moved_bytes,
-            "host_bytes": outlook.host_bytes,
+            "phases": {phase: _present(parts) for phase, parts in estimate.phases.items()},
+            "peak_phase": estimate.peak_phase,
+            "flops": estimate.flops,
+            "flops_ideal": estimate.flops_ideal,
+            "moved_bytes": estimate.moved_bytes,
+            "host_bytes": estimate.host_bytes,
         },
         "whole": {
             "phases": {phase: _present(peak.categories) for phase, peak in whole.peaks.items()},
@@ -179,9 +181,9 @@ def _short_round(recipe: Any, knobs: Knobs, precision: str, images: int, evaluat
     return measure(recipe, knobs, precision=precision, images=images, paths=False, evaluated=evaluated)
 
 
-def _states(recipe: Recipe, graphs: Graphs, precision: str, *, offload: bool) -> States:
+def _states(recipe: Recipe, costs: PieceCosts, precision: str, *, offload: bool) -> States:
     """Of the recipe's own optimizer on one rank, as a plan counts them."""
-    sizes, optimizer = graphs.sizes, recipe.optimizer
+    sizes, optimizer = costs.sizes, recipe.optimizer
     zero = make_ds_config(optimizer, precision=precision, offload=False, trainable_elements=sizes.elements)
     return training_states(
         sizes.elements, ranks=1, half=precision != "fp32", bits=optimizer.bits, ema=optimizer.ema is not None,

@@ -13,14 +13,14 @@ import torch
 from memdiff.memory.knobs import Knobs
 from memdiff.models.policy import Policy
 from memdiff.rewards.weighted_sum import WeightedReward
-from memdiff.runtime.memory_tags import Category, counted_as
+from memdiff.runtime.memory_tags import MemoryTag, memory_tag
 from memdiff.runtime.placement import HOST, download, host_buffer, place, put_in_place, settle
 
 # The host's copies of each network's frozen parameters, by name; they go when the network goes.
 _on_host: "WeakKeyDictionary[torch.nn.Module, Mapping[str, torch.Tensor]]" = WeakKeyDictionary()
 
 
-def leave(network: torch.nn.Module, device: torch.device) -> None:
+def offload(network: torch.nn.Module, device: torch.device) -> None:
     """Takes the frozen weights from `device` to the host. Nothing where that is the host."""
     if device == HOST:
         return
@@ -35,11 +35,11 @@ def leave(network: torch.nn.Module, device: torch.device) -> None:
         put_in_place(parameter, _on_host[network][name])
 
 
-def come(network: torch.nn.Module, device: torch.device, category: Category) -> None:
+def onload(network: torch.nn.Module, device: torch.device, category: MemoryTag) -> None:
     """Brings the frozen weights back."""
     if network not in _on_host:
         return
-    with counted_as(category):
+    with memory_tag(category):
         for parameter in _frozen(network).values():
             put_in_place(parameter, place(parameter.detach(), device))
 
@@ -49,16 +49,16 @@ def decoding(policy: Policy, knobs: Knobs) -> Iterator[None]:
     """While it lasts images are decoded and scored: the decoder is on the device, and the UNet where `knobs` say."""
     unet, decoder = policy.networks["unet"], policy.networks.get("vae")
     if knobs.idle_unet == "host":
-        leave(unet, policy.device)
+        offload(unet, policy.device)
     if decoder is not None and knobs.idle_decoder == "host":
-        come(decoder, policy.device, "decoder")
+        onload(decoder, policy.device, "decoder")
     try:
         yield
     finally:
         if decoder is not None and knobs.idle_decoder == "host":
-            leave(decoder, policy.device)
+            offload(decoder, policy.device)
         if knobs.idle_unet == "host":
-            come(unet, policy.device, "weights")
+            onload(unet, policy.device, "weights")
 
 
 @contextmanager
@@ -72,13 +72,13 @@ def scoring(reward: WeightedReward, knobs: Knobs) -> Iterator[None]:
             reward.move(HOST)
 
 
-def rest(policy: Policy, reward: WeightedReward, knobs: Knobs) -> None:
+def offload_idle(policy: Policy, reward: WeightedReward, knobs: Knobs) -> None:
     """Where things are before anything is looked at."""
     if knobs.rewards == "idle_off":
         reward.move(HOST)
     decoder = policy.networks.get("vae")
     if decoder is not None and knobs.idle_decoder == "host":
-        leave(decoder, policy.device)
+        offload(decoder, policy.device)
 
 
 def _frozen(network: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

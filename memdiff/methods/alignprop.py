@@ -21,21 +21,23 @@ from memdiff.models.policy import Policy
 class AlignProp(RewardGradient[AlignPropConfig]):
     """Each image's gradient goes through a number of last steps of its own."""
 
-    def starts(self, policy: Policy, round: Round) -> Sequence[int]:
+    def starts(self, policy: Policy, this_round: Round) -> Sequence[int]:
         """T - K_i."""
-        noise, steps = round.batch.noise, policy.schedule.steps
+        noise, steps = this_round.batch.noise, policy.schedule.steps
         return [
-            steps - self.depth(seed=noise.seed, round=noise.round, image=image, steps=steps)
-            for image in round.batch.images
+            steps - self.depth(seed=noise.seed, round_number=noise.round, image=image, steps=steps)
+            for image in this_round.batch.images
         ]
 
-    def depth(self, *, seed: int, round: int, image: int, steps: int) -> int:
+    def depth(self, *, seed: int, round_number: int, image: int, steps: int) -> int:
         """K of an image in a chain of so many steps."""
         most = self.config.steps_of(steps)
         if self.config.truncation == "fixed":
             return most
         shared = 0 if self.config.one_draw_per_batch else image
-        return draw_integer(seed=seed, stream=Stream.TRUNCATION, round=round, image=shared, low=1, high=most)
+        return draw_integer(
+            seed=seed, stream=Stream.TRUNCATION, round_number=round_number, image=shared, low=1, high=most
+        )
 
     def passes(self, policy: Policy) -> int:
         """All steps forward, on average half of the differentiated ones back."""

@@ -13,7 +13,7 @@ from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import OnGradients
 
 
-class Tally:
+class Diagnostics:
     """Squared norms by step, in units of one image's own loss: they do not shrink as rounds grow."""
 
     def __init__(self, steps: int, device: torch.device) -> None:

@@ -38,31 +38,31 @@ class Draft(RewardGradient[DraftConfig]):
         super().__init__(config, reward, pieces, ranks, knobs)
         self.queries = config.noise_samples or 1
 
-    def starts(self, policy: Policy, round: Round) -> Sequence[int]:
+    def starts(self, policy: Policy, this_round: Round) -> Sequence[int]:
         """T - K."""
         steps = policy.schedule.steps
-        return [steps - self.config.steps_of(steps)] * len(round.batch.images)
+        return [steps - self.config.steps_of(steps)] * len(this_round.batch.images)
 
     def begin(self, policy: Policy, starts: Sequence[int]) -> int:
         """DRaFT-LV samples the whole chain without a graph."""
         return super().begin(policy, starts) if self.config.noise_samples is None else policy.schedule.steps
 
-    def forward_backward(self, policy: Policy, round: Round, rows: Rows, group: Group, sweep: Sweep) -> Scored:
+    def forward_backward(self, policy: Policy, this_round: Round, rows: Rows, group: Group, sweep: Sweep) -> Scored:
         """Through the last K steps; DRaFT-LV through the last one, n times.
 
         DRaFT-LV's scores are the mean over the n samples, its images those of the last one.
         """
         if self.config.noise_samples is None:
-            return super().forward_backward(policy, round, rows, group, sweep)
-        last, noise = policy.schedule.steps - 1, round.batch.noise
+            return super().forward_backward(policy, this_round, rows, group, sweep)
+        last, noise = policy.schedule.steps - 1, this_round.batch.noise
         ab_t = policy.schedule.alpha_bar_t[last]
-        renoise = Noise(seed=noise.seed, stream=Stream.RENOISE, round=noise.round, shape=policy.shape)
+        renoise = Noise(seed=noise.seed, stream=Stream.RENOISE, round_number=noise.round, shape=policy.shape)
         each = replace(rows, weight=rows.weight / self.config.noise_samples)
         scores = []
         for sample in range(self.config.noise_samples):
             e_BCHW = place(renoise.step(rows.images, sample), policy.device)
             x_t_BCHW = ab_t**0.5 * group.x_BCHW + (1 - ab_t) ** 0.5 * e_BCHW
-            scored = sweep.run(policy, round, each, x_t_BCHW, begin=last, pull_back=self.scoring.pull_back)
+            scored = sweep.run(policy, this_round, each, x_t_BCHW, begin=last, pull_back=self.scoring.pull_back)
             scores.append(scored.raw_PB)
         return replace(scored, raw_PB=torch.stack(scores).mean(dim=0))
 

@@ -60,7 +60,7 @@ def _added(total: torch.Tensor, weights_B: torch.Tensor, own_BP: torch.Tensor) -
 
 def sample_with_eligibilities(
     policy: Policy,
-    round: Round,
+    this_round: Round,
     weights: Sequence[float],
     pieces: Pieces,
     *,
@@ -74,11 +74,11 @@ def sample_with_eligibilities(
 
     `weights`: of each step; 0 where it takes no part. `storage` and `store` as in `rollout`. `on_host`: e_i wait there.
     """
-    made, finished, found = round.batch, [], []
+    made, finished, found = this_round.batch, [], []
     for padded, count in fixed_batches(range(len(made.images)), batch):
         numbers, texts = [made.images[row] for row in padded], [made.prompts[row] for row in padded]
         rows, log_probs = range(padded[0], padded[0] + count), []
-        with policy.own_weights(batch) as trained:
+        with policy.per_image_weights(batch) as trained:
             into = pieces.into(Gradients(trained, on_host=on_host))
             x_BCHW = place(made.noise.initial(numbers).to(storage), policy.device)
             store(0, rows, x_BCHW[:count])
@@ -94,7 +94,7 @@ def sample_with_eligibilities(
                 else:
                     x_BCHW = sample_step(policy, made.noise, x_BCHW, step, numbers, texts).to(storage)
                 store(step + 1, rows, x_BCHW[:count])
-                round.advance(count)
+                this_round.advance(count)
         pieces.redone += into.redone
         finished.append(x_BCHW[:count])
         found.append(Eligibilities(rows, into.gradients, torch.stack(log_probs)))

@@ -31,7 +31,7 @@ class Objective(Protocol[E]):
     over all ranks, since the engine averages over W ranks.
     """
 
-    def collect(self, policy: Policy, round: Round) -> E:
+    def collect(self, policy: Policy, this_round: Round) -> E:
         """Whatever has to be known before the first update."""
         ...
 

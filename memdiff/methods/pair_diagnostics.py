@@ -24,7 +24,7 @@ class PairSums(NamedTuple):
     kl_to_base: torch.Tensor
 
 
-class PairTally:
+class PairDiagnostics:
     """Sums of diagnostics over pairs of `steps`, kept on the device until the round's row is written.
 
     `sums` is assigned as a whole, once a piece's gradient is added: a piece that fails before counts nowhere.
@@ -53,7 +53,7 @@ class PairTally:
         count: int,
         to_base_B: torch.Tensor | None = None,
     ) -> PairSums:
-        """The sums with one piece more; only its first `count` rows are meant. `to_base_B`: the KL to the base."""
+        """The sums with one piece more; only its first `count` rows are valid. `to_base_B`: the KL to the base."""
         step_B = torch.tensor(steps, device=log_prob_B.device)
         per_dimension_B = log_prob_B if self._reduction == "mean" else log_prob_B / self._dimensions
         clipped = ((slope_B == 0) & (advantage_B != 0)).float()

@@ -34,7 +34,7 @@ TINY = 1e-12
 def predicted_rewards(
     policy: Policy,
     trajectory: Trajectory,
-    round: Round,
+    this_round: Round,
     steps: Sequence[int],
     reward: WeightedReward,
     slopes: Sequence[float],
@@ -50,13 +50,13 @@ def predicted_rewards(
         predicted = []
         for padded, count in fixed_batches(range(trajectory.images), knobs.rollout_batch):
             x_t_BCHW, _ = trajectory.transitions([(image, step) for image in padded])
-            prompts = [round.batch.prompts[image] for image in padded]
+            prompts = [this_round.batch.prompts[image] for image in padded]
             predicted.append(policy.x0(x_t_BCHW, [step] * len(padded), prompts)[:count])
-            round.advance(count)
+            this_round.advance(count)
         with decoding(policy, knobs):
-            raw_Pn = reward.raw(policy.decode(torch.cat(predicted)), round.batch.prompts)
+            raw_Pn = reward.raw(policy.decode(torch.cat(predicted)), this_round.batch.prompts)
         found.append(raw_Pn.new_tensor(list(slopes)) @ raw_Pn)
-    values_KN = ranks.gather(torch.stack(found), round.batch.num_images, dim=1)
+    values_KN = ranks.gather(torch.stack(found), this_round.batch.num_images, dim=1)
     refuse_non_finite(values_KN, [f"total of what step {step} predicts" for step in steps])
     return values_KN
 

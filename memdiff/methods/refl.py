@@ -25,37 +25,39 @@ from memdiff.models.policy import Policy, sample_step
 class Refl(RewardGradient[ReflConfig]):
     """Each image's gradient goes through one step of its own."""
 
-    def starts(self, policy: Policy, round: Round) -> Sequence[int]:
+    def starts(self, policy: Policy, this_round: Round) -> Sequence[int]:
         """k_i."""
-        noise = round.batch.noise
-        return [self.step(seed=noise.seed, round=noise.round, image=image) for image in round.batch.images]
+        noise = this_round.batch.noise
+        return [self.step(seed=noise.seed, round_number=noise.round, image=image) for image in this_round.batch.images]
 
-    def step(self, *, seed: int, round: int, image: int) -> int:
+    def step(self, *, seed: int, round_number: int, image: int) -> int:
         """k of an image."""
         low, high = self.config.first_step, self.config.last_step
-        return draw_integer(seed=seed, stream=Stream.TRUNCATION, round=round, image=image, low=low, high=high)
+        return draw_integer(
+            seed=seed, stream=Stream.TRUNCATION, round_number=round_number, image=image, low=low, high=high
+        )
 
-    def forward_backward(self, policy: Policy, round: Round, rows: Rows, group: Group, sweep: Sweep) -> Scored:
+    def forward_backward(self, policy: Policy, this_round: Round, rows: Rows, group: Group, sweep: Sweep) -> Scored:
         """From the state before `group.begin` to each row's own step, to its predicted x_0, and back through that."""
         x_BCHW, steps = group.x_BCHW, list(rows.starts)
-        with round.clock.phase("rollout"):
+        with this_round.clock.phase("rollout"):
             for step in range(group.begin, max(steps)):
                 later_B = x_BCHW.new_tensor([float(own > step) for own in steps]).view(-1, 1, 1, 1)
-                further_BCHW = sample_step(policy, round.batch.noise, x_BCHW, step, rows.images, rows.prompts)
+                further_BCHW = sample_step(policy, this_round.batch.noise, x_BCHW, step, rows.images, rows.prompts)
                 x_BCHW = torch.where(later_B > 0, further_BCHW, x_BCHW)
             x0_BCHW, pull = self.pieces.vjp(
                 lambda x: policy.x0(x, steps, rows.prompts), x_BCHW, keep=self.knobs.kept_steps > 0
             )
-        with round.clock.phase("reward"):
+        with this_round.clock.phase("reward"):
             scored = self.scoring.pull_back(policy, x0_BCHW, rows)
-        with round.clock.phase("train"):
+        with this_round.clock.phase("train"):
             everyone = range(rows.count)
             costate_BCHW = sweep.bounded(scored.costate_BCHW, rows)
-            sweep.tally.costate(steps, costate_BCHW, rows, everyone)
+            sweep.diagnostics.costate(steps, costate_BCHW, rows, everyone)
             pull(costate_BCHW)
             if self.config.base_distance:
                 sweep.pull_to_base(policy, rows, x_BCHW, steps, everyone)
-            round.advance(2 * rows.count)
+            this_round.advance(2 * rows.count)
         return scored
 
     def rehearsed_start(self, policy: Policy) -> int:

@@ -38,7 +38,7 @@ from memdiff.methods.advantages import Advantages
 from memdiff.methods.config import ReinforceConfig
 from memdiff.methods.experience import Metrics, Round
 from memdiff.methods.micro_batches import MicroBatch, PieceSize, micro_batches
-from memdiff.methods.pair_diagnostics import PairSums, PairTally
+from memdiff.methods.pair_diagnostics import PairDiagnostics, PairSums
 from memdiff.methods.predicted_baseline import predicted_rewards
 from memdiff.methods.reinforce_experience import Experience
 from memdiff.methods.sampling import sample
@@ -58,7 +58,7 @@ class Replay:
 
     pairs: Sequence[Pair]
     weights: Sequence[float]  # of each step
-    tally: PairTally
+    diagnostics: PairDiagnostics
     old_P: torch.Tensor  # log-probs of the first pass, which writes them
     is_first: bool
 
@@ -73,28 +73,28 @@ class Reinforce:
         self.size = PieceSize(knobs.micro_batch)
         self.advantages = Advantages(config)
 
-    def collect(self, policy: Policy, round: Round) -> Experience:
+    def collect(self, policy: Policy, this_round: Round) -> Experience:
         """Samples this rank's images, scores them, and computes advantages over all ranks. No graph is kept."""
-        x_0, experience = self._sampled(policy, round)
+        x_0, experience = self._sampled(policy, this_round)
         advantages_N = self._scored(policy, experience, x_0)
         if self.config.baseline == "predicted_image":
-            with round.clock.phase("reward"), torch.no_grad():
+            with this_round.clock.phase("reward"), torch.no_grad():
                 self._add_baseline(policy, experience, advantages_N)
         return experience
 
-    def _sampled(self, policy: Policy, round: Round) -> tuple[torch.Tensor, Experience]:
+    def _sampled(self, policy: Policy, this_round: Round) -> tuple[torch.Tensor, Experience]:
         """x_0 of this rank's images, n C H W, and their trajectory."""
-        trajectory = self._trajectory(policy, len(round.batch.images))
-        with round.clock.phase("rollout"):
+        trajectory = self._trajectory(policy, len(this_round.batch.images))
+        with this_round.clock.phase("rollout"):
             x_0 = sample(
                 policy,
-                round.batch,
+                this_round.batch,
                 self.knobs,
                 storage=trajectory.dtype,
                 store=trajectory.write,
-                on_step=round.advance,
+                on_step=this_round.advance,
             )
-        return x_0, Experience(round, trajectory)
+        return x_0, Experience(this_round, trajectory)
 
     def _trajectory(self, policy: Policy, images: int) -> Trajectory:
         return Trajectory(
@@ -149,17 +149,17 @@ class Reinforce:
 
     def differentiate(self, policy: Policy, experience: Experience) -> Metrics:
         """Adds the gradient of the loss, -J, to the pieces' sums; returns diagnostics over all ranks."""
-        tally = PairTally(policy, self.config, self._steps(policy), experience.advantages_n.device)
+        diagnostics = PairDiagnostics(policy, self.config, self._steps(policy), experience.advantages_n.device)
         with experience.round.clock.phase("train"):
-            self._differentiate(policy, experience, tally)
-        return tally.metrics(self.ranks)
+            self._differentiate(policy, experience, diagnostics)
+        return diagnostics.metrics(self.ranks)
 
-    def _differentiate(self, policy: Policy, experience: Experience, tally: PairTally) -> None:
+    def _differentiate(self, policy: Policy, experience: Experience, diagnostics: PairDiagnostics) -> None:
         """A pass over the trajectory, in pieces of pairs."""
         pairs, is_first = self.pairs(policy, experience.trajectory.images), experience.old_log_probs is None
         old_P = torch.zeros(len(pairs), device=policy.device) if is_first else experience.old_log_probs
         assert old_P is not None
-        replay = Replay(pairs, self._weights(policy), tally, old_P, is_first)
+        replay = Replay(pairs, self._weights(policy), diagnostics, old_P, is_first)
         for batch in self._micro_batches(policy, pairs, experience.trajectory.images):
             batch.run(self._micro_batch, policy, experience, replay)
         experience.old_log_probs = old_P
@@ -174,7 +174,7 @@ class Reinforce:
         """Adds the gradient of these pairs."""
         with self._pieces(policy, len(numbers)) as pieces:
             told = self._pull(numbers, count, policy, pieces, experience, replay)
-        replay.tally.sums = told
+        replay.diagnostics.sums = told
         experience.round.advance(count)
 
     def _pull(
@@ -205,7 +205,7 @@ class Reinforce:
         d_terms = [d_loss_B, kl_weight * weight_B * scale] if kl_weight else [d_loss_B]
         if replay.is_first:
             replay.old_P[numbers[:count]] = log_prob_B[:count].detach()
-        told = replay.tally.after(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count, to_base_B)
+        told = replay.diagnostics.after(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count, to_base_B)
         pull(torch.stack(d_terms))
         return told
 

@@ -17,7 +17,7 @@ from memdiff.errors import OutOfMemoryError
 from memdiff.methods.eligibility import sample_with_eligibilities
 from memdiff.methods.experience import Round
 from memdiff.methods.micro_batches import MicroBatch
-from memdiff.methods.pair_diagnostics import PairTally
+from memdiff.methods.pair_diagnostics import PairDiagnostics
 from memdiff.methods.reinforce import Pair, Reinforce
 from memdiff.methods.reinforce_experience import Experience
 from memdiff.models.policy import Policy
@@ -27,14 +27,14 @@ from memdiff.runtime.vjp import Gradients, Pieces, fixed_batches
 class ReinforceOnePass(Reinforce):
     """For one number an image as its advantage, and no term besides: no baseline by step, no KL."""
 
-    def _sampled(self, policy: Policy, round: Round) -> tuple[torch.Tensor, Experience]:
+    def _sampled(self, policy: Policy, this_round: Round) -> tuple[torch.Tensor, Experience]:
         """x_0 and the eligibilities of this rank's images; the trajectory where a later update replays it."""
         replayed = self.config.replays(one_pass=True)
-        trajectory = self._trajectory(policy, len(round.batch.images) if replayed else 0)
-        with round.clock.phase("rollout"):
+        trajectory = self._trajectory(policy, len(this_round.batch.images) if replayed else 0)
+        with this_round.clock.phase("rollout"):
             x_0, eligibilities = sample_with_eligibilities(
                 policy,
-                round,
+                this_round,
                 self._weights(policy),
                 self.pieces,
                 batch=self._rows(policy),
@@ -43,15 +43,15 @@ class ReinforceOnePass(Reinforce):
                 store=trajectory.write if replayed else _forget,
                 on_host=self.knobs.accumulators == "host",
             )
-        return x_0, Experience(round, trajectory, eligibilities=eligibilities)
+        return x_0, Experience(this_round, trajectory, eligibilities=eligibilities)
 
-    def _differentiate(self, policy: Policy, experience: Experience, tally: PairTally) -> None:
+    def _differentiate(self, policy: Policy, experience: Experience, diagnostics: PairDiagnostics) -> None:
         if experience.eligibilities:
-            self._weigh(policy, experience, tally)
+            self._weigh(policy, experience, diagnostics)
         else:
-            super()._differentiate(policy, experience, tally)
+            super()._differentiate(policy, experience, diagnostics)
 
-    def _weigh(self, policy: Policy, experience: Experience, tally: PairTally) -> None:
+    def _weigh(self, policy: Policy, experience: Experience, diagnostics: PairDiagnostics) -> None:
         """The first pass, whose gradients are known: -1/N sum_i A_i e_i."""
         scale = self.ranks.world_size / experience.round.batch.num_images
         steps, weights = self._steps(policy), self._weights(policy)
@@ -62,7 +62,7 @@ class ReinforceOnePass(Reinforce):
             advantage_b = experience.advantages_n[own.images.start : own.images.stop]
             log_prob_Kb = own.log_probs_KB[:, : len(own.images)].float()
             advantage_Kb = advantage_b.expand_as(log_prob_Kb)
-            told = tally.after(
+            told = diagnostics.after(
                 log_prob_Kb.flatten(),
                 torch.ones_like(log_prob_Kb).flatten(),
                 advantage_Kb.flatten(),
@@ -72,7 +72,7 @@ class ReinforceOnePass(Reinforce):
                 log_prob_Kb.numel(),
             )
             own.add_to(self.pieces.gradients, -scale * advantage_b)
-            tally.sums = told
+            diagnostics.sums = told
             log_probs.append(log_prob_Kb)
             del experience.eligibilities[0]
         experience.old_log_probs = torch.cat(log_probs, dim=1).flatten()  # step by step, as `pairs` has them
@@ -89,7 +89,7 @@ class ReinforceOnePass(Reinforce):
     @contextmanager
     def _pieces(self, policy: Policy, rows: int) -> Iterator[Pieces]:
         """As when the images were sampled."""
-        with policy.own_weights(rows) as trained:
+        with policy.per_image_weights(rows) as trained:
             into = self.pieces.into(Gradients(trained))
             yield into
         parameters = self.pieces.gradients.parameters

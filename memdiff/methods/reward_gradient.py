@@ -22,7 +22,7 @@ from memdiff.chain.noise import Noise
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.offload import decoding, scoring
 from memdiff.methods.config import DirectConfig
-from memdiff.methods.diagnostics import Tally
+from memdiff.methods.diagnostics import Diagnostics
 from memdiff.methods.experience import Batch, Clock, Metrics, Round
 from memdiff.methods.micro_batches import PieceSize, micro_batches
 from memdiff.methods.sampling import sample
@@ -73,7 +73,7 @@ class RewardGradient(ABC, Generic[C]):
         self.size = PieceSize(knobs.micro_batch)
 
     @abstractmethod
-    def starts(self, policy: Policy, round: Round) -> Sequence[int]:
+    def starts(self, policy: Policy, this_round: Round) -> Sequence[int]:
         """The first differentiated step of each of this rank's images: n."""
         ...
 
@@ -81,23 +81,23 @@ class RewardGradient(ABC, Generic[C]):
         """Steps of these images that are denoised without a graph, at most the first start."""
         return min(starts)
 
-    def forward_backward(self, policy: Policy, round: Round, rows: Rows, group: Group, sweep: Sweep) -> Scored:
+    def forward_backward(self, policy: Policy, this_round: Round, rows: Rows, group: Group, sweep: Sweep) -> Scored:
         """From the rows' state before step `group.begin` to the loss, and back: adds the gradient."""
-        return sweep.run(policy, round, rows, group.x_BCHW, begin=group.begin, pull_back=self.scoring.pull_back)
+        return sweep.run(policy, this_round, rows, group.x_BCHW, begin=group.begin, pull_back=self.scoring.pull_back)
 
     @abstractmethod
     def passes(self, policy: Policy) -> int:
         """Image-steps that a round takes for each image."""
         ...
 
-    def collect(self, policy: Policy, round: Round) -> Experience:
+    def collect(self, policy: Policy, this_round: Round) -> Experience:
         """Only the very first round of a run with normalised parts samples here: their scale has to be known."""
-        experience = Experience(round, self.starts(policy, round))
+        experience = Experience(this_round, self.starts(policy, this_round))
         if any(not seen.count for seen in self.reward.statistics.values()):
-            batch = round.batch
-            with round.clock.phase("rollout"), torch.no_grad():
+            batch = this_round.batch
+            with this_round.clock.phase("rollout"), torch.no_grad():
                 x_0 = sample(policy, batch, self.knobs, storage=_wide(policy))
-            with round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
+            with this_round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
                 with scoring(self.reward, self.knobs):
                     images = [policy.decode(x_BCHW) for x_BCHW in x_0.split(max(1, self.knobs.decode_batch))]
                     raw_Pn = self.reward.raw(torch.cat(images), batch.prompts)
@@ -113,29 +113,29 @@ class RewardGradient(ABC, Generic[C]):
 
     def differentiate(self, policy: Policy, experience: Experience) -> Metrics:
         """Adds the gradient of the loss to the pieces' sums; fills in the experience's scores."""
-        round, starts_n = experience.round, experience.starts_n
-        tally = Tally(policy.schedule.steps, policy.device)
-        sweep = self._sweep(tally)
+        this_round, starts_n = experience.round, experience.starts_n
+        diagnostics = Diagnostics(policy.schedule.steps, policy.device)
+        sweep = self._sweep(diagnostics)
         order = sorted(range(len(starts_n)), key=lambda image: starts_n[image])
         group_size = even_size(len(order), max(self.knobs.rollout_batch, self.size.rows))
         for at in range(0, len(order), group_size):
             group = self._denoised(policy, experience, order[at : at + group_size])
             size = PieceSize(even_size(len(group.members), self.size.rows))
             for batch in micro_batches(range(len(group.members)), size):
-                sums = (self.pieces.gradients, tally)
+                sums = (self.pieces.gradients, diagnostics)
                 batch.run(self._micro_batch, policy, experience, group, sweep, undo=sums)
             if size.halved:
                 self.size = PieceSize(size.rows)
         self._conclude(policy, experience)
         differentiated = sum(policy.schedule.steps - start for start in starts_n)
         total = self.ranks.sum(torch.tensor(float(differentiated), device=self.ranks.device))
-        return {"last_steps_mean": float(total) / round.batch.num_images, **tally.metrics(self.ranks)}
+        return {"last_steps_mean": float(total) / this_round.batch.num_images, **diagnostics.metrics(self.ranks)}
 
     def _denoised(self, policy: Policy, experience: Experience, members: Sequence[int]) -> Group:
         """These images as far as no gradient goes."""
-        round, batch = experience.round, experience.round.batch
+        this_round, batch = experience.round, experience.round.batch
         begin = self.begin(policy, [experience.starts_n[image] for image in members])
-        with round.clock.phase("rollout"):
+        with this_round.clock.phase("rollout"):
             x_BCHW = rollout(
                 policy,
                 batch.noise,
@@ -144,7 +144,7 @@ class RewardGradient(ABC, Generic[C]):
                 batch=min(self.knobs.rollout_batch, len(members)),
                 storage=_wide(policy),
                 until=begin,
-                on_step=round.advance,
+                on_step=this_round.advance,
             )
         return Group(members, begin, x_BCHW)
 
@@ -162,10 +162,10 @@ class RewardGradient(ABC, Generic[C]):
 
     def _conclude(self, policy: Policy, experience: Experience) -> None:
         """Scores over all ranks, what was lost, and how much the images differ."""
-        round, num_images = experience.round, experience.round.batch.num_images
+        this_round, num_images = experience.round, experience.round.batch.num_images
         mine = range(len(experience.starts_n))
         raw_Pn = torch.stack([experience.raw_nP[image] for image in mine], dim=1).float()
-        with round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
+        with this_round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
             raw_PN = self.ranks.gather(raw_Pn, num_images, dim=1)
             rewards_N = self.reward.combine(raw_PN, self.reward.statistics)
             experience.metrics = {
@@ -187,10 +187,12 @@ class RewardGradient(ABC, Generic[C]):
         texts = [prompts[image % len(prompts)] for image in range(images)]
         sample_step(policy, noise, place(noise.initial(range(images)), policy.device), 0, range(images), texts[:images])
         count, start = even_size(images, self.size.rows), self.rehearsed_start(policy)
-        round = Round(Batch(range(count), texts[:count], count, noise), Clock(policy.device))
-        rows = self._rows(round, range(count), count, [start] * count)
+        this_round = Round(Batch(range(count), texts[:count], count, noise), Clock(policy.device))
+        rows = self._rows(this_round, range(count), count, [start] * count)
         group = Group(range(count), start, place(noise.initial(range(count)), policy.device))
-        self.forward_backward(policy, round, rows, group, self._sweep(Tally(policy.schedule.steps, policy.device)))
+        self.forward_backward(
+            policy, this_round, rows, group, self._sweep(Diagnostics(policy.schedule.steps, policy.device))
+        )
 
     def rehearsed_start(self, policy: Policy) -> int:
         """As many steps before the end as are kept and one more, or the last before that where something is trained."""
@@ -208,18 +210,18 @@ class RewardGradient(ABC, Generic[C]):
     def restore(self, state: dict[str, list[float]]) -> None:
         """Nothing."""
 
-    def _sweep(self, tally: Tally) -> Sweep:
+    def _sweep(self, diagnostics: Diagnostics) -> Sweep:
         return Sweep(
             self.pieces,
-            tally,
+            diagnostics,
             kept_steps=self.knobs.kept_steps,
             costate_clip=self.config.costate_clip,
             base_distance=self.config.base_distance,
             states_on_host=self.knobs.trajectory == "host",
         )
 
-    def _rows(self, round: Round, images: Sequence[int], count: int, starts: Sequence[int]) -> Rows:
-        batch = round.batch
+    def _rows(self, this_round: Round, images: Sequence[int], count: int, starts: Sequence[int]) -> Rows:
+        batch = this_round.batch
         weight = self.ranks.world_size / batch.num_images
         return Rows([batch.images[i] for i in images], [batch.prompts[i] for i in images], starts, count, weight)
 

@@ -22,14 +22,14 @@ from memdiff.memory.offload import decoding, scoring
 from memdiff.models.policy import Policy
 from memdiff.rewards.reward import score
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward, refuse_non_finite
-from memdiff.runtime.memory_tags import counted_as
+from memdiff.runtime.memory_tags import memory_tag
 from memdiff.runtime.placement import place
 from memdiff.runtime.vjp import Pieces
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One micro-batch: image numbers in the round and their prompts, filled up to one shape; `count` rows are meant.
+    """One micro-batch: image numbers in the round and their prompts, filled up to one shape; `count` rows are valid.
 
     `starts` are the steps at which their gradients begin. `weight` is what the loss of each of them counts in the sum
     that is differentiated.
@@ -42,7 +42,7 @@ class Rows:
     weight: float
 
     def weights(self, like: torch.Tensor) -> torch.Tensor:
-        """`weight` for the rows that are meant, 0 for the filling: B, of the type and on the device of `like`."""
+        """`weight` for the valid rows, 0 for the filling: B, of the type and on the device of `like`."""
         weight_B = like.new_zeros(len(self.images))
         weight_B[: self.count] = self.weight
         return weight_B
@@ -130,7 +130,7 @@ class Scoring:
 
 def _score(part: WeightedPart, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     """One part's checked scores: B. RewardError where they carry no gradient though one is asked for."""
-    with counted_as("reward"):
+    with memory_tag("reward"):
         raw_B = score(part.reward, images_BCHW, prompts, chunk=len(images_BCHW), name=part.name)
     if torch.is_grad_enabled() and not raw_B.requires_grad:
         raise RewardError(

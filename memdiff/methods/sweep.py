@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from memdiff.chain.trajectory import Trajectory
-from memdiff.methods.diagnostics import Tally
+from memdiff.methods.diagnostics import Diagnostics
 from memdiff.methods.experience import Round
 from memdiff.methods.scoring import Rows, Scored
 from memdiff.models.policy import Policy, with_noise
@@ -39,21 +39,21 @@ class Sweep:
     """
 
     pieces: Pieces
-    tally: Tally
+    diagnostics: Diagnostics
     kept_steps: int = 0
     costate_clip: float | None = None
     base_distance: float = 0.0
     states_on_host: bool = False
 
     def run(
-        self, policy: Policy, round: Round, rows: Rows, x_BCHW: torch.Tensor, *, begin: int, pull_back: PullBack
+        self, policy: Policy, this_round: Round, rows: Rows, x_BCHW: torch.Tensor, *, begin: int, pull_back: PullBack
     ) -> Scored:
         """From x, the state before step `begin`, to x_0, to its loss, and back to each row's own start."""
         end = policy.schedule.steps
         first = next((step for step in range(min(rows.starts), end) if policy.trains(step)), end)
         states = self._states(policy, rows)
         kept: dict[int, Pull] = {}
-        with round.clock.phase("rollout"):
+        with this_round.clock.phase("rollout"):
             for step in range(begin, end):
                 if step >= first:
                     states.write(step - first, range(states.images), x_BCHW)
@@ -65,17 +65,17 @@ class Sweep:
                 else:
                     with torch.no_grad():
                         mean_BCHW = policy.mean(x_BCHW, [step] * len(rows.images), rows.prompts)
-                x_BCHW = with_noise(policy.schedule, round.batch.noise, mean_BCHW, step, rows.images)
-                round.advance(rows.count)
-        with round.clock.phase("reward"):
+                x_BCHW = with_noise(policy.schedule, this_round.batch.noise, mean_BCHW, step, rows.images)
+                this_round.advance(rows.count)
+        with this_round.clock.phase("reward"):
             scored = pull_back(policy, x_BCHW, rows)
-        with round.clock.phase("train"):
+        with this_round.clock.phase("train"):
             costate_BCHW = scored.costate_BCHW
             for step in reversed(range(first, end)):
                 begun = [row for row in range(rows.count) if rows.starts[row] <= step]
                 steps = [step] * len(rows.images)
                 costate_BCHW = self.bounded(_of(costate_BCHW, begun), rows)
-                self.tally.costate(steps, costate_BCHW, rows, begun)
+                self.diagnostics.costate(steps, costate_BCHW, rows, begun)
                 pull = kept.pop(step, None)
                 if pull is None:
                     x_BCHW = states.state(step - first).requires_grad_(step > first)
@@ -85,7 +85,7 @@ class Sweep:
                     self.pull_to_base(policy, rows, states.state(step - first), steps, begun)
                 if passed_on is not None:
                     costate_BCHW = passed_on
-                round.advance(len(begun))
+                this_round.advance(len(begun))
         return scored
 
     def _states(self, policy: Policy, rows: Rows) -> Trajectory:
@@ -115,7 +115,7 @@ class Sweep:
         distance_B, pull = self.pieces.vjp(distance, x_BCHW.detach(), keep=True)
         weight_B = torch.zeros_like(distance_B)
         weight_B[taking_part] = self.base_distance * rows.weight
-        self.tally.distance(distance_B, taking_part)
+        self.diagnostics.distance(distance_B, taking_part)
         pull(weight_B)
 
     def _piece(self, policy: Policy, rows: Rows, x_BCHW: torch.Tensor, step: int) -> tuple[torch.Tensor, Pull]:
@@ -125,7 +125,7 @@ class Sweep:
             lambda x: policy.mean(x, steps, rows.prompts),
             x_BCHW,
             keep=True,
-            on_gradients=self.tally.gradient(step, rows),
+            on_gradients=self.diagnostics.gradient(step, rows),
         )
 
     def bounded(self, costate_BCHW: torch.Tensor, rows: Rows) -> torch.Tensor:

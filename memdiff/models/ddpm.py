@@ -19,7 +19,7 @@ from memdiff.models.options import ModelOptions
 from memdiff.models.scheduler import ddim_scheduler, sampling_chain
 from memdiff.models.source import no_pipeline, read_config, read_scheduler
 from memdiff.models.unet_policy import UnetPolicy
-from memdiff.runtime.memory_tags import counted_as
+from memdiff.runtime.memory_tags import memory_tag
 from memdiff.runtime.vjp import call_network, widen
 
 
@@ -62,7 +62,7 @@ class DdpmPolicy(UnetPolicy):
 
     def decode(self, x_0_BCHW: torch.Tensor) -> torch.Tensor:
         """[-1, 1] -> [0, 1], clamped: B C H W fp32."""
-        with counted_as("decoder"):
+        with memory_tag("decoder"):
             return (widen(x_0_BCHW) / 2 + 0.5).clamp(0, 1)
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:

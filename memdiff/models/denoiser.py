@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from memdiff.errors import ConfigError
 from memdiff.models.lora import inject
 from memdiff.models.lora.inject import Steps
-from memdiff.models.lora.per_image import own_weights
+from memdiff.models.lora.per_image import per_image_weights
 from memdiff.models.low_memory.feed_forwards import recompute_feed_forwards
 from memdiff.models.low_memory.layers import make_lean
 from memdiff.models.options import ModelOptions
-from memdiff.runtime.memory_tags import counted_as
+from memdiff.runtime.memory_tags import memory_tag
 from memdiff.runtime.placement import HOST, place
 
 
@@ -120,7 +120,7 @@ class Denoiser:
                 "the model before training is asked for and was not kept: only a recipe whose method needs it keeps it"
             )
         elif self._base_weights is None:
-            with counted_as("weights"):
+            with memory_tag("weights"):
                 self._base_weights = {
                     name: place(weight, self.device)
                     for name, weight in (*self._twin.named_parameters(), *self._twin.named_buffers())
@@ -160,7 +160,7 @@ class Denoiser:
         return self._trainable
 
     @contextmanager
-    def own_weights(self, images: int) -> Iterator[Sequence[torch.Tensor]]:
+    def per_image_weights(self, images: int) -> Iterator[Sequence[torch.Tensor]]:
         """Inside, each of `images` has trained weights of its own, which are yielded; with one the parameters."""
         if images == 1:
             yield list(self._trainable.values())
@@ -170,7 +170,7 @@ class Denoiser:
             name: parameter.detach().expand(images, *parameter.shape).requires_grad_()
             for name, parameter in self._trainable.items()
         }
-        with own_weights(self.unet, own):
+        with per_image_weights(self.unet, own):
             yield list(own.values())
 
     def copy_with(self, weights: Mapping[str, torch.Tensor]) -> Any:

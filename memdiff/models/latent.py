@@ -23,7 +23,7 @@ from memdiff.models.scheduler import sampling_chain
 from memdiff.models.text_encoders import Conditioning, TextEncoders
 from memdiff.models.unet_policy import UnetPolicy
 from memdiff.models.vae_decoder import LatentDecoder
-from memdiff.runtime.memory_tags import counted_as
+from memdiff.runtime.memory_tags import memory_tag
 from memdiff.runtime.placement import HOST, place
 from memdiff.runtime.vjp import AllFinite, all_finite, call_network, widen
 
@@ -123,7 +123,7 @@ class LatentPolicy(UnetPolicy):
 
     def decode(self, x_0_BCHW: torch.Tensor) -> torch.Tensor:
         """Images in [0, 1]: B c h w fp32."""
-        with counted_as("decoder"):
+        with memory_tag("decoder"):
             return self.decoder(x_0_BCHW)
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:

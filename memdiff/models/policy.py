@@ -71,7 +71,7 @@ class Policy(Protocol):
         """Whether the images of one call can have trained weights of their own: an adapter's can."""
         ...
 
-    def own_weights(self, images: int) -> AbstractContextManager[Sequence[torch.Tensor]]:
+    def per_image_weights(self, images: int) -> AbstractContextManager[Sequence[torch.Tensor]]:
         """Inside, each image of a call of `images` rows has trained weights of its own, equal ones.
 
         Yields them in the order of `trainable`, each `images` times its parameter's shape: what one image adds to a

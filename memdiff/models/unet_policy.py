@@ -53,9 +53,9 @@ class UnetPolicy(ABC):
         """Whether the images of one call can have trained weights of their own."""
         return self._denoiser.adapter is not None
 
-    def own_weights(self, images: int) -> AbstractContextManager[Sequence[torch.Tensor]]:
+    def per_image_weights(self, images: int) -> AbstractContextManager[Sequence[torch.Tensor]]:
         """Inside, each image has trained weights of its own, which are yielded."""
-        return self._denoiser.own_weights(images)
+        return self._denoiser.per_image_weights(images)
 
     def base(self) -> AbstractContextManager[None]:
         """Inside, predictions are those of the model before training."""

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 from memdiff.memory.gpus import GIB, PCIE_BYTES_A_SECOND
 from memdiff.memory.knobs import TABLE, word
 from memdiff.memory.zero2 import States
-from memdiff.planner.compose import look_ahead
+from memdiff.planner.compose import estimate_round
 from memdiff.planner.dry_run import Sizes
-from memdiff.planner.piece_costs import Graphs
-from memdiff.planner.rank_round import Job
-from memdiff.planner.search import Setting, Way, situation, way_of
+from memdiff.planner.piece_costs import PieceCosts
+from memdiff.planner.rank_round import RankRound
+from memdiff.planner.search import Recompute, Setting, recompute_of, situation
 from memdiff.recipe.recipe import Recipe
 
 WORTH_HAVING = 0.1  # of the peak: what saves less is said to be not worth it
@@ -37,24 +37,28 @@ class Change:
     moved_seconds: float
 
 
-def changes(setting: Setting, job: Job, graphs: Mapping[Way, Graphs], states_of: StatesOf) -> list[Change]:
+def changes(
+    setting: Setting, rank_round: RankRound, costs: Mapping[Recompute, PieceCosts], states_of: StatesOf
+) -> list[Change]:
     """Each knob turned by itself, from the chosen setting."""
-    before, found = setting.outlook, []
-    has = situation(job.workload(setting.knobs), graphs[way_of(setting.knobs)].sizes)
+    before, found = setting.estimate, []
+    has = situation(rank_round.workload(setting.knobs), costs[recompute_of(setting.knobs)].sizes)
     turns = [(name, value) for name, knob in TABLE.items() for value in knob.others(getattr(setting.knobs, name), has)]
     for name, value in turns:
         turned = setting.knobs.model_copy(update={name: value})
-        if way_of(turned) not in graphs:
+        if recompute_of(turned) not in costs:
             continue
-        after = Setting(turned, look_ahead(job, turned, graphs[way_of(turned)], states_of(turned.offload_optimizer)))
+        after = Setting(
+            turned, estimate_round(rank_round, turned, costs[recompute_of(turned)], states_of(turned.offload_optimizer))
+        )
         found.append(
             Change(
                 knob=name,
                 value=value,
                 setting=f"memory.{name}={word(value)}",
                 peak_bytes=after.peak_bytes - setting.peak_bytes,
-                flops=after.outlook.flops - before.flops,
-                moved_seconds=(after.outlook.moved_bytes - before.moved_bytes) / PCIE_BYTES_A_SECOND,
+                flops=after.estimate.flops - before.flops,
+                moved_seconds=(after.estimate.moved_bytes - before.moved_bytes) / PCIE_BYTES_A_SECOND,
             )
         )
     return found
@@ -82,7 +86,7 @@ def sentences(
             f"more than the budget of {budget / GIB:.2f}; the smallest budget that would do is {_up(smallest)} GiB"
         )
     peak, plain = setting.peak_bytes, states_of(setting.knobs.offload_optimizer)
-    activations = setting.outlook.phases[setting.outlook.peak_phase]["activations"]
+    activations = setting.estimate.phases[setting.estimate.peak_phase]["activations"]
     alone = states_of(False, over=1).optimizer
     split = alone - states_of(False).optimizer
     if ranks == 1:

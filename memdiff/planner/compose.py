@@ -18,18 +18,18 @@ from memdiff.memory.knobs import Knobs
 from memdiff.memory.zero2 import FULL, States
 from memdiff.methods.workload import Workload
 from memdiff.planner.dry_run import Sizes
-from memdiff.planner.piece_costs import TRANSIENT, Graphs
-from memdiff.planner.rank_round import Job
-from memdiff.runtime.memory_tags import CATEGORIES, Category
+from memdiff.planner.piece_costs import TRANSIENT, PieceCosts
+from memdiff.planner.rank_round import RankRound
+from memdiff.runtime.memory_tags import MEMORY_TAGS, MemoryTag
 
 PHASES = ("encode", "rollout", "reward", "train", "apply", "evaluate")
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Estimate:
     """Bytes by phase and category on one GPU, FLOPs of a round on it, and what leaving and coming takes."""
 
-    phases: Mapping[str, Mapping[Category, int]]
+    phases: Mapping[str, Mapping[MemoryTag, int]]
     flops: float
     flops_ideal: float
     moved_bytes: float  # over PCIe in a round
@@ -51,12 +51,12 @@ class Outlook:
         return self.live(self.peak_phase)
 
 
-def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outlook:
+def estimate_round(rank_round: RankRound, knobs: Knobs, costs: PieceCosts, states: States) -> Estimate:
     """A whole round at this setting."""
-    sizes, rows, work = graphs.sizes, job.rows(knobs), job.workload(knobs)
-    stored = work.states * (rows if work.by_micro_batch else job.images)
-    trajectory = (stored if work.replays else 0) * sizes.state_elements * job.state_bytes
-    always: dict[Category, int] = {
+    sizes, rows, work = costs.sizes, rank_round.rows(knobs), rank_round.workload(knobs)
+    stored = work.states * (rows if work.by_micro_batch else rank_round.images)
+    trajectory = (stored if work.replays else 0) * sizes.state_elements * rank_round.state_bytes
+    always: dict[MemoryTag, int] = {
         "weights": sizes.unet,
         "gradients": 0 if knobs.accumulators == "host" else states.accumulators,
         "optimizer": states.optimizer_on_gpu,
@@ -70,107 +70,118 @@ def look_ahead(job: Job, knobs: Knobs, graphs: Graphs, states: States) -> Outloo
     if not sizes.encoders:
         del phases["encode"]
     else:
-        phases["encode"]["weights"] += graphs.transient["encode"]["weights"].at(0)
+        phases["encode"]["weights"] += costs.transient["encode"]["weights"].at(0)
         phases["encode"]["trajectory"] = 0
-    _rollout(phases["rollout"], job, work, knobs, graphs)
-    _reward(phases["reward"], job, work, knobs, graphs)
+    _rollout(phases["rollout"], rank_round, work, knobs, costs)
+    _reward(phases["reward"], rank_round, work, knobs, costs)
     if work.replays:
-        _train(phases["train"], graphs, rows, work.kept, built=work.by_micro_batch)
+        _train(phases["train"], costs, rows, work.kept, built=work.by_micro_batch)
     if knobs.idle_unet == "host":
         # It leaves inside the phase: what was there before is part of its peak.
-        before: dict[Category, int] = {**always, "activations": work.kept * graphs.kept.at(rows)}
+        before: dict[MemoryTag, int] = {**always, "activations": work.kept * costs.kept.at(rows)}
         phases["reward"] = max(phases["reward"], before, key=lambda parts: sum(parts.values()))
     if work.in_one_pass:
         if knobs.accumulators != "host":
             for phase in ("rollout", "reward", "train"):
-                phases[phase]["gradients"] += job.waiting(knobs) * states.accumulators
+                phases[phase]["gradients"] += rank_round.waiting(knobs) * states.accumulators
         phases["train"]["gradients"] += sizes.largest_elements * FULL  # an image's, multiplied, one by one
     phases["apply"]["engine buckets"] += states.engine_buckets
     if knobs.accumulators == "host":  # they come one by one
         phases["apply"]["gradients"] += sizes.largest_elements * FULL
-    if job.evaluated and graphs.evaluation:
-        phases["evaluate"] = _evaluate(always, job, work, knobs, graphs, states)
+    if rank_round.evaluated and costs.evaluation:
+        phases["evaluate"] = _evaluate(always, rank_round, work, knobs, costs, states)
     else:
         del phases["evaluate"]
-    flops, ideal = _flops(job, work, knobs, graphs)
-    return Outlook(
+    flops, ideal = _flops(rank_round, work, knobs, costs)
+    return Estimate(
         phases=phases,
         flops=flops,
         flops_ideal=ideal,
-        moved_bytes=_moved(job, work, knobs, sizes, states, trajectory),
-        host_bytes=_on_host(job, knobs, sizes, states, trajectory),
-        modules=graphs.modules,
+        moved_bytes=_moved(rank_round, work, knobs, sizes, states, trajectory),
+        host_bytes=_on_host(rank_round, knobs, sizes, states, trajectory),
+        modules=costs.modules,
     )
 
 
-def _flops(job: Job, work: Workload, knobs: Knobs, graphs: Graphs) -> tuple[float, float]:
+def _flops(rank_round: RankRound, work: Workload, knobs: Knobs, costs: PieceCosts) -> tuple[float, float]:
     """(of a round, of one with nothing recomputed)."""
-    rows = job.rows(knobs)
+    rows = rank_round.rows(knobs)
     # In one pass the steps that are pulled are not rolled besides, in the first of the updates.
     batch = rows if work.by_micro_batch or work.in_one_pass else knobs.rollout_batch
     rolled = work.rolled - (work.gradient_steps if work.in_one_pass else 0)
-    flops = job.images * (
-        _filled(job.images, batch) * rolled * graphs.forward
-        + _filled(job.images * work.pairs, rows)
-        * (work.pulled * (graphs.pull + graphs.again) + work.again * graphs.forward)
-        + graphs.scoring * work.scorings
+    flops = rank_round.images * (
+        _filled(rank_round.images, batch) * rolled * costs.forward
+        + _filled(rank_round.images * work.pairs, rows)
+        * (work.pulled * (costs.pull + costs.again) + work.again * costs.forward)
+        + costs.scoring * work.scorings
     )
-    scoring = (graphs.scoring - graphs.scoring_again) * work.scorings
-    ideal = job.images * (work.rolled * graphs.forward + work.pulled * graphs.pull + scoring)
+    scoring = (costs.scoring - costs.scoring_again) * work.scorings
+    ideal = rank_round.images * (work.rolled * costs.forward + work.pulled * costs.pull + scoring)
     return flops, ideal
 
 
 def _filled(count: int, batch: int) -> float:
-    """Rows that are computed over rows that are meant, in batches of one shape."""
+    """Rows that are computed over valid rows, in batches of one shape."""
     batches = -(-count // batch)
     size = min(batch, count)
     return batches * size / count if count else 1.0
 
 
-def _rollout(phase: dict[Category, int], job: Job, work: Workload, knobs: Knobs, graphs: Graphs) -> None:
+def _rollout(
+    phase: dict[MemoryTag, int], rank_round: RankRound, work: Workload, knobs: Knobs, costs: PieceCosts
+) -> None:
     if work.in_one_pass:
-        _train(phase, graphs, job.rows(knobs), 0, built=False)
+        _train(phase, costs, rank_round.rows(knobs), 0, built=False)
         return
-    rows = knobs.micro_batch if work.by_micro_batch else min(knobs.rollout_batch, job.images)
+    rows = knobs.micro_batch if work.by_micro_batch else min(knobs.rollout_batch, rank_round.images)
     if not work.kept:
-        phase["activations"] += graphs.transient["rollout without a graph"]["activations"].at(rows)
+        phase["activations"] += costs.transient["rollout without a graph"]["activations"].at(rows)
         return
     # The measured rollout keeps one graph: the peak is where the last kept one is finished.
-    phase["activations"] += graphs.transient["rollout"]["activations"].at(rows) + (work.kept - 1) * graphs.kept.at(rows)
+    phase["activations"] += costs.transient["rollout"]["activations"].at(rows) + (work.kept - 1) * costs.kept.at(rows)
 
 
-def _reward(phase: dict[Category, int], job: Job, work: Workload, knobs: Knobs, graphs: Graphs) -> None:
-    rows = knobs.micro_batch if work.by_micro_batch else job.images
-    transient = graphs.transient["reward"]
+def _reward(
+    phase: dict[MemoryTag, int], rank_round: RankRound, work: Workload, knobs: Knobs, costs: PieceCosts
+) -> None:
+    rows = knobs.micro_batch if work.by_micro_batch else rank_round.images
+    transient = costs.transient["reward"]
     alone = work.by_micro_batch and len(transient["decoder"].points) == 1  # proportional to what is decoded at once
     decoded = min(rows, knobs.decode_batch) if alone else rows
-    phase["decoder"] = graphs.sizes.decoder + transient["decoder"].at(decoded)
+    phase["decoder"] = costs.sizes.decoder + transient["decoder"].at(decoded)
     phase["activations"] += transient["activations"].at(rows)
     if work.by_micro_batch:
-        phase["activations"] += (work.kept - 1) * graphs.kept.at(rows)
+        phase["activations"] += (work.kept - 1) * costs.kept.at(rows)
     if work.scorings > 1:  # the UNet is asked between the scorings
-        asked = graphs.transient["rollout without a graph"]["activations"].at(min(knobs.rollout_batch, job.images))
+        asked = costs.transient["rollout without a graph"]["activations"].at(
+            min(knobs.rollout_batch, rank_round.images)
+        )
         phase["activations"] = max(phase["activations"], asked)
     if knobs.rewards != "cpu":
-        held_out = 0 if knobs.rewards == "idle_off" else graphs.sizes.held_out  # not asked here, nor taken away
-        phase["reward"] = graphs.sizes.rewards + held_out + transient["reward"].at(min(rows, job.chunk))
+        held_out = 0 if knobs.rewards == "idle_off" else costs.sizes.held_out  # not asked here, nor taken away
+        phase["reward"] = costs.sizes.rewards + held_out + transient["reward"].at(min(rows, rank_round.chunk))
     if knobs.idle_unet == "host" and not work.kept:
-        phase["weights"] = graphs.sizes.unet_trained
+        phase["weights"] = costs.sizes.unet_trained
 
 
 def _evaluate(
-    always: Mapping[Category, int], job: Job, work: Workload, knobs: Knobs, graphs: Graphs, states: States
-) -> dict[Category, int]:
+    always: Mapping[MemoryTag, int],
+    rank_round: RankRound,
+    work: Workload,
+    knobs: Knobs,
+    costs: PieceCosts,
+    states: States,
+) -> dict[MemoryTag, int]:
     """The fullest of its three moments: the average takes its place, the chain runs, the images are scored."""
-    sizes, images = graphs.sizes, job.evaluated
+    sizes, images = costs.sizes, rank_round.evaluated
     # REINFORCE's trajectory is there until the next round; the direct methods' went with their micro-batch.
-    here: dict[Category, int] = {**always, "trajectory": 0 if work.by_micro_batch else always["trajectory"]}
+    here: dict[MemoryTag, int] = {**always, "trajectory": 0 if work.by_micro_batch else always["trajectory"]}
     here["weights"] += states.set_aside
-    exchange: dict[Category, int] = {**here, "weights": here["weights"] + states.exchanging}
+    exchange: dict[MemoryTag, int] = {**here, "weights": here["weights"] + states.exchanging}
     chain, score = dict(here), dict(here)
-    without_graph = graphs.transient["rollout without a graph"]["activations"]
+    without_graph = costs.transient["rollout without a graph"]["activations"]
     chain["activations"] += without_graph.at(min(knobs.rollout_batch, images)) + images * sizes.state_elements * FULL
-    for category, curve in graphs.evaluation.items():
+    for category, curve in costs.evaluation.items():
         score[category] += curve.at(images)
     score["decoder"] += sizes.decoder - always["decoder"]
     if knobs.rewards == "cpu":
@@ -182,18 +193,20 @@ def _evaluate(
     return max(exchange, chain, score, key=lambda parts: sum(parts.values()))
 
 
-def _train(phase: dict[Category, int], graphs: Graphs, rows: int, kept: int, *, built: bool) -> None:
+def _train(phase: dict[MemoryTag, int], costs: PieceCosts, rows: int, kept: int, *, built: bool) -> None:
     for category in TRANSIENT:
-        phase[category] += graphs.transient["train"][category].at(rows)
+        phase[category] += costs.transient["train"][category].at(rows)
     if built:  # the measured step that was kept built its graph in the rollout
-        phase["activations"] = max(phase["activations"], graphs.transient["rollout"]["activations"].at(rows))
-    phase["activations"] += max(0, kept - 1) * graphs.kept.at(rows)
+        phase["activations"] = max(phase["activations"], costs.transient["rollout"]["activations"].at(rows))
+    phase["activations"] += max(0, kept - 1) * costs.kept.at(rows)
 
 
-def _moved(job: Job, work: Workload, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> float:
+def _moved(rank_round: RankRound, work: Workload, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> float:
     """Bytes over PCIe in a round, both ways."""
-    visits = -(-job.images // knobs.micro_batch) if work.by_micro_batch else 1  # of images to decoder and rewards
-    pieces = -(-job.images // job.rows(knobs)) * work.gradient_steps
+    visits = (
+        -(-rank_round.images // knobs.micro_batch) if work.by_micro_batch else 1
+    )  # of images to decoder and rewards
+    pieces = -(-rank_round.images // rank_round.rows(knobs)) * work.gradient_steps
     moved = 0.0
     moved += 2 * visits * sizes.rewards if knobs.rewards == "idle_off" else 0
     moved += visits * (sizes.unet - sizes.unet_trained) if knobs.idle_unet == "host" else 0  # frozen: one way
@@ -203,10 +216,10 @@ def _moved(job: Job, work: Workload, knobs: Knobs, sizes: Sizes, states: States,
     return moved + (3 * states.accumulators if states.offloaded else 0)
 
 
-def _on_host(job: Job, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> int:
+def _on_host(rank_round: RankRound, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> int:
     found = sizes.encoders
     found += states.optimizer if states.offloaded else 0
-    found += (1 + job.waiting(knobs)) * states.accumulators if knobs.accumulators == "host" else 0
+    found += (1 + rank_round.waiting(knobs)) * states.accumulators if knobs.accumulators == "host" else 0
     found += trajectory if knobs.trajectory == "host" else 0
     found += sizes.rewards + sizes.held_out if knobs.rewards != "gpu" else 0
     found += sizes.elements * FULL if states.set_aside else 0  # the average, gathered for an evaluation
@@ -214,6 +227,6 @@ def _on_host(job: Job, knobs: Knobs, sizes: Sizes, states: States, trajectory: i
     return found + (sizes.decoder if knobs.idle_decoder == "host" else 0)
 
 
-def total(parts: Mapping[Category, int]) -> dict[str, int]:
+def total(parts: Mapping[MemoryTag, int]) -> dict[str, int]:
     """Those that are there, in the order in which people read them."""
-    return {category: parts[category] for category in CATEGORIES if parts.get(category)}
+    return {category: parts[category] for category in MEMORY_TAGS if parts.get(category)}

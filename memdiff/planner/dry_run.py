@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from memdiff.memory.knobs import TABLE, Knobs
-from memdiff.memory.offload import decoding, rest, scoring
+from memdiff.memory.offload import decoding, offload_idle, scoring
 from memdiff.methods.build import build_objective
 from memdiff.methods.experience import Batch, Clock, Round
 from memdiff.methods.workload import Chain, Workload
@@ -28,7 +28,7 @@ from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.build import build_weighted
 from memdiff.rewards.guards import diversity
 from memdiff.rewards.weighted_sum import WeightedReward
-from memdiff.runtime.memory_tags import Category, counted_as
+from memdiff.runtime.memory_tags import MemoryTag, memory_tag
 from memdiff.runtime.placement import HOST
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import Gradients, Pieces, Pull
@@ -65,7 +65,7 @@ class Measured:
     without_graph_bytes: int  # activations at the rollout's peak before the first graph was made
     sizes: Sizes
     evaluated_images: int  # of an evaluation, decoded and scored at once; 0: not measured
-    evaluated: Mapping[Category, int]  # what that takes besides networks and what was there before
+    evaluated: Mapping[MemoryTag, int]  # what that takes besides networks and what was there before
 
 
 def measure(
@@ -95,19 +95,19 @@ def measure(
         with ledger:
             gradients = Gradients(list(policy.trainable().values()), on_host=knobs.accumulators == "host")
             pieces = _Watched(gradients, ledger)
-            judged = WeightedReward([*reward.parts, *held_out.parts], device=reward.device)
-            rest(policy, judged, knobs)
+            eval_reward = WeightedReward([*reward.parts, *held_out.parts], device=reward.device)
+            offload_idle(policy, eval_reward, knobs)
             method = recipe.method.shortened(steps) if cut_method else recipe.method
             # One rank of several differs from one alone in what it has to do, not in how.
             objective = build_objective(method, reward, pieces, Ranks(0, 1, GPU), knobs)
-            with ledger.phase("encode"), counted_as("weights"):
+            with ledger.phase("encode"), memory_tag("weights"):
                 policy.encode(prompts)
             noise = BlankNoise(policy.shape)
-            round = Round(Batch(range(images), prompts, images, noise, prompts), _Phases(ledger))
-            experience = objective.collect(policy, round)
+            this_round = Round(Batch(range(images), prompts, images, noise, prompts), _Phases(ledger))
+            experience = objective.collect(policy, this_round)
             for part in objective.updates(experience):
                 objective.differentiate(policy, part)
-            taken = _evaluation(ledger, policy, reward, judged, knobs, evaluated) if evaluated else {}
+            taken = _evaluation(ledger, policy, reward, eval_reward, knobs, evaluated) if evaluated else {}
         return Measured(
             images=images,
             work=method.workload(Chain(steps, len(policy.schedule.steps_with_density)), knobs),
@@ -123,24 +123,26 @@ def measure(
 
 
 def _evaluation(
-    ledger: Ledger, policy: Policy, reward: WeightedReward, judged: WeightedReward, knobs: Knobs, images: int
-) -> Mapping[Category, int]:
+    ledger: Ledger, policy: Policy, reward: WeightedReward, eval_reward: WeightedReward, knobs: Knobs, images: int
+) -> Mapping[MemoryTag, int]:
     """Bytes at its peak beside the networks, which `knobs` leave where they are, and what was there before."""
     before = dict(ledger.live)
     with ledger.phase("evaluate"):
-        score_evaluation(policy, reward, judged, knobs, images)
+        score_evaluation(policy, reward, eval_reward, knobs, images)
     peak = ledger.peaks["evaluate"].categories
     return {category: peak[category] - before[category] for category in ("activations", "decoder", "reward")}
 
 
-def score_evaluation(policy: Policy, reward: WeightedReward, judged: WeightedReward, knobs: Knobs, images: int) -> None:
+def score_evaluation(
+    policy: Policy, reward: WeightedReward, eval_reward: WeightedReward, knobs: Knobs, images: int
+) -> None:
     """The steps of memdiff.training.evaluate after its rollout, on one rank; a test holds their bytes to its own."""
     prompts = [PROMPT] * images
     x_0 = torch.empty(images, *policy.shape, dtype=policy.dtype).to(policy.device)
     with torch.no_grad(), decoding(policy, knobs):
         images_nCHW = policy.decode(x_0)
-        with scoring(judged, knobs):
-            judged.raw(images_nCHW, prompts)
+        with scoring(eval_reward, knobs):
+            eval_reward.raw(images_nCHW, prompts)
             diversity(reward, images_nCHW, Ranks(0, 1, policy.device), num_images=images)
     to_uint8(images_nCHW)
 

@@ -139,7 +139,7 @@ class BlankNoise(Noise):
     """Noise without numbers."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
-        super().__init__(seed=0, stream=Stream.PROBE, round=0, shape=shape)
+        super().__init__(seed=0, stream=Stream.PROBE, round_number=0, shape=shape)
 
     def _draw(self, images: Sequence[int], counter: int) -> torch.Tensor:
         return torch.empty(len(images), *self.shape)

@@ -4,7 +4,7 @@ A storage counts from the operator that first shows it until nothing refers to i
 count once; what autograd keeps for the backward keeps its storage alive and counts. Memory that an operator takes and
 gives back inside itself is not seen, nor is an allocator's rounding.
 
-Every storage has a category (memdiff.runtime.memory_tags). Code says it with `counted_as`; what a backward makes belongs to the
+Every storage has a category (memdiff.runtime.memory_tags). Code says it with `memory_tag`; what a backward makes belongs to the
 category of the operator that is being differentiated, and to that operator's module: autograd's nodes are numbered, and
 the number that an operator's node gets is noted in the forward.
 """
@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from memdiff.planner.flops import flops_of
-from memdiff.runtime.memory_tags import CATEGORIES, Category, current_category
+from memdiff.runtime.memory_tags import MEMORY_TAGS, MemoryTag, current_tag
 
 _DEVICE = torch.ops.prim.device.default  # what `tensor.device` dispatches to on fake tensors: the commonest operator
 _RESIZING = {torch.ops.aten.resize_.default, torch.ops.aten.set_.source_Storage_storage_offset}
@@ -37,7 +37,7 @@ class Peak:
     """The most bytes that lived at once, what they were, and which module was at work."""
 
     bytes: int = 0
-    categories: Mapping[Category, int] = field(default_factory=dict)
+    categories: Mapping[MemoryTag, int] = field(default_factory=dict)
     module: str = ""
 
 
@@ -46,7 +46,7 @@ class Event:
     """One storage made (positive) or gone (negative)."""
 
     bytes: int
-    category: Category
+    category: MemoryTag
     module: str
     phase: str
 
@@ -68,16 +68,18 @@ class Ledger(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.live_bytes = 0
-        self.live: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
+        self.live: dict[MemoryTag, int] = dict.fromkeys(MEMORY_TAGS, 0)
         self.peaks: dict[str, Peak] = {}  # by phase; "" outside all phases
         self.flops: dict[str, int] = {}  # by phase, a multiplication and an addition being two
         self.recomputed_flops: dict[str, int] = {}  # those of them that checkpoints spend on running a forward again
         self.events: list[Event] | None = [] if events else None
         self._device = device
         self._phase = ""
-        self._bytes: dict[int, tuple[int, Category, str]] = {}  # of each live storage, by the address of its C++ object
+        self._bytes: dict[
+            int, tuple[int, MemoryTag, str]
+        ] = {}  # of each live storage, by the address of its C++ object
         # weakref.finalize runs when that object dies: torch keeps a storage's Python object as long as itself.
-        self._origin: dict[int, tuple[Category | None, str]] = {}  # category and module, by the number of a node
+        self._origin: dict[int, tuple[MemoryTag | None, str]] = {}  # category and module, by the number of a node
         self._paths = {module: path for name, root in (networks or {}).items() for module, path in _paths(name, root)}
         self._running: list[str] = []  # paths of the modules whose forward runs, outermost first
         self._hooks: list[Any] = []
@@ -92,13 +94,13 @@ class Ledger(TorchDispatchMode):
         """The largest peak of any phase."""
         return max(self.peaks.values(), key=lambda peak: peak.bytes, default=Peak())
 
-    def enter(self, tensors: Iterable[torch.Tensor], category: Category | None = None) -> None:
+    def enter(self, tensors: Iterable[torch.Tensor], category: MemoryTag | None = None) -> None:
         """Counts tensors that were made outside, weights for example, from here until they die.
 
         Where `category` is given, a storage that is counted already goes over to it.
         """
         for tensor in tensors:
-            self._note(tensor, category or current_category() or "activations", "")
+            self._note(tensor, category or current_tag() or "activations", "")
             known = self._bytes.get(_key(tensor))
             if known is not None and category is not None and known[1] != category:
                 self._replace(_key(tensor), (known[0], category, known[2]))
@@ -154,9 +156,9 @@ class Ledger(TorchDispatchMode):
                 self.recomputed_flops[self._phase] = self.recomputed_flops.get(self._phase, 0) + flops
         return result
 
-    def _whose(self) -> tuple[Category, str, bool]:
+    def _whose(self) -> tuple[MemoryTag, str, bool]:
         """Category and module of the operator that runs, and whether a checkpoint runs it again."""
-        said, module = current_category(), self._running[-1] if self._running else ""
+        said, module = current_tag(), self._running[-1] if self._running else ""
         node = _current_autograd_node()
         again = False
         if node is not None:
@@ -168,7 +170,7 @@ class Ledger(TorchDispatchMode):
             self._origin.setdefault(_get_sequence_nr() - 1, (said, module))
         return said or "activations", module, again
 
-    def _note(self, tensor: torch.Tensor, category: Category, module: str) -> None:
+    def _note(self, tensor: torch.Tensor, category: MemoryTag, module: str) -> None:
         if self._device is not None and not _is_on(tensor, self._device):
             return
         storage = tensor.untyped_storage()
@@ -180,7 +182,7 @@ class Ledger(TorchDispatchMode):
         elif known[0] != size:  # resized in place
             self._replace(key, (size, *known[1:]))
 
-    def _replace(self, key: int, entry: tuple[int, Category, str]) -> None:
+    def _replace(self, key: int, entry: tuple[int, MemoryTag, str]) -> None:
         self._change(self._bytes.get(key), -1)
         self._bytes[key] = entry
         self._change(entry, 1)
@@ -188,7 +190,7 @@ class Ledger(TorchDispatchMode):
     def _strike(self, key: int) -> None:
         self._change(self._bytes.pop(key), -1)
 
-    def _change(self, entry: tuple[int, Category, str] | None, sign: int) -> None:
+    def _change(self, entry: tuple[int, MemoryTag, str] | None, sign: int) -> None:
         if entry is None:
             return
         size, category, module = entry

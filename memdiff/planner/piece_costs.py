@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from memdiff.planner.dry_run import Measured, Sizes
-from memdiff.runtime.memory_tags import Category
+from memdiff.runtime.memory_tags import MemoryTag
 
-TRANSIENT: tuple[Category, ...] = ("weights", "activations", "decoder", "reward")
+TRANSIENT: tuple[MemoryTag, ...] = ("weights", "activations", "decoder", "reward")
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Graphs:
+class PieceCosts:
     """What the pieces of one way of recomputing need, from measured rounds of one or two sizes."""
 
     sizes: Sizes
-    transient: Mapping[str, Mapping[Category, Curve]]  # by phase
-    evaluation: Mapping[Category, Curve]  # over its images; empty where none was measured
+    transient: Mapping[str, Mapping[MemoryTag, Curve]]  # by phase
+    evaluation: Mapping[MemoryTag, Curve]  # over its images; empty where none was measured
     kept: Curve  # one step's graph between forward and pull
     modules: Mapping[str, str]  # at work at each phase's peak
     forward: float  # FLOPs of one step of one image
@@ -50,12 +50,12 @@ class Graphs:
     scoring_again: float
 
     @classmethod
-    def of(cls, measured: Sequence[Measured]) -> "Graphs":
+    def of(cls, measured: Sequence[Measured]) -> "PieceCosts":
         """`measured` differ in their images only."""
         first = measured[0]
         sizes = first.sizes
         baseline = {"weights": sizes.unet, "activations": 0, "decoder": sizes.decoder, "reward": sizes.rewards}
-        transient: dict[str, dict[Category, Curve]] = {
+        transient: dict[str, dict[MemoryTag, Curve]] = {
             phase: {
                 category: Curve(
                     tuple((m.images, m.peaks[phase].categories[category] - baseline[category]) for m in measured)
@@ -89,6 +89,6 @@ class Graphs:
         )
 
 
-def _evaluation(measured: Measured) -> Mapping[Category, Curve]:
+def _evaluation(measured: Measured) -> Mapping[MemoryTag, Curve]:
     """Proportional to the images: it is measured at as many as there are, up to a limit."""
     return {category: Curve(((measured.evaluated_images, size),)) for category, size in measured.evaluated.items()}

@@ -17,10 +17,10 @@ from memdiff.models.load import embedded_source
 from memdiff.planner.advice import Change, changes, sentences, three_best
 from memdiff.planner.compose import total
 from memdiff.planner.dry_run import Measured, measure, resident
-from memdiff.planner.piece_costs import Graphs
+from memdiff.planner.piece_costs import PieceCosts
 from memdiff.planner.processes import side_by_side
-from memdiff.planner.rank_round import Job, job_of, sizes_to_measure
-from memdiff.planner.search import MEASURED, Setting, Way, all_settings, best, left_open, way_of
+from memdiff.planner.rank_round import RankRound, rank_round_of, sizes_to_measure
+from memdiff.planner.search import MEASURED, Recompute, Setting, all_settings, best, left_open, recompute_of
 from memdiff.recipe.recipe import Recipe
 
 VERSION = 2  # of plan.json: its knobs are a recipe's section `memory`
@@ -91,26 +91,32 @@ def make_plan(
 ) -> Plan:
     """On `ranks` GPUs whose allocator may hold `budget_bytes` each. Raises ConfigError for what can't be planned."""
     precision = precision or planned_precision(recipe.model.precision)
-    job = job_of(recipe, ranks=ranks, precision=precision)
-    rounds = measure_ways(recipe, job, precision, processes=processes)
+    rank_round = rank_round_of(recipe, ranks=ranks, precision=precision)
+    rounds = measure_recomputes(recipe, rank_round, precision, processes=processes)
     while True:
-        graphs = {way: Graphs.of(measured) for way, measured in rounds.items()}
-        plan = choose(recipe, graphs, budget_bytes=budget_bytes, ranks=ranks, gpu=gpu, precision=precision)
+        costs = {recompute: PieceCosts.of(measured) for recompute, measured in rounds.items()}
+        plan = choose(recipe, costs, budget_bytes=budget_bytes, ranks=ranks, gpu=gpu, precision=precision)
         knobs = plan.chosen()
-        measured = rounds[way_of(knobs)]
-        if any(round.images == knobs.micro_batch for round in measured) or len(measured) == 1:
+        measured = rounds[recompute_of(knobs)]
+        if any(each.images == knobs.micro_batch for each in measured) or len(measured) == 1:
             return plan
         # What was chosen lay between measured sizes: it is measured itself, and the choice made again.
-        measured.append(_round(recipe, knobs, job, precision, knobs.micro_batch))
-        measured.sort(key=lambda round: round.images)
+        measured.append(_round(recipe, knobs, rank_round, precision, knobs.micro_batch))
+        measured.sort(key=lambda each: each.images)
 
 
 def choose(
-    recipe: Recipe, graphs: Mapping[Way, Graphs], *, budget_bytes: int, ranks: int, gpu: Gpu | None, precision: str
+    recipe: Recipe,
+    costs: Mapping[Recompute, PieceCosts],
+    *,
+    budget_bytes: int,
+    ranks: int,
+    gpu: Gpu | None,
+    precision: str,
 ) -> Plan:
     """The plan from what was measured: arithmetic alone."""
-    job = job_of(recipe, ranks=ranks, precision=precision)
-    sizes = next(iter(graphs.values())).sizes
+    rank_round = rank_round_of(recipe, ranks=ranks, precision=precision)
+    sizes = next(iter(costs.values())).sizes
 
     # The size that the engine will be given: DeepSpeed allocates it in full, however little is in it.
     bucket = make_ds_config(recipe.optimizer, precision=precision, offload=False, trainable_elements=sizes.elements)[
@@ -130,50 +136,56 @@ def choose(
         )
 
     tflops = gpu.peak_tflops if gpu else REFERENCE_TFLOPS
-    settings = list(all_settings(job, recipe.memory, graphs, states_of))
-    setting, fits = best(settings, job, recipe.memory, graphs, states_of, budget=budget_bytes, tflops=tflops)
+    settings = list(all_settings(rank_round, recipe.memory, costs, states_of))
+    setting, fits = best(settings, rank_round, recipe.memory, costs, states_of, budget=budget_bytes, tflops=tflops)
     smallest = min(candidate.peak_bytes for candidate in settings)
     told = sentences(recipe, setting, sizes, states_of, ranks=ranks, fits=fits, budget=budget_bytes, smallest=smallest)
     if not fits:
         told += [_cards_that_would(smallest, ranks)]
     return _as_plan(
         recipe, setting, fits=fits, budget=budget_bytes, smallest=smallest, tflops=tflops, gpu=gpu, ranks=ranks,
-        precision=precision, notes=told, changed=changes(setting, job, graphs, states_of),
+        precision=precision, notes=told, changed=changes(setting, rank_round, costs, states_of),
     )  # fmt: skip
 
 
-def measure_ways(recipe: Recipe, job: Job, precision: str, *, processes: int = 1) -> dict[Way, list[Measured]]:
+def measure_recomputes(
+    recipe: Recipe, rank_round: RankRound, precision: str, *, processes: int = 1
+) -> dict[Recompute, list[Measured]]:
     """The ways of recomputing that the recipe leaves open, each measured at one size or several.
 
     With more than one of `processes` they run side by side, in forks: not in a process that uses CUDA or threads.
     """
     values = (left_open(recipe.memory, name) for name in MEASURED)
-    found: dict[Way, list[Measured]] = {way: [] for way in product(*values) if _possible(recipe, way)}
-    sizes = sizes_to_measure(recipe, job)
-    tasks = [(way, images) for images in sizes for way in found]
+    found: dict[Recompute, list[Measured]] = {
+        recompute: [] for recompute in product(*values) if _possible(recipe, recompute)
+    }
+    sizes = sizes_to_measure(recipe, rank_round)
+    tasks = [(recompute, images) for images in sizes for recompute in found]
 
-    def run(way: Way, images: int) -> Measured:
-        knobs = resolved(recipe.memory).model_copy(update=dict(zip(MEASURED, way, strict=True)))
-        evaluated = min(job.evaluated, MOST_EVALUATED) if images == sizes[0] else 0
-        return _round(recipe, knobs, job, precision, images, evaluated=evaluated)
+    def run(recompute: Recompute, images: int) -> Measured:
+        knobs = resolved(recipe.memory).model_copy(update=dict(zip(MEASURED, recompute, strict=True)))
+        evaluated = min(rank_round.evaluated, MOST_EVALUATED) if images == sizes[0] else 0
+        return _round(recipe, knobs, rank_round, precision, images, evaluated=evaluated)
 
-    for (way, _), measured in zip(tasks, side_by_side(run, tasks, processes), strict=True):
-        found[way].append(measured)
+    for (recompute, _), measured in zip(tasks, side_by_side(run, tasks, processes), strict=True):
+        found[recompute].append(measured)
     return found
 
 
-def _possible(recipe: Recipe, way: Way) -> bool:
+def _possible(recipe: Recipe, recompute: Recompute) -> bool:
     """A DDPM's UNet has no feed-forward layers to recompute; where the recipe asks for them, building it says so."""
     model = recipe.model
     if isinstance(model, EmbeddedConfig):
         model = embedded_source(model)
     asked = recipe.memory.activation_checkpointing != "auto"
-    return asked or "feed_forwards" not in way or not isinstance(model, DdpmConfig)
+    return asked or "feed_forwards" not in recompute or not isinstance(model, DdpmConfig)
 
 
-def _round(recipe: Recipe, knobs: Knobs, job: Job, precision: str, images: int, *, evaluated: int = 0) -> Measured:
+def _round(
+    recipe: Recipe, knobs: Knobs, rank_round: RankRound, precision: str, images: int, *, evaluated: int = 0
+) -> Measured:
     """With everything on the GPU."""
-    pieces = resident(knobs, job.workload(knobs), images=images)
+    pieces = resident(knobs, rank_round.workload(knobs), images=images)
     return measure(recipe, pieces, precision=precision, images=images, evaluated=evaluated)
 
 
@@ -186,24 +198,24 @@ def _as_plan(
     recipe: Recipe, setting: Setting, *, fits: bool, budget: int, smallest: int, tflops: float, gpu: Gpu | None,
     ranks: int, precision: str, notes: list[str], changed: list[Change],
 ) -> Plan:  # fmt: skip
-    outlook = setting.outlook
-    phase = outlook.peak_phase
-    items: dict[str, int] = total(outlook.phases[phase])
-    items |= {"workspace": WORKSPACE_BYTES, "fragmentation": int(outlook.peak * FRAGMENTATION)}
+    estimate = setting.estimate
+    phase = estimate.peak_phase
+    items: dict[str, int] = total(estimate.phases[phase])
+    items |= {"workspace": WORKSPACE_BYTES, "fragmentation": int(estimate.peak * FRAGMENTATION)}
     seconds = setting.seconds(tflops)
     return Plan(
         fits=fits,
         budget_bytes=budget,
         peak_bytes=setting.peak_bytes,
         peak_phase=phase,
-        peak_module=outlook.modules.get(phase, ""),
+        peak_module=estimate.modules.get(phase, ""),
         items=items,
-        phases={name: outlook.live(name) for name in outlook.phases},
+        phases={name: estimate.live(name) for name in estimate.phases},
         knobs=setting.knobs.model_dump(),
-        flops=outlook.flops,
-        flops_ideal=outlook.flops_ideal,
+        flops=estimate.flops,
+        flops_ideal=estimate.flops_ideal,
         smallest_budget_bytes=smallest,
-        host_bytes=outlook.host_bytes,
+        host_bytes=estimate.host_bytes,
         moved_seconds=setting.moved_seconds,
         round_seconds=seconds,
         hours=seconds * recipe.run.rounds / 3600,

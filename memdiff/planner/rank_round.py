@@ -11,7 +11,7 @@ from memdiff.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Job:
+class RankRound:
     """What a round of one rank comes to, whatever the knobs."""
 
     method: MethodConfig
@@ -36,10 +36,10 @@ class Job:
         return -(-self.images // rows) * rows if self.workload(knobs).in_one_pass else 0
 
 
-def job_of(recipe: Recipe, *, ranks: int, precision: str) -> Job:
+def rank_round_of(recipe: Recipe, *, ranks: int, precision: str) -> RankRound:
     """Of the rank with the most images. Raises ConfigError where a rank would have none."""
     recipe.check_world_size(ranks)
-    return Job(
+    return RankRound(
         method=recipe.method,
         chain=Chain(recipe.sampler.steps, _noisy(recipe.sampler), recipe.adapter.steps if recipe.adapter else None),
         images=-(-recipe.run.images_per_round // ranks),
@@ -57,7 +57,7 @@ def _noisy(sampler: SamplerConfig) -> int:
     return max(1, sampler.steps - 1) if sampler.eta > 0 else 0
 
 
-def sizes_to_measure(recipe: Recipe, job: Job) -> tuple[int, ...]:
+def sizes_to_measure(recipe: Recipe, rank_round: RankRound) -> tuple[int, ...]:
     """Images of the short rounds. Several where a piece's bytes are not proportional to its rows.
 
     Full fine-tuning makes a gradient as large as the weights, whatever the rows: its peak bends, and is measured at
@@ -65,8 +65,8 @@ def sizes_to_measure(recipe: Recipe, job: Job) -> tuple[int, ...]:
     of its transposes need no copy, so that it takes less.
     """
     rows_each = 2 if needs_guidance(recipe.sampler.guidance) else 1
-    by_micro_batch = job.workload(resolved(recipe.memory)).by_micro_batch
-    if job.images == 1 or (by_micro_batch and recipe.adapter is not None and rows_each > 1):
+    by_micro_batch = rank_round.workload(resolved(recipe.memory)).by_micro_batch
+    if rank_round.images == 1 or (by_micro_batch and recipe.adapter is not None and rows_each > 1):
         return (1,)
     least = 2 // rows_each
     return (least, 8) if recipe.adapter is not None else (least, 8, 16)

@@ -14,16 +14,16 @@ from memdiff.memory.gpus import FRAGMENTATION, MATRIX_SHARE, PCIE_BYTES_A_SECOND
 from memdiff.memory.knobs import TABLE, Knobs, MemoryConfig, Situation, resolved
 from memdiff.memory.zero2 import States
 from memdiff.methods.workload import Workload
-from memdiff.planner.compose import Outlook, look_ahead
+from memdiff.planner.compose import Estimate, estimate_round
 from memdiff.planner.dry_run import Sizes
-from memdiff.planner.piece_costs import Graphs
-from memdiff.planner.rank_round import Job
+from memdiff.planner.piece_costs import PieceCosts
+from memdiff.planner.rank_round import RankRound
 
 ENOUGH_FLOPS = 2e11  # of one image's step: pieces of one image fill a GPU from about there on (not measured)
 FIXED_SHARE = 0.1  # of a one-image piece: launches, sums of gradients; a piece of B images has it once
 MEASURED = tuple(name for name, knob in TABLE.items() if knob.measured)
 PLACED = tuple(name for name, knob in TABLE.items() if knob.choices and not knob.measured)
-Way = tuple[Any, ...]  # values of the knobs that are measured, in their order
+Recompute = tuple[Any, ...]  # values of the knobs that are measured, in their order
 StatesOf = Callable[[bool], States]  # of whether the optimizer is offloaded
 
 
@@ -32,21 +32,21 @@ class Setting:
     """Knobs and what comes of them."""
 
     knobs: Knobs
-    outlook: Outlook
+    estimate: Estimate
 
     @property
     def peak_bytes(self) -> int:
         """What the allocator will have reserved: live bytes, fragmentation, workspace."""
-        return held(self.outlook.peak)
+        return held(self.estimate.peak)
 
     @property
     def moved_seconds(self) -> float:
         """Of a round, over PCIe."""
-        return self.outlook.moved_bytes / PCIE_BYTES_A_SECOND
+        return self.estimate.moved_bytes / PCIE_BYTES_A_SECOND
 
     def seconds(self, tflops: float) -> float:
         """Of a round, estimated."""
-        arithmetic = self.outlook.flops / (tflops * 1e12 * MATRIX_SHARE)
+        arithmetic = self.estimate.flops / (tflops * 1e12 * MATRIX_SHARE)
         return arithmetic * (1 + FIXED_SHARE / self.knobs.micro_batch) + self.moved_seconds
 
 
@@ -55,7 +55,7 @@ def held(live: int) -> int:
     return int(live * (1 + FRAGMENTATION)) + WORKSPACE_BYTES
 
 
-def way_of(knobs: Knobs) -> Way:
+def recompute_of(knobs: Knobs) -> Recompute:
     """Of the measured rounds that hold for these knobs."""
     return tuple(getattr(knobs, name) for name in MEASURED)
 
@@ -81,59 +81,64 @@ def left_open(memory: MemoryConfig, name: str, has: Situation | None = None) -> 
 
 
 def all_settings(
-    job: Job, memory: MemoryConfig, graphs: Mapping[Way, Graphs], states_of: StatesOf
+    rank_round: RankRound, memory: MemoryConfig, costs: Mapping[Recompute, PieceCosts], states_of: StatesOf
 ) -> Iterator[Setting]:
     """Every setting that the recipe leaves open, with no kept steps where it doesn't say how many."""
     base = resolved(memory)
-    work = job.workload(base)
-    for way, graph in graphs.items():
-        if any(value not in left_open(memory, name) for name, value in zip(MEASURED, way, strict=True)):
+    work = rank_round.workload(base)
+    for recompute, piece_costs in costs.items():
+        if any(value not in left_open(memory, name) for name, value in zip(MEASURED, recompute, strict=True)):
             continue
-        has = situation(work, graph.sizes)
+        has = situation(work, piece_costs.sizes)
         placed = [left_open(memory, name, has) for name in PLACED]
-        for batch, *values in product(batches(job, work, memory, base), *placed):
-            chosen: dict[str, Any] = {**batch, **dict(zip(MEASURED + PLACED, (*way, *values), strict=True))}
+        for batch, *values in product(batches(rank_round, work, memory, base), *placed):
+            chosen: dict[str, Any] = {**batch, **dict(zip(MEASURED + PLACED, (*recompute, *values), strict=True))}
             asked = memory.one_pass != "auto" or not chosen["one_pass"]
-            if not asked and not _worth_one_pass(job, batch["micro_batch"], graph):
+            if not asked and not _worth_one_pass(rank_round, batch["micro_batch"], piece_costs):
                 continue
             knobs = base.model_copy(update=chosen)
-            yield Setting(knobs, look_ahead(job, knobs, graph, states_of(knobs.offload_optimizer)))
+            yield Setting(knobs, estimate_round(rank_round, knobs, piece_costs, states_of(knobs.offload_optimizer)))
 
 
-def _worth_one_pass(job: Job, rows: int, graph: Graphs) -> bool:
+def _worth_one_pass(rank_round: RankRound, rows: int, piece_costs: PieceCosts) -> bool:
     """Without an adapter its pieces are of one image: they have to fill a GPU, and are looked at once."""
-    return job.separable or (graph.forward >= ENOUGH_FLOPS and rows == 1)
+    return rank_round.separable or (piece_costs.forward >= ENOUGH_FLOPS and rows == 1)
 
 
 def best(
     settings: list[Setting],
-    job: Job,
+    rank_round: RankRound,
     memory: MemoryConfig,
-    graphs: Mapping[Way, Graphs],
+    costs: Mapping[Recompute, PieceCosts],
     states_of: StatesOf,
     *,
     budget: int,
     tflops: float,
 ) -> tuple[Setting, bool]:
     """(the fastest setting that fits, True), or (the smallest of all, False)."""
-    fitting = [keep_more(s, job, memory, graphs, states_of, budget) for s in settings if s.peak_bytes <= budget]
+    fitting = [keep_more(s, rank_round, memory, costs, states_of, budget) for s in settings if s.peak_bytes <= budget]
     if not fitting:
         return min(settings, key=lambda setting: setting.peak_bytes), False
     return min(fitting, key=lambda setting: setting.seconds(tflops)), True
 
 
 def keep_more(
-    setting: Setting, job: Job, memory: MemoryConfig, graphs: Mapping[Way, Graphs], states_of: StatesOf, budget: int
+    setting: Setting,
+    rank_round: RankRound,
+    memory: MemoryConfig,
+    costs: Mapping[Recompute, PieceCosts],
+    states_of: StatesOf,
+    budget: int,
 ) -> Setting:
     """The same with as many kept steps as fit."""
-    most_kept = job.workload(setting.knobs).most_kept
+    most_kept = rank_round.workload(setting.knobs).most_kept
     if memory.kept_steps != "auto" or not most_kept:
         return setting
-    graph, states = graphs[way_of(setting.knobs)], states_of(setting.knobs.offload_optimizer)
+    piece_costs, states = costs[recompute_of(setting.knobs)], states_of(setting.knobs.offload_optimizer)
 
     def keeping(steps: int) -> Setting:
         kept = setting.knobs.model_copy(update={"kept_steps": steps})
-        return Setting(kept, look_ahead(job, kept, graph, states))
+        return Setting(kept, estimate_round(rank_round, kept, piece_costs, states))
 
     low, high = 0, most_kept  # peaks never fall with kept steps: the largest that fits by halving
     while low < high:
@@ -142,13 +147,13 @@ def keep_more(
     return keeping(low)
 
 
-def batches(job: Job, work: Workload, memory: MemoryConfig, base: Knobs) -> Iterator[dict[str, int]]:
+def batches(rank_round: RankRound, work: Workload, memory: MemoryConfig, base: Knobs) -> Iterator[dict[str, int]]:
     """Rows of a piece and of the rollout."""
-    largest = job.images * (1 if work.by_micro_batch else max(1, work.gradient_steps))
+    largest = rank_round.images * (1 if work.by_micro_batch else max(1, work.gradient_steps))
     sizes = list(_sizes(largest)) if memory.micro_batch == "auto" else [base.micro_batch]
     for micro in sizes:
         rollout = micro if work.by_micro_batch else 4 * micro
-        rollout = -(-job.images // -(-job.images // rollout))  # the same batches, less filled up
+        rollout = -(-rank_round.images // -(-rank_round.images // rollout))  # the same batches, less filled up
         yield {
             "micro_batch": micro,
             "rollout_batch": rollout if memory.rollout_batch == "auto" else base.rollout_batch,

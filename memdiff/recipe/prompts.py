@@ -91,10 +91,10 @@ class PromptSet:
         held_out = config.held_out.read() if config.held_out else ()
         return cls(config.read(), held_out, config.images_per_prompt)
 
-    def of(self, seed: int, round: int, images: Sequence[int], num_images: int) -> list[str]:
+    def of(self, seed: int, round_number: int, images: Sequence[int], num_images: int) -> list[str]:
         """The texts of these images (numbers in the round, which has `num_images`). Rounds count from 1."""
         groups = -(-num_images // self.images_per_prompt)
-        slots = [max(round - 1, 0) * groups + image // self.images_per_prompt for image in images]
+        slots = [max(round_number - 1, 0) * groups + image // self.images_per_prompt for image in images]
         count = len(self.texts)
         return [self.texts[_shuffled(seed, slot // count, count)[slot % count]] for slot in slots]
 

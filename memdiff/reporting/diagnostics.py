@@ -6,7 +6,7 @@ Shapes: R rounds, K steps of the sampling chain.
 import numpy as np
 
 from memdiff.reporting import plots
-from memdiff.reporting.folder import Row, RunFolder, column, keys_with
+from memdiff.reporting.folder import Row, RunRecord, column, keys_with
 from memdiff.reporting.panel import Panel, make_panel, metric_panel
 from memdiff.reporting.sections import phase_keys
 
@@ -78,7 +78,7 @@ SHOWN = {"round", "update", "images", "reward_mean", "reward_std", "images_in_ro
 SHOWN_PREFIXES = ("reward/", "reward_std/", "share/", "evaluate/reward/", "evaluate/reward_std/", "evaluate/share/")
 
 
-def diagnostic_panels(run: RunFolder) -> list[Panel]:
+def diagnostic_panels(run: RunRecord) -> list[Panel]:
     """Health of the optimization, one plot a quantity that the run reports."""
     panels = []
     for key, unit, caption in DIAGNOSTICS:
@@ -116,7 +116,7 @@ def step_norm_panels(rows: list[Row]) -> list[Panel]:
     return panels
 
 
-def other_panels(run: RunFolder) -> tuple[list[Panel], int]:
+def other_panels(run: RunRecord) -> tuple[list[Panel], int]:
     """Numbers that a method adds under its own names, and how many of them are beyond what a page should hold."""
     shown = SHOWN | {key for key, _, _ in DIAGNOSTICS} | set(phase_keys(run.training))
     rows = {key: run.training for key in keys_with(run.training, "") if not key.startswith("evaluate/")}

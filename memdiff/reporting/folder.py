@@ -19,7 +19,7 @@ LARGEST_ROUND = 10**9
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunRecord:
     """A run folder's content. `training` holds the rows of rounds 1.., `evaluations` those that were evaluated."""
 
     path: Path
@@ -35,7 +35,7 @@ class RunFolder:
     notes: list[str] = field(default_factory=list)
 
 
-def read_folder(path: Path) -> RunFolder:
+def read_folder(path: Path) -> RunRecord:
     """Read a run folder. Raises ConfigError if it is none or has no row of a round yet."""
     if not path.is_dir():
         raise ConfigError(f"{path} is not a folder. Give the folder that `memdiff train` named on its last line.")
@@ -60,7 +60,7 @@ def read_folder(path: Path) -> RunFolder:
         if number <= LARGEST_ROUND and image.is_file() and _within(path, image)
     }
     evolution = path / "samples" / "evolution.gif"
-    return RunFolder(
+    return RunRecord(
         path=path,
         training=[row for row in rows if row["round"] >= 1],
         evaluations=[row for row in rows if any(key.startswith("evaluate/") for key in row)],
@@ -98,7 +98,7 @@ def keys_with(rows: list[Row], prefix: str) -> list[str]:
     return [key for key in keys if known(column(rows, key))]
 
 
-def names_of(run: RunFolder, prefix: str) -> list[str]:
+def names_of(run: RunRecord, prefix: str) -> list[str]:
     """Parts with a column `prefix` + name, those first that only evaluations have: no reward, so the best witnesses."""
     trained = [key.removeprefix(prefix) for key in keys_with(run.training, prefix)]
     evaluated = [key.removeprefix(f"evaluate/{prefix}") for key in keys_with(run.evaluations, f"evaluate/{prefix}")]

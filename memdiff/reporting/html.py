@@ -20,7 +20,7 @@ from markupsafe import Markup
 import memdiff
 from memdiff.errors import ConfigError
 from memdiff.reporting import diagnostics, sections
-from memdiff.reporting.folder import Row, RunFolder, best_round, column, known, names_of, number, read_folder
+from memdiff.reporting.folder import Row, RunRecord, best_round, column, known, names_of, number, read_folder
 from memdiff.reporting.pictures import embed_evolution, embed_png
 
 HERE = Path(__file__).parent
@@ -66,7 +66,7 @@ def write_report(run: Path) -> Path:
     return target
 
 
-def render(run: RunFolder) -> str:
+def render(run: RunRecord) -> str:
     """The page as a string."""
     notes = list(run.notes)
     style = (HERE / "style.css").read_text(encoding="utf-8")
@@ -133,7 +133,7 @@ def short(text: str) -> str:
     return line if len(line) <= LONGEST_NAME else line[:LONGEST_NAME] + "…"
 
 
-def status_text(run: RunFolder, key: str) -> str:
+def status_text(run: RunRecord, key: str) -> str:
     """A field of status.json as text; empty where it is missing or null."""
     value = run.status.get(key)
     return "" if value is None else str(value)
@@ -166,7 +166,7 @@ def flatten(value: object, prefix: str = "", depth: int = 0) -> list[tuple[str, 
     return [] if value is None else [(prefix, str(value))]
 
 
-def summary(run: RunFolder, described: list[tuple[str, str]]) -> str:
+def summary(run: RunRecord, described: list[tuple[str, str]]) -> str:
     """One sentence: reward from first to last, share, rounds, images, time, device, versions."""
     parts = []
     method, model = run.recipe.get("method"), run.recipe.get("model")
@@ -193,7 +193,7 @@ def summary(run: RunFolder, described: list[tuple[str, str]]) -> str:
     return " · ".join(parts)
 
 
-def shares(run: RunFolder) -> list[tuple[str, list[float]]]:
+def shares(run: RunRecord) -> list[tuple[str, list[float]]]:
     """Name and numbers of each share over the rounds, on fixed noise where that was measured at least twice."""
     found = []
     for name in names_of(run, "share/"):
@@ -207,7 +207,7 @@ def total_seconds(rows: list[Row]) -> float:
     return math.fsum(value for key in sections.phase_keys(rows) for value in known(column(rows, key)))
 
 
-def tiles(run: RunFolder) -> list[tuple[str, str, str]]:
+def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     """The figures at the head of the page: name, value, remark."""
     found = []
     rewards = known(column(run.training, "reward_mean"))
@@ -245,7 +245,7 @@ def phase_table(rows: list[Row]) -> list[tuple[str, str, str, str]]:
     return table
 
 
-def alarm_table(run: RunFolder) -> list[tuple[int, str]]:
+def alarm_table(run: RunRecord) -> list[tuple[int, str]]:
     """Round and text of every alarm that a guard raised."""
     rows = {row["round"]: row.get("alarms") for row in (*run.evaluations, *run.training)}
     told = [(number, alarms) for number, alarms in sorted(rows.items()) if isinstance(alarms, list)]
@@ -273,7 +273,7 @@ def judge_cell(side: Row, key: str) -> str:
     return f"{100 * value:.1f} %{interval}"
 
 
-def sample_pictures(run: RunFolder, notes: list[str]) -> tuple[list[Picture], Picture | None]:
+def sample_pictures(run: RunRecord, notes: list[str]) -> tuple[list[Picture], Picture | None]:
     """Grids of the first, the middle, the best and the last round, and the animation; what can't be read is noted."""
     if not run.samples:
         return [], None

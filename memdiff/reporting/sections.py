@@ -3,7 +3,7 @@
 import math
 
 from memdiff.reporting import plots
-from memdiff.reporting.folder import Row, RunFolder, best_round, column, keys_with, known, names_of
+from memdiff.reporting.folder import Row, RunRecord, best_round, column, keys_with, known, names_of
 from memdiff.reporting.panel import Panel, make_panel
 from memdiff.reporting.plots import Series
 
@@ -22,7 +22,7 @@ def wilson(share: float, total: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def reward_panels(run: RunFolder) -> list[Panel]:
+def reward_panels(run: RunRecord) -> list[Panel]:
     """The total reward and each part, with a band of one standard deviation over the images of a round."""
     caption = "Mean over the round's images; the band is one standard deviation of the images. "
     panels = _band_panel(
@@ -46,7 +46,7 @@ def reward_panels(run: RunFolder) -> list[Panel]:
     return panels
 
 
-def evaluation_panels(run: RunFolder) -> list[Panel]:
+def evaluation_panels(run: RunRecord) -> list[Panel]:
     """Rewards on the same fixed noise every time; a star marks the best round."""
     best = best_round(run.evaluations)
     panels = []
@@ -74,7 +74,7 @@ def evaluation_panels(run: RunFolder) -> list[Panel]:
     return panels
 
 
-def share_panels(run: RunFolder) -> list[Panel]:
+def share_panels(run: RunRecord) -> list[Panel]:
     """For each part that decides yes or no: the share of yes, with its 95 % Wilson interval."""
     panels = []
     for name in names_of(run, "share/"):
@@ -96,7 +96,7 @@ def share_panels(run: RunFolder) -> list[Panel]:
     return panels
 
 
-def time_panels(run: RunFolder) -> list[Panel]:
+def time_panels(run: RunRecord) -> list[Panel]:
     """Seconds of each phase, stacked, by round."""
     phases = phase_keys(run.training)
     if not phases:
@@ -116,7 +116,7 @@ def time_panels(run: RunFolder) -> list[Panel]:
     ]
 
 
-def memory_panels(run: RunFolder) -> list[Panel]:
+def memory_panels(run: RunRecord) -> list[Panel]:
     """Peak bytes by round, against what the plan foretold and what it was allowed."""
     peaks = [value / GIB for value in column(run.training, "peak_bytes")]
     if not known(peaks):

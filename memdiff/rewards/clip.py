@@ -27,7 +27,7 @@ from transformers import (
 from memdiff.errors import ConfigError, RewardError
 from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, HpsConfig, PickScoreConfig
 from memdiff.rewards.open_clip import config_of, convert_keys
-from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize, to_rgb
+from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, resize, standardise, to_rgb
 from memdiff.rewards.pretrained import (
     checkpoint_layers,
     fill_positions,
@@ -91,7 +91,7 @@ class ImageTower:
 
     def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Embeddings of a batch."""
-        pixels_B3SS = normalise(fit_square(to_rgb(images_BCHW), self.side, self.fit), CLIP_MEAN, CLIP_STD)
+        pixels_B3SS = standardise(fit_square(to_rgb(images_BCHW), self.side, self.fit), CLIP_MEAN, CLIP_STD)
         embeds_BD = run_network(lambda x: self.network(pixel_values=x).image_embeds, pixels_B3SS, self.dtype)
         return normalize(embeds_BD, dim=-1)
 

@@ -25,7 +25,7 @@ from transformers import (
 
 from memdiff.errors import ConfigError
 from memdiff.rewards.families_config import DetectionConfig
-from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize, to_rgb
+from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, resize, standardise, to_rgb
 from memdiff.rewards.pretrained import (
     checkpoint_layers,
     fill_positions,
@@ -105,7 +105,7 @@ class DetectionReward:
             longest = max(height, width)
             images_BCHW = pad(images_BCHW, (0, longest - width, 0, longest - height))
         images_BCHW = resize(images_BCHW, (self._side, self._side), "bilinear" if self._pads else "bicubic")
-        return normalise(images_BCHW, CLIP_MEAN, CLIP_STD)
+        return standardise(images_BCHW, CLIP_MEAN, CLIP_STD)
 
 
 def soft_count(logits_BP: torch.Tensor, boxes_BP4: torch.Tensor, threshold: float) -> torch.Tensor:

@@ -19,7 +19,7 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 
 from memdiff.errors import ConfigError, RewardError
 from memdiff.rewards.families_config import ImageRewardConfig
-from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize, to_rgb
+from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, resize, standardise, to_rgb
 from memdiff.rewards.pretrained import network_dtype
 from memdiff.rewards.weights import find_weights, load_weights
 from memdiff.runtime.placement import place, upload
@@ -210,7 +210,7 @@ def preprocess(images_BCHW: torch.Tensor, side: int) -> torch.Tensor:
         size = (int(side * height / min(height, width)), int(side * width / min(height, width)))
         top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
         images_BCHW = resize(images_BCHW, size, "bicubic")[:, :, top : top + side, left : left + side]
-    return normalise(to_rgb(images_BCHW), CLIP_MEAN, CLIP_STD)
+    return standardise(to_rgb(images_BCHW), CLIP_MEAN, CLIP_STD)
 
 
 def load_image_reward(part: ImageRewardConfig, device: torch.device, *, cache: Path | None = None) -> ImageReward:

@@ -11,7 +11,7 @@ import torch
 from memdiff.errors import RewardError
 from memdiff.rewards.normalise import EPSILON, Running, normalise
 from memdiff.rewards.reward import Reward, score
-from memdiff.runtime.memory_tags import counted_as
+from memdiff.runtime.memory_tags import memory_tag
 from memdiff.runtime.placement import place
 
 Features = Callable[[torch.Tensor], torch.Tensor]  # images_BCHW in [0, 1] -> e_BD
@@ -58,7 +58,7 @@ class WeightedReward:
         """Every part's own scores: P B fp32, on the images' device. RewardError where one is not finite."""
         if not self.parts:
             return images_BCHW.new_zeros(0, len(images_BCHW))
-        with counted_as("reward"):
+        with memory_tag("reward"):
             images = place(images_BCHW, self.device)
             rows = [score(part.reward, images, prompts, chunk=part.chunk, name=part.name) for part in self.parts]
             return place(torch.stack(rows), images_BCHW.device)
@@ -115,7 +115,7 @@ class WeightedReward:
 
     def move(self, device: torch.device) -> None:
         """Takes the parts' networks to `device`; they are brought back before they score."""
-        with counted_as("reward"):
+        with memory_tag("reward"):
             for part in self.parts:
                 for network in part.reward.networks:
                     place(network, device)

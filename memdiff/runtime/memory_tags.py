@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
-Category = Literal[
+MemoryTag = Literal[
     "weights", "gradients", "optimizer", "engine buckets", "trajectory", "activations", "decoder", "reward"
 ]
-CATEGORIES: tuple[Category, ...] = (
+MEMORY_TAGS: tuple[MemoryTag, ...] = (
     "weights", "gradients", "optimizer", "engine buckets", "trajectory", "activations", "decoder", "reward",
 )  # fmt: skip
 
-_category: ContextVar[Category | None] = ContextVar("category", default=None)
+_category: ContextVar[MemoryTag | None] = ContextVar("category", default=None)
 
 
 @contextmanager
-def counted_as(category: Category) -> Iterator[None]:
+def memory_tag(category: MemoryTag) -> Iterator[None]:
     """What is allocated inside belongs to `category`; the innermost word counts."""
     token = _category.set(category)
     try:
@@ -28,6 +28,6 @@ def counted_as(category: Category) -> Iterator[None]:
         _category.reset(token)
 
 
-def current_category() -> Category | None:
+def current_tag() -> MemoryTag | None:
     """The innermost word, None where nothing was said."""
     return _category.get()

@@ -20,7 +20,7 @@ import torch
 from torch.autograd import Function
 
 from memdiff.errors import NumericError
-from memdiff.runtime.memory_tags import counted_as
+from memdiff.runtime.memory_tags import memory_tag
 from memdiff.runtime.placement import HOST, place
 
 Item = TypeVar("Item")
@@ -51,7 +51,7 @@ class Gradients:
 
     def __init__(self, parameters: Sequence[torch.Tensor], *, on_host: bool = False) -> None:
         self.parameters = tuple(parameters)
-        with counted_as("gradients"):
+        with memory_tag("gradients"):
             self._sums = [
                 torch.zeros_like(
                     p, dtype=torch.promote_types(p.dtype, torch.float32), device=HOST if on_host else p.device
@@ -261,7 +261,7 @@ class Pieces:
 
 
 def fixed_batches(items: Sequence[Item], size: int) -> Iterator[tuple[list[Item], int]]:
-    """Batches of exactly `size` items, the last filled up with its own first item, and how many of each are meant.
+    """Batches of exactly `size` items, the last filled up with its own first item, and how many of each are valid.
 
     One shape for every batch: kernels differ by shape, so a result would else depend on its neighbours' number.
     """

@@ -36,7 +36,7 @@ def sample_block(request: SampleRequest, ranks: Ranks, advance: Callable[[int], 
     if request.adapters:
         sources = [(Path(adapter.file), adapter.weight) for adapter in request.adapters]
         policy.attach(sources, scale=request.lora_scale, steps=request.adapter_steps)
-    noise = Noise(seed=request.seed, stream=Stream.SAMPLE, round=0, shape=policy.shape)
+    noise = Noise(seed=request.seed, stream=Stream.SAMPLE, round_number=0, shape=policy.shape)
     block = ranks.block(request.num_images)
     policy.encode(request.prompts_of(block))
     for start in range(block.start, block.stop, request.batch_size):

@@ -10,7 +10,7 @@ import torch
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, check_precision
 from memdiff.memory.knobs import Knobs, MemoryConfig, resolve_by_rules, resolved
-from memdiff.memory.offload import rest
+from memdiff.memory.offload import offload_idle
 from memdiff.methods.build import build_objective
 from memdiff.methods.method import Objective
 from memdiff.models.load import load_policy
@@ -40,7 +40,7 @@ class Parts:
     policy: Policy
     prompts: PromptSet
     reward: WeightedReward
-    judged: WeightedReward  # the reward's parts and the held-out ones, for evaluation
+    eval_reward: WeightedReward  # the reward's parts and the held-out ones, for evaluation
     held_out: Sequence[str]  # names of the latter
     engine: DeepSpeedEngine
     pieces: Pieces
@@ -102,12 +102,14 @@ def connect(
         ),
         gradients_on_host=knobs.accumulators == "host",
     )
-    judged = WeightedReward([*reward.parts, *held_out.parts], device=reward.device)
+    eval_reward = WeightedReward([*reward.parts, *held_out.parts], device=reward.device)
     pieces = Pieces(engine.gradients)
     objective = build_objective(recipe.method, reward, pieces, ranks, knobs)
-    rest(policy, judged, knobs)
+    offload_idle(policy, eval_reward, knobs)
     prompts = PromptSet.read(recipe.prompts)
-    return Parts(recipe, ranks, policy, prompts, reward, judged, held_out.names, engine, pieces, objective, knobs, plan)
+    return Parts(
+        recipe, ranks, policy, prompts, reward, eval_reward, held_out.names, engine, pieces, objective, knobs, plan
+    )
 
 
 def knobs_for(memory: MemoryConfig, policy: Policy, *, images: int) -> Knobs:

@@ -41,7 +41,7 @@ def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistic
     block = ranks.block(count)
     prompts = parts.prompts.of_evaluation(block)
     policy.encode(prompts)
-    noise = Noise(seed=recipe.run.seed, stream=Stream.EVALUATE, round=0, shape=policy.shape)
+    noise = Noise(seed=recipe.run.seed, stream=Stream.EVALUATE, round_number=0, shape=policy.shape)
     with torch.no_grad(), parts.engine.evaluated():
         batch = min(parts.knobs.rollout_batch, max(1, len(block)))
         states = FiniteStates()
@@ -51,16 +51,16 @@ def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistic
         states.check(policy, block)
         with decoding(policy, parts.knobs):
             images_nCHW = decoded(policy, x_0, block)
-            with scoring(parts.judged, parts.knobs):
-                raw_Pn = parts.judged.raw(images_nCHW, prompts)
+            with scoring(parts.eval_reward, parts.knobs):
+                raw_Pn = parts.eval_reward.raw(images_nCHW, prompts)
                 differences = diversity(parts.reward, images_nCHW, ranks, num_images=count)
     raw_PN = ranks.gather(raw_Pn, count, dim=1)
     images_NCHW = ranks.gather(to_uint8(images_nCHW), count)
-    refuse_non_finite(raw_PN, parts.judged.names)
+    refuse_non_finite(raw_PN, parts.eval_reward.names)
     trained_PN, held_out_PN = raw_PN.split([len(parts.reward.parts), len(raw_PN) - len(parts.reward.parts)])
     statistics = statistics or parts.reward.statistics_of(trained_PN)
     reward_mean = parts.reward.value(trained_PN, statistics)
-    numbers = {"reward_mean": reward_mean, "images": count, **part_means(parts.judged, raw_PN)}
+    numbers = {"reward_mean": reward_mean, "images": count, **part_means(parts.eval_reward, raw_PN)}
     numbers |= {key: float(value) for key, value in differences.items() if value.isfinite()}
     for name, scores_N in zip(parts.held_out, held_out_PN, strict=True):
         numbers[f"reward_std/{name}"] = float(scores_N.std(correction=0))

@@ -134,7 +134,7 @@ def _tell_failure(folder: RunFolder, log: Path, code: int) -> int:
         exit_code = 6
         sys.stderr.write(f"memdiff: error[6]: a rank ended without a word (launcher exit code {code}); see {log}\n")
         said = f"a rank ended without a word (launcher exit code {code})"
-    folder.write_status("failed", round=int(folder.status().get("round", 0)), exit_code=exit_code, message=said)
+    folder.write_status("failed", round_number=int(folder.status().get("round", 0)), exit_code=exit_code, message=said)
     return exit_code
 
 

@@ -27,7 +27,7 @@ from memdiff.training.evaluate import evaluate
 from memdiff.training.metrics import plain_row, reset_peak, round_row
 from memdiff.training.progress import RunProgress, shown
 from memdiff.training.run_folder import Resume, RunFolder
-from memdiff.training.run_state import Standing
+from memdiff.training.run_state import RunState
 
 if TYPE_CHECKING:
     from memdiff.planner.plan import Plan
@@ -49,15 +49,15 @@ def _train_in(folder: RunFolder, recipe: Recipe, ranks: Ranks, resume: Resume, d
         progress.say(f"loading the model and the rewards on {ranks.world_size} rank(s)")
         parts = build_parts(recipe, ranks, ds_config_file=ds_config_file)
         checkpoints = Checkpoints(folder.checkpoints, ranks, keep=recipe.run.keep_checkpoints)
-        standing = restore(parts, checkpoints, folder, resume, progress)
+        run_state = restore(parts, checkpoints, folder, resume, progress)
         if ranks.is_first:
-            folder.write_status("running", round=standing.round, environment=describe(ranks, parts.knobs))
+            folder.write_status("running", round_number=run_state.round, environment=describe(ranks, parts.knobs))
             if parts.plan:
                 folder.write_plan(parts.plan.to_json())
                 progress.say(planned(parts.plan))
         with memory_told(parts.plan):
             rehearse(parts)
-            run = Run(parts, folder, checkpoints, progress, standing, stop)
+            run = Run(parts, folder, checkpoints, progress, run_state, stop)
             return run.loop()
 
 
@@ -70,43 +70,43 @@ class Run:
         folder: RunFolder,
         checkpoints: Checkpoints,
         progress: RunProgress,
-        standing: Standing,
+        run_state: RunState,
         stop: Sequence[int],
     ) -> None:
         self.parts, self.folder, self.checkpoints = parts, folder, checkpoints
-        self.progress, self.standing, self.stop = progress, standing, stop
+        self.progress, self.run_state, self.stop = progress, run_state, stop
 
     def loop(self) -> int:
         """Rounds from where the run stands to the last. Returns the exit code."""
         parts, rounds = self.parts, self.parts.recipe.run.rounds
-        if self.standing.round == 0:
+        if self.run_state.round == 0:
             self.evaluate({"round": 0, "update": 0, "images": 0})
-        last = self.standing.round if self.standing.alarm and parts.recipe.guards.stop else rounds
-        for number in range(self.standing.round + 1, last + 1):
+        last = self.run_state.round if self.run_state.alarm and parts.recipe.guards.stop else rounds
+        for number in range(self.run_state.round + 1, last + 1):
             clock = Clock(parts.ranks.device)
             reset_peak(parts.ranks)
-            round = new_round(parts, number, clock, self.progress)
-            experience = parts.objective.collect(parts.policy, round)
+            this_round = new_round(parts, number, clock, self.progress)
+            experience = parts.objective.collect(parts.policy, this_round)
             updates = []
             for part in parts.objective.updates(experience):
                 diagnostics = parts.objective.differentiate(parts.policy, part)
                 with clock.phase("train"):
                     updates.append(parts.engine.apply())
-            self.standing.round, self.standing.images = number, self.standing.images + round.batch.num_images
-            self.standing.statistics = to_json(parts.reward.statistics)
-            self.standing.objective = parts.objective.state()
-            row = round_row(parts, self.standing, experience, updates, diagnostics, clock)
+            self.run_state.round, self.run_state.images = number, self.run_state.images + this_round.batch.num_images
+            self.run_state.statistics = to_json(parts.reward.statistics)
+            self.run_state.objective = parts.objective.state()
+            row = round_row(parts, self.run_state, experience, updates, diagnostics, clock)
             del experience, part  # or this round's trajectory would live on beside the next one's
             self.finish(row)
-            stopped, alarmed = self.someone_asked_to_stop(), self.standing.alarm is not None
+            stopped, alarmed = self.someone_asked_to_stop(), self.run_state.alarm is not None
             if stopped or alarmed or number % parts.recipe.run.save_every == 0 or number == rounds:
-                self.checkpoints.save(parts.engine, vars(self.standing))
+                self.checkpoints.save(parts.engine, vars(self.run_state))
             if alarmed:
                 break
             if stopped and number < rounds:
                 return self.end("stopped", EXIT_STOPPED, "stopped on request and saved; run the same command again")
         self.save_model(self.folder.model)
-        alarm = self.standing.alarm if self.standing.round < rounds else None
+        alarm = self.run_state.alarm if self.run_state.round < rounds else None
         return self.end("complete", 0, f"ended by a guard: {alarm}; to go on, --set guards.stop=false" if alarm else "")
 
     def finish(self, row: Metrics) -> None:
@@ -117,7 +117,7 @@ class Run:
         else:
             self.record(row)
         if self.parts.ranks.is_first:
-            self.folder.write_status("running", round=number)
+            self.folder.write_status("running", round_number=number)
             if self.parts.plan and row["peak_bytes"]:
                 self.folder.write_plan({**self.parts.plan.to_json(), "measured_peak_bytes": row["peak_bytes"]})
         self.progress.done(number, row)
@@ -129,11 +129,11 @@ class Run:
         number, ranks = row["round"], self.parts.ranks
         steps = len(ranks.block(self.parts.recipe.evaluate.images)) * self.parts.policy.schedule.steps
         self.progress.begin("evaluating", steps)
-        result = evaluate(self.parts, self.progress.advance, from_json(self.standing.evaluate_statistics) or None)
-        self.standing.evaluate_statistics = to_json(result.statistics)
-        best = self.standing.is_best(result.reward_mean)
+        result = evaluate(self.parts, self.progress.advance, from_json(self.run_state.evaluate_statistics) or None)
+        self.run_state.evaluate_statistics = to_json(result.statistics)
+        best = self.run_state.is_best(result.reward_mean)
         if best:
-            self.standing.best_reward, self.standing.best_round = result.reward_mean, number
+            self.run_state.best_reward, self.run_state.best_round = result.reward_mean, number
             if number > 0:
                 self.save_model(self.folder.best_model)
         if ranks.is_first:
@@ -148,15 +148,15 @@ class Run:
 
     def record(self, row: Metrics) -> None:
         """Writes a row, with the guards' alarms in it; the first rank's word on them counts on all."""
-        parts, standing = self.parts, self.standing
-        standing.first = watched(row, parts.held_out) | standing.first
-        found = alarms(row, standing.first, parts.recipe.guards, parts.held_out)
+        parts, run_state = self.parts, self.run_state
+        run_state.first = watched(row, parts.held_out) | run_state.first
+        found = alarms(row, run_state.first, parts.recipe.guards, parts.held_out)
         told: list[str] = json.loads(parts.ranks.broadcast(json.dumps(found)) or "[]")
         if parts.ranks.is_first:
             self.folder.add_row({**row, "alarms": told})
         for alarm in told:
             self.progress.say(f"alarm at round {row['round']}: {alarm}")
-        standing.alarm = told[0] if told and parts.recipe.guards.stop else None
+        run_state.alarm = told[0] if told and parts.recipe.guards.stop else None
 
     def save_model(self, folder: Path) -> None:
         """What diffusers loads, from the fp32 masters (or their average). Collective."""
@@ -178,10 +178,10 @@ class Run:
                 write_evolution(samples, self.folder.samples / "evolution.gif")
             self.folder.write_status(
                 state,
-                round=self.standing.round,
+                round_number=self.run_state.round,
                 exit_code=exit_code,
                 message=message,
-                ended_by_guard=self.standing.alarm is not None,
+                ended_by_guard=self.run_state.alarm is not None,
             )
         self.parts.ranks.barrier()
         return exit_code
@@ -196,31 +196,31 @@ def planned(plan: "Plan") -> str:
 
 def restore(
     parts: Parts, checkpoints: Checkpoints, folder: RunFolder, resume: Resume, progress: RunProgress
-) -> Standing:
+) -> RunState:
     """Loads the newest whole checkpoint, if there is one, and drops what was written after it."""
     latest = checkpoints.latest()
     if latest is None and resume == "must":
         raise CheckpointError(f"--resume must: {checkpoints.folder} holds no checkpoint")
-    standing = Standing()
+    run_state = RunState()
     if latest is not None:
         path, state = latest
         checkpoints.load(parts.engine, path)
-        standing = Standing(**{key: state[key] for key in vars(standing)})
-        parts.reward.statistics = from_json(standing.statistics)
-        parts.objective.restore(standing.objective)
-        progress.say(f"resuming after round {standing.round} from {path}")
+        run_state = RunState(**{key: state[key] for key in vars(run_state)})
+        parts.reward.statistics = from_json(run_state.statistics)
+        parts.objective.restore(run_state.objective)
+        progress.say(f"resuming after round {run_state.round} from {path}")
     if parts.ranks.is_first:
-        folder.drop_rows_after(standing.round if latest else -1)
-        folder.drop_samples_after(standing.round if latest else -1)
+        folder.drop_rows_after(run_state.round if latest else -1)
+        folder.drop_samples_after(run_state.round if latest else -1)
     parts.ranks.barrier()
-    return standing
+    return run_state
 
 
 def new_round(parts: Parts, number: int, clock: Clock, progress: RunProgress) -> Round:
     """This rank's images of a round, and its progress bar."""
     recipe, policy = parts.recipe, parts.policy
     block = parts.ranks.block(recipe.run.images_per_round)
-    noise = Noise(seed=recipe.run.seed, stream=Stream.ROLLOUT, round=number, shape=policy.shape)
+    noise = Noise(seed=recipe.run.seed, stream=Stream.ROLLOUT, round_number=number, shape=policy.shape)
     progress.begin(f"round {number}", len(block) * parts.objective.passes(policy))
     count = recipe.run.images_per_round
     all_prompts = parts.prompts.of(recipe.run.seed, number, range(count), count)
@@ -237,15 +237,15 @@ def rehearse(parts: Parts) -> None:
     """
     policy, knobs = parts.policy, parts.knobs
     count = max(1, min(knobs.rollout_batch, len(parts.ranks.block(parts.recipe.run.images_per_round))))
-    noise = Noise(seed=parts.recipe.run.seed, stream=Stream.PROBE, round=0, shape=policy.shape)
+    noise = Noise(seed=parts.recipe.run.seed, stream=Stream.PROBE, round_number=0, shape=policy.shape)
     prompts = parts.prompts.of_evaluation(range(count))
     policy.encode(prompts)
     while not fits(parts.objective.rehearse, policy, noise, count, prompts):
         parts.objective.halve()
     with torch.no_grad(), decoding(policy, knobs):
         images_BCHW = policy.decode(noise.initial(range(count)).to(policy.device))
-        with scoring(parts.judged, knobs):
-            parts.judged.raw(images_BCHW, prompts)
+        with scoring(parts.eval_reward, knobs):
+            parts.eval_reward.raw(images_BCHW, prompts)
     parts.engine.gradients.zero()
 
 

@@ -15,11 +15,11 @@ from memdiff.methods.method import Outcome
 from memdiff.runtime.ranks import Ranks
 from memdiff.training.build import Parts
 from memdiff.training.evaluate import part_means
-from memdiff.training.run_state import Standing
+from memdiff.training.run_state import RunState
 
 
 def round_row(
-    parts: Parts, standing: Standing, outcome: Outcome, updates: Sequence[Update], diagnostics: Metrics, clock: Clock
+    parts: Parts, run_state: RunState, outcome: Outcome, updates: Sequence[Update], diagnostics: Metrics, clock: Clock
 ) -> Metrics:
     """One row of metrics.jsonl, over all ranks. Of the round's `updates` the last one; `skipped` counts them all."""
     ranks, rewards_N, raw_PN = parts.ranks, outcome.rewards_N, outcome.raw_PN
@@ -27,9 +27,9 @@ def round_row(
     slowest = ranks.max(torch.tensor([clock.seconds.get(phase, 0.0) for phase in phases], device=ranks.device)).tolist()
     update = updates[-1]
     row: Metrics = {
-        "round": standing.round,
+        "round": run_state.round,
         "update": parts.engine.updates,
-        "images": standing.images,
+        "images": run_state.images,
         "images_in_round": len(rewards_N),
         "reward_mean": parts.reward.value(raw_PN, parts.reward.statistics),
         "reward_std": float(rewards_N.std(correction=0)),

@@ -45,10 +45,10 @@ class RunProgress:
         """So many image-steps more."""
         self._progress.advance(self._one, count)
 
-    def done(self, round: int, row: Mapping[str, Any]) -> None:
+    def done(self, round_number: int, row: Mapping[str, Any]) -> None:
         """A round is finished: its line."""
-        self._progress.update(self._all, completed=round)
-        self.say(f"round {round:>4}/{self._rounds}  {summary(row)}")
+        self._progress.update(self._all, completed=round_number)
+        self.say(f"round {round_number:>4}/{self._rounds}  {summary(row)}")
 
     def say(self, text: str) -> None:
         """A line above the bars."""

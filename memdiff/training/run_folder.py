@@ -131,11 +131,11 @@ class RunFolder:
             return {}
 
     def write_status(
-        self, state: State, *, round: int, exit_code: int | None = None, message: str = "", **more: Any
+        self, state: State, *, round_number: int, exit_code: int | None = None, message: str = "", **more: Any
     ) -> None:
         """status.json; keys not given here keep their values."""
         status = self.status() | {
-            "state": state, "exit_code": exit_code, "round": round, "message": message, "pid": os.getpid(),
+            "state": state, "exit_code": exit_code, "round": round_number, "message": message, "pid": os.getpid(),
             "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         } | more  # fmt: skip
         _write_atomically(self._status, json.dumps(status, indent=2))
@@ -155,23 +155,23 @@ class RunFolder:
         """All rows so far."""
         return read_rows(self.metrics) if self.metrics.is_file() else []
 
-    def drop_rows_after(self, round: int) -> None:
+    def drop_rows_after(self, round_number: int) -> None:
         """Rows of rounds that a resumed run makes again."""
-        kept = [row for row in self.rows() if row["round"] <= round]
+        kept = [row for row in self.rows() if row["round"] <= round_number]
         _write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def sample_file(self, round: int) -> Path:
+    def sample_file(self, round_number: int) -> Path:
         """The grid of an evaluation."""
-        return self.samples / name_of("round_", round, ".png")
+        return self.samples / name_of("round_", round_number, ".png")
 
     def sample_files(self) -> dict[int, Path]:
         """The grids of evaluations by their rounds, in order; other people's pictures are none."""
         return numbered(self.samples, "round_", ".png")
 
-    def drop_samples_after(self, round: int) -> None:
+    def drop_samples_after(self, round_number: int) -> None:
         """Grids of evaluations that a resumed run makes again."""
         for number, file in self.sample_files().items():
-            if number > round:
+            if number > round_number:
                 file.unlink()
 
 

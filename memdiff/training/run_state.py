@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Standing:
+class RunState:
     """What a checkpoint stores beside the engine's state: plain numbers."""
 
     round: int = 0

@@ -22,9 +22,9 @@ LARGE = (1, 256, 256)
 
 
 def make(
-    *, seed: int = 0, stream: Stream = Stream.ROLLOUT, round: int = 1, shape: tuple[int, int, int] = SHAPE
+    *, seed: int = 0, stream: Stream = Stream.ROLLOUT, round_number: int = 1, shape: tuple[int, int, int] = SHAPE
 ) -> Noise:
-    return Noise(seed=seed, stream=stream, round=round, shape=shape)
+    return Noise(seed=seed, stream=stream, round_number=round_number, shape=shape)
 
 
 # (seed, stream, round, image, step or None for x_T): numpy 2.4.6. Philox is fixed by Salmon et al. 2011, but the
@@ -50,8 +50,8 @@ GOLDEN = {
 @pytest.mark.parametrize("case", GOLDEN)
 def test_golden_values(case: tuple[int, Stream, int, int, int | None]):
     """The first numbers of some draws, so that a run of today can be made again tomorrow."""
-    seed, stream, round, image, step = case
-    noise = make(seed=seed, stream=stream, round=round)
+    seed, stream, this_round, image, step = case
+    noise = make(seed=seed, stream=stream, round_number=this_round)
     drawn = noise.initial([image]) if step is None else noise.step([image], step)
     assert drawn.dtype == torch.float32 and drawn.shape == (1, *SHAPE)
     assert drawn.flatten()[:4].tolist() == GOLDEN[case]
@@ -61,7 +61,7 @@ def test_the_counter_is_philox_own():
     """A draw is numpy's Philox4x64 with key (seed, stream) and counter (0, step + 1, image, round), nothing hashed."""
     philox = np.random.Philox(key=[5, 2], counter=[0, 8, 11, 3])
     truth = np.random.Generator(philox).standard_normal(SHAPE, dtype=np.float32)
-    drawn = make(seed=5, stream=Stream.SAMPLE, round=3).step([11], 7)
+    drawn = make(seed=5, stream=Stream.SAMPLE, round_number=3).step([11], 7)
     assert np.array_equal(drawn[0].numpy(), truth)
 
 
@@ -88,12 +88,12 @@ def test_no_two_draws_are_alike():
     """Different in any one of seed, stream, round, image or step, or x_T and not a step: 36 draws of 192 numbers share
     no two neighbouring numbers at any place, so none is another one shifted."""
     draws = [
-        make(seed=seed, stream=stream, round=round).step([image], step)
-        for seed, stream, round, image, step in itertools.product(
+        make(seed=seed, stream=stream, round_number=round_number).step([image], step)
+        for seed, stream, round_number, image, step in itertools.product(
             (0, 1), (Stream.ROLLOUT, Stream.EVALUATE), (0, 1), (0, 1), (0, 1)
         )
     ]
-    draws += [make(round=round).initial([image]) for round in (0, 1) for image in (0, 1)]
+    draws += [make(round_number=round_number).initial([image]) for round_number in (0, 1) for image in (0, 1)]
     pairs = [tuple(pair) for draw in draws for pair in draw.view(-1, 2).tolist()]
     assert len(set(pairs)) == len(pairs) == 36 * math.prod(SHAPE) // 2
 
@@ -131,7 +131,7 @@ def test_mean_and_variance(seed: int):
 NEIGHBOURS = {
     "image": lambda k: make(shape=LARGE).step([k], 0),
     "step": lambda k: make(shape=LARGE).step([0], k),
-    "round": lambda k: make(shape=LARGE, round=k).step([0], 0),
+    "round": lambda k: make(shape=LARGE, round_number=k).step([0], 0),
     "seed": lambda k: make(shape=LARGE, seed=k).step([0], 0),
     "stream": lambda k: make(shape=LARGE, stream=Stream(k)).step([0], 0),
     "x_T and the first step": lambda k: make(shape=LARGE).step([0], 0) if k % 2 else make(shape=LARGE).initial([0]),
@@ -160,10 +160,10 @@ def test_another_process_draws_the_same_bits():
     """A resumed run, or another rank, is another process: no state of this one is in the noise."""
     script = (
         "import hashlib, torch; from memdiff.chain.noise import Noise, Stream; torch.manual_seed(5)\n"
-        "noise = Noise(seed=9, stream=Stream.ROLLOUT, round=4, shape=(3, 8, 8))\n"
+        "noise = Noise(seed=9, stream=Stream.ROLLOUT, round_number=4, shape=(3, 8, 8))\n"
         "print(hashlib.sha256(noise.step([1, 6], 2).numpy().tobytes()).hexdigest())\n"
     )
     done = run([sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"})
     assert done.returncode == 0, done.stderr
-    mine = make(seed=9, round=4).step([1, 6], 2).numpy().tobytes()
+    mine = make(seed=9, round_number=4).step([1, 6], 2).numpy().tobytes()
     assert done.stdout.strip() == hashlib.sha256(mine).hexdigest()

@@ -91,7 +91,7 @@ def test_a_replay_sees_what_the_rollout_saw(storage: torch.dtype):
     """The stored x_t is what was denoised further: one step from it, with the same noise, gives the stored x_s bit for
     bit, at every step of every image, and the rollout's result is the stored x_0."""
     policy = tiny_policy(steps=3)
-    noise = Noise(seed=3, stream=Stream.ROLLOUT, round=1, shape=policy.shape)
+    noise = Noise(seed=3, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
     trajectory = Trajectory(steps=3, images=4, shape=policy.shape, dtype=storage, device=CPU, on_host=False)
     images = range(10, 14)  # this rank's block starts at image 10
     x_0 = rollout(policy, noise, images, [""] * 4, batch=2, storage=storage, store=trajectory.write)

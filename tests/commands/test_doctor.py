@@ -122,10 +122,10 @@ def test_allocator():
     )
     assert devices.judge_allocator(FOUR_T4, grow).found == "PYTORCH_ALLOC_CONF=expandable_segments:True"
     cases = [(FOUR_T4, grow), (FOUR_T4, fixed), (FOUR_T4, {}), (FOUR_T4, fixed | grow), (CPU, fixed)]
-    judged = [devices.judge_allocator(facts, environment) for facts, environment in cases]
-    assert [finding.state for finding in judged] == ["ok", "warn", "warn", "warn", "ok"]
-    assert judged[1].found == "PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:64"
-    assert "add expandable_segments:True to it, or unset it" in judged[1].advice
+    eval_reward = [devices.judge_allocator(facts, environment) for facts, environment in cases]
+    assert [finding.state for finding in eval_reward] == ["ok", "warn", "warn", "warn", "ok"]
+    assert eval_reward[1].found == "PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:64"
+    assert "add expandable_segments:True to it, or unset it" in eval_reward[1].advice
 
 
 def test_links():

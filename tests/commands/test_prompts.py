@@ -30,8 +30,8 @@ def recipe_of(folder: Path, prompts: str, *overrides: str) -> Recipe:
 def test_every_text_comes_equally_often():
     """After any number of rounds the counts differ by one at most; after a whole pass not at all."""
     prompts, seen = PromptSet(TEXTS), Counter()
-    for round in range(1, 15):  # 14 rounds of 5 images are 10 passes through 7 texts
-        seen.update(prompts.of(3, round, range(5), 5))
+    for round_number in range(1, 15):  # 14 rounds of 5 images are 10 passes through 7 texts
+        seen.update(prompts.of(3, round_number, range(5), 5))
         counts = [seen[text] for text in TEXTS]
         assert max(counts) - min(counts) <= 1
     assert set(seen.values()) == {10}
@@ -40,7 +40,7 @@ def test_every_text_comes_equally_often():
 def test_passes_are_shuffled_anew():
     """Seven texts, seven images a round: every round is a permutation, and rounds and seeds differ."""
     prompts = PromptSet(TEXTS)
-    orders = [tuple(prompts.of(seed, round, range(7), 7)) for seed in (0, 1) for round in range(1, 11)]
+    orders = [tuple(prompts.of(seed, round_number, range(7), 7)) for seed in (0, 1) for round_number in range(1, 11)]
     assert all(sorted(order) == list(TEXTS) for order in orders)
     assert len(set(orders)) == len(orders)
 
@@ -57,8 +57,8 @@ def test_an_image_keeps_its_text_on_any_ranks():
 def test_consecutive_images_share_a_text():
     """images_per_prompt 4: twelve images have three texts, in runs of four, and texts still come equally often."""
     prompts, seen = PromptSet(TEXTS, images_per_prompt=4), Counter()
-    for round in range(1, 8):
-        texts = prompts.of(0, round, range(12), 12)
+    for round_number in range(1, 8):
+        texts = prompts.of(0, round_number, range(12), 12)
         assert all(len(set(texts[start : start + 4])) == 1 for start in (0, 4, 8))
         seen.update(texts)
     assert set(seen.values()) == {12}

@@ -82,7 +82,7 @@ def one_round(*, on_host: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
     place = "host" if on_host else "gpu"
     settings = knobs(16, trajectory=place, accumulators=place)
     objective = Reinforce(ReinforceConfig(kind="reinforce"), reward, Pieces(gradients), Ranks(0, 1, device), settings)
-    noise = Noise(seed=3, stream=Stream.ROLLOUT, round=1, shape=policy.shape)
+    noise = Noise(seed=3, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
     experience = objective.collect(policy, Round(Batch(range(6), [""] * 6, 6, noise), Clock(device)))
     objective.differentiate(policy, experience)
     return experience.trajectory.final(range(6)), [total.cpu() for total in gradients.sums]

@@ -20,8 +20,8 @@ def depths(steps: int, rounds: int, images: int, **config: Any) -> list[int]:
     policy = tiny_policy(steps=2)
     objective = make(AlignProp, alignprop(**config), policy)
     return [
-        objective.depth(seed=7, round=round, image=image, steps=steps)
-        for round in range(rounds)
+        objective.depth(seed=7, round_number=round_number, image=image, steps=steps)
+        for round_number in range(rounds)
         for image in range(images)
     ]
 
@@ -70,11 +70,11 @@ def test_ranks_draw_what_one_rank_draws(world_size: int) -> None:
 def test_gradient_is_that_of_one_graph(config: dict[str, Any], micro_batch: int) -> None:
     """Images of different depth in one micro-batch: <= 1e-5 relative to one graph cut at each image's own step."""
     policy = tiny_policy(steps=8, clip=True)
-    round = round_of(policy, 7)
+    this_round = round_of(policy, 7)
     objective = make(AlignProp, alignprop(**config), policy, micro_batch=micro_batch, kept_steps=2)
-    starts = objective.collect(policy, round).starts_n
-    got, metrics = gradient_of(objective, policy, round)
-    assert distance(got, truth_of(policy, round, starts)) <= 1e-5
+    starts = objective.collect(policy, this_round).starts_n
+    got, metrics = gradient_of(objective, policy, this_round)
+    assert distance(got, truth_of(policy, this_round, starts)) <= 1e-5
     assert metrics["last_steps_mean"] == pytest.approx(sum(8 - start for start in starts) / 7)
 
 
@@ -82,8 +82,8 @@ def test_grouping_by_depth_sweeps_little_for_nothing() -> None:
     """Image-steps back are those that are wanted."""
     policy = tiny_policy(steps=8)
     objective, told = make(AlignProp, alignprop(), policy, micro_batch=2), []
-    round = round_of(policy, 6)
-    round.advance = told.append
-    gradient_of(objective, policy, round)
-    starts = objective.collect(policy, round).starts_n
+    this_round = round_of(policy, 6)
+    this_round.advance = told.append
+    gradient_of(objective, policy, this_round)
+    starts = objective.collect(policy, this_round).starts_n
     assert sum(told) == 6 * 8 + sum(8 - start for start in starts)

@@ -45,20 +45,20 @@ def draft(**config: Any) -> DraftConfig:
 def test_images_above_the_target_are_left_alone(weights: tuple[float, ...]) -> None:
     """loss = scale max(target - r, 0), the target between the rewards: against one graph; above all: plain ascent."""
     policy = tiny_policy(steps=3)
-    round, reward = round_of(policy, IMAGES), waves(*weights)
+    this_round, reward = round_of(policy, IMAGES), waves(*weights)
     with torch.no_grad():
-        rewards = total(reward, policy.decode(chain(policy, round, [3] * IMAGES)), round.batch.prompts)
+        rewards = total(reward, policy.decode(chain(policy, this_round, [3] * IMAGES)), this_round.batch.prompts)
     target = float(rewards.median()) + 1e-3
     got, metrics = gradient_of(
-        make(Draft, draft(last_steps=2, target=target, scale=0.1), policy, reward), policy, round
+        make(Draft, draft(last_steps=2, target=target, scale=0.1), policy, reward), policy, this_round
     )
-    truth = truth_of(policy, round, [1] * IMAGES, reward, target=target, scale=0.1)
+    truth = truth_of(policy, this_round, [1] * IMAGES, reward, target=target, scale=0.1)
     assert distance(got, truth) <= 1e-5
     assert float(metrics["loss"]) == pytest.approx(0.1 * float(torch.relu(target - rewards).mean()), rel=1e-4)
-    plain, _ = gradient_of(make(Draft, draft(last_steps=2), policy, reward), policy, round)
-    far, _ = gradient_of(make(Draft, draft(last_steps=2, target=1e4), policy, reward), policy, round)
+    plain, _ = gradient_of(make(Draft, draft(last_steps=2), policy, reward), policy, this_round)
+    far, _ = gradient_of(make(Draft, draft(last_steps=2, target=1e4), policy, reward), policy, this_round)
     assert distance(far, plain) <= 1e-6 and distance(got, plain) > 0.01
-    near, _ = gradient_of(make(Draft, draft(last_steps=2, target=-1e4), policy, reward), policy, round)
+    near, _ = gradient_of(make(Draft, draft(last_steps=2, target=-1e4), policy, reward), policy, this_round)
     assert float(near.abs().max()) == 0
 
 
@@ -67,13 +67,13 @@ def test_images_above_the_target_are_left_alone(weights: tuple[float, ...]) -> N
 def test_low_variance_gradient_by_hand(samples: int, eta: float) -> None:
     """x_0 without a graph, noised n times to the last timestep, one step each, gradients averaged."""
     policy = tiny_policy(steps=5, eta=eta, clip=True)
-    round = round_of(policy, IMAGES)
+    this_round = round_of(policy, IMAGES)
     objective = make(Draft, draft(noise_samples=samples), policy, micro_batch=2)
-    got, metrics = gradient_of(objective, policy, round)
-    batch, ab_t = round.batch, policy.schedule.alpha_bar_t[-1]
+    got, metrics = gradient_of(objective, policy, this_round)
+    batch, ab_t = this_round.batch, policy.schedule.alpha_bar_t[-1]
     with torch.no_grad():
-        x_0 = chain(policy, round, [5] * IMAGES)
-    new = Noise(seed=batch.noise.seed, stream=Stream.RENOISE, round=batch.noise.round, shape=policy.shape)
+        x_0 = chain(policy, this_round, [5] * IMAGES)
+    new = Noise(seed=batch.noise.seed, stream=Stream.RENOISE, round_number=batch.noise.round, shape=policy.shape)
     rewards = []
     for sample in range(samples):
         x_t = math.sqrt(ab_t) * x_0 + math.sqrt(1 - ab_t) * new.step(batch.images, sample)
@@ -99,8 +99,8 @@ def test_more_noise_samples_lower_the_variance() -> None:
 
     def _with_new_seed(objective: Any, policy: Any, seed: int) -> torch.Tensor:
         """The same x_0, other noise to go back."""
-        round = round_of(policy, 1, number=1)
-        fixed = round.batch.noise
+        this_round = round_of(policy, 1, number=1)
+        fixed = this_round.batch.noise
 
         class Reseeded(Noise):
             def initial(self, images: Sequence[int]) -> torch.Tensor:
@@ -109,11 +109,11 @@ def test_more_noise_samples_lower_the_variance() -> None:
             def step(self, images: Sequence[int], step: int) -> torch.Tensor:
                 return fixed.step(images, step)
 
-        batch = round.batch.__class__(
-            round.batch.images, round.batch.prompts, 1,
-            Reseeded(seed=100 + seed, stream=Stream.ROLLOUT, round=1, shape=policy.shape),
+        batch = this_round.batch.__class__(
+            this_round.batch.images, this_round.batch.prompts, 1,
+            Reseeded(seed=100 + seed, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape),
         )  # fmt: skip
-        return gradient_of(objective, policy, round.__class__(batch, round.clock))[0]
+        return gradient_of(objective, policy, this_round.__class__(batch, this_round.clock))[0]
 
     assert spread(8) < 0.75 * spread(1)
 
@@ -126,20 +126,20 @@ def test_distance_to_the_base(adapter: AdapterConfig | None) -> None:
     with torch.no_grad():
         for parameter in policy.trainable().values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    round = round_of(policy, IMAGES)
+    this_round = round_of(policy, IMAGES)
     got, metrics = gradient_of(
-        make(Draft, draft(last_steps=2, base_distance=0.8), policy, micro_batch=3, kept_steps=1), policy, round
+        make(Draft, draft(last_steps=2, base_distance=0.8), policy, micro_batch=3, kept_steps=1), policy, this_round
     )
     loss, distances = torch.zeros(()), []
     for step in (1, 2):
         with torch.no_grad():
-            x = chain(policy, round, [3] * IMAGES, until=step)
+            x = chain(policy, this_round, [3] * IMAGES, until=step)
             with policy.base():
                 base = policy.predict(x, [step] * IMAGES)
         square = (policy.predict(x, [step] * IMAGES) - base).square().mean(dim=(1, 2, 3))
         distances.append(float(square.detach().mean()))
         loss = loss + 0.8 * square.sum() / IMAGES
-    truth = truth_of(policy, round, [1] * IMAGES) + flat_gradient(loss, policy)
+    truth = truth_of(policy, this_round, [1] * IMAGES) + flat_gradient(loss, policy)
     assert distance(got, truth) <= 1e-5
     assert metrics["base_distance"] == pytest.approx(sum(distances) / 2, rel=1e-4)
 
@@ -152,17 +152,17 @@ def test_normalised_parts_use_the_rounds_before() -> None:
     )
     objective = make(Draft, draft(last_steps=1), policy, reward)
     for number in (1, 2):
-        round = round_of(policy, IMAGES, number=number)
+        this_round = round_of(policy, IMAGES, number=number)
         with torch.no_grad():
-            images = policy.decode(chain(policy, round, [2] * IMAGES))
+            images = policy.decode(chain(policy, this_round, [2] * IMAGES))
             scores = reward.parts[0].reward(images, [])
         before = reward.statistics["a"]
-        got, _ = gradient_of(objective, policy, round)
+        got, _ = gradient_of(objective, policy, this_round)
         std = float(scores.std(correction=0)) if number == 1 else before.std
         same = WeightedReward(
             [WeightedPart("a", Waves(1.3), 0.5 / (std + EPSILON)), WeightedPart("b", Waves(2.3), 2.0)], device=CPU
         )
-        assert distance(got, truth_of(policy, round, [1] * IMAGES, same)) <= 1e-4
+        assert distance(got, truth_of(policy, this_round, [1] * IMAGES, same)) <= 1e-4
         assert reward.statistics["a"].count == number * IMAGES
 
 
@@ -208,7 +208,7 @@ def test_rehearsal_makes_every_kind_of_piece_and_leaves_the_weights() -> None:
     for config in (draft(last_steps="all"), draft(noise_samples=2)):
         objective = make(Draft, config, policy, kept_steps=2)
         before = [parameter.detach().clone() for parameter in policy.trainable().values()]
-        noise = Noise(seed=0, stream=Stream.PROBE, round=0, shape=policy.shape)
+        noise = Noise(seed=0, stream=Stream.PROBE, round_number=0, shape=policy.shape)
         objective.rehearse(policy, noise, 3, ["text"])
         assert 0 < float(objective.pieces.gradients.max_abs()) < math.inf
         assert all(torch.equal(a, b) for a, b in zip(before, policy.trainable().values(), strict=True))
@@ -219,11 +219,11 @@ def test_progress_is_all_told() -> None:
     policy = tiny_policy(steps=6)
     for config in (draft(last_steps=4), draft(noise_samples=3)):
         objective, told = make(Draft, config, policy, micro_batch=2), []
-        round = round_of(policy, 5)
-        round.advance = told.append
-        gradient_of(objective, policy, round)
+        this_round = round_of(policy, 5)
+        this_round.advance = told.append
+        gradient_of(objective, policy, this_round)
         assert sum(told) == 5 * objective.passes(policy)
-        assert set(round.clock.seconds) == {"rollout", "reward", "train"}
+        assert set(this_round.clock.seconds) == {"rollout", "reward", "train"}
 
 
 @pytest.mark.parametrize(("count", "most", "size"), [(9, 8, 5), (8, 8, 8), (3, 64, 3), (10, 1, 1), (200, 64, 50)])
@@ -249,9 +249,9 @@ def test_it_learns(config: dict[str, Any]) -> None:
     objective = Draft(draft(**config), reward, Pieces(engine.gradients), ALONE, knobs(8))
 
     def brightness() -> float:
-        round = round_of(policy, 16, number=999)
+        this_round = round_of(policy, 16, number=999)
         with torch.no_grad():
-            return float(policy.decode(chain(policy, round, [5] * 16)).mean())
+            return float(policy.decode(chain(policy, this_round, [5] * 16)).mean())
 
     before = brightness()
     for number in range(1, 11):

@@ -72,9 +72,9 @@ def gradient(make: Callable[[WeightedReward, Pieces], Any], *, rows: int, after:
     gradients = Gradients(list(policy.trainable().values()))
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=CPU)
     objective = make(reward, Pieces(gradients))
-    noise = Noise(seed=1, stream=Stream.ROLLOUT, round=1, shape=policy.shape)
-    round = Round(Batch(range(6), [""] * 6, 6, noise), Clock(CPU))
-    metrics = objective.differentiate(policy, objective.collect(policy, round))
+    noise = Noise(seed=1, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
+    this_round = Round(Batch(range(6), [""] * 6, 6, noise), Clock(CPU))
+    metrics = objective.differentiate(policy, objective.collect(policy, this_round))
     return gradients.sums, metrics, policy.refused, objective
 
 

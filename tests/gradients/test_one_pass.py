@@ -83,12 +83,12 @@ def test_checkpointing_guidance_and_prompts_of_a_text_model() -> None:
             activation_checkpointing=checkpointing, guidance_passes=2 if in_two else 1,
         )  # fmt: skip
         policy.encode(["a", "b"])
-        round = round_of(policy, 6)
-        batch = round.batch
+        this_round = round_of(policy, 6)
+        batch = this_round.batch
         texts = ["a", "b"] * 3
-        round.batch = type(batch)(batch.images, texts, batch.num_images, batch.noise, texts)
+        this_round.batch = type(batch)(batch.images, texts, batch.num_images, batch.noise, texts)
         objective = objective_of(policy, one_pass=one_pass, per_prompt=True, prompt_memory=0)
-        found.append(gradient(objective, policy, objective.collect(policy, round)))
+        found.append(gradient(objective, policy, objective.collect(policy, this_round)))
     assert found[0].norm() > 0
     assert all(relative([other], [found[0]]) < 1e-4 for other in found[1:])
 

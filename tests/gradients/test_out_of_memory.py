@@ -91,7 +91,7 @@ class Line:
             self._weights = before
 
     @contextmanager
-    def own_weights(self, images: int) -> Iterator[Sequence[torch.Tensor]]:
+    def per_image_weights(self, images: int) -> Iterator[Sequence[torch.Tensor]]:
         own = [p.detach().expand(images, *p.shape).requires_grad_() for p in self._trained.values()]
         self._weights, before = own, self._weights
         try:

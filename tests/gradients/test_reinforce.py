@@ -56,7 +56,7 @@ def reinforce(policy, *, micro_batch: int = 16, reward=None, **config) -> Reinfo
 
 
 def round_of(policy, images: int, number: int = 1) -> Round:
-    noise = Noise(seed=7, stream=Stream.ROLLOUT, round=number, shape=policy.shape)
+    noise = Noise(seed=7, stream=Stream.ROLLOUT, round_number=number, shape=policy.shape)
     return Round(Batch(range(images), [""] * images, images, noise), Clock(CPU))
 
 
@@ -213,10 +213,10 @@ def test_trajectory_replays_what_was_sampled() -> None:
 def test_phases_are_timed_apart() -> None:
     policy = tiny_policy()
     objective = reinforce(policy)
-    round = round_of(policy, 6)
-    objective.differentiate(policy, objective.collect(policy, round))
-    assert set(round.clock.seconds) == {"rollout", "reward", "train"}
-    assert all(seconds > 0 for seconds in round.clock.seconds.values())
+    this_round = round_of(policy, 6)
+    objective.differentiate(policy, objective.collect(policy, this_round))
+    assert set(this_round.clock.seconds) == {"rollout", "reward", "train"}
+    assert all(seconds > 0 for seconds in this_round.clock.seconds.values())
 
 
 def test_rehearsal_leaves_no_trace_in_the_weights() -> None:
@@ -224,7 +224,7 @@ def test_rehearsal_leaves_no_trace_in_the_weights() -> None:
     policy = tiny_policy()
     objective = reinforce(policy)
     before = [parameter.detach().clone() for parameter in policy.trainable().values()]
-    noise = Noise(seed=0, stream=Stream.PROBE, round=0, shape=policy.shape)
+    noise = Noise(seed=0, stream=Stream.PROBE, round_number=0, shape=policy.shape)
     objective.rehearse(policy, noise, 3, [""])
     assert all(torch.equal(a, b) for a, b in zip(before, policy.trainable().values(), strict=True))
     assert 0 < float(objective.pieces.gradients.max_abs()) < math.inf

@@ -32,9 +32,9 @@ def draft(**config: Any) -> DraftConfig:
 def test_gradient_is_that_of_one_graph(steps: int, last: int, clip: bool, eta: float, dtype: torch.dtype) -> None:
     """K = 1, 2, 7, 50 of a real UNet's steps, x0 clipped or not: <= 1e-10 relative in fp64, <= 1e-5 in fp32."""
     policy = tiny_policy(steps=steps, eta=eta, dtype=dtype, clip=clip)
-    round = round_of(policy, IMAGES)
-    got, metrics = gradient_of(make(Draft, draft(last_steps=last), policy), policy, round)
-    truth = truth_of(policy, round, [steps - last] * IMAGES)
+    this_round = round_of(policy, IMAGES)
+    got, metrics = gradient_of(make(Draft, draft(last_steps=last), policy), policy, this_round)
+    truth = truth_of(policy, this_round, [steps - last] * IMAGES)
     assert got.dtype == dtype and distance(got, truth) <= TOLERANCE[dtype]
     differentiated = [norm is not None for norm in metrics["costate_norm"]]
     assert differentiated == [step >= steps - last for step in range(steps)]
@@ -70,9 +70,9 @@ def test_text_models_with_and_without_guidance(
         **options,
     )
     off_the_start(policy)
-    round = round_of(policy, IMAGES)
-    got, _ = gradient_of(make(Draft, draft(last_steps=last), policy, kept_steps=2), policy, round)
-    assert distance(got, truth_of(policy, round, [steps - last] * IMAGES)) <= TOLERANCE[dtype]
+    this_round = round_of(policy, IMAGES)
+    got, _ = gradient_of(make(Draft, draft(last_steps=last), policy, kept_steps=2), policy, this_round)
+    assert distance(got, truth_of(policy, this_round, [steps - last] * IMAGES)) <= TOLERANCE[dtype]
 
 
 def off_the_start(policy: Any) -> None:
@@ -88,9 +88,9 @@ def off_the_start(policy: Any) -> None:
 def test_kept_steps_and_checkpointing_do_not_matter(kept: int, checkpointing: bool) -> None:
     """Graphs kept from the rollout for none, some, all of 7 steps; micro-batches of 2 of 5 images: <= 1e-5."""
     policy = tiny_policy(steps=9, clip=True, checkpointing=checkpointing)
-    round = round_of(policy, 5)
+    this_round = round_of(policy, 5)
     objective = make(Draft, draft(last_steps=7), policy, micro_batch=2, kept_steps=kept, decode_batch=2)
-    got, _ = gradient_of(objective, policy, round)
+    got, _ = gradient_of(objective, policy, this_round)
     plain = tiny_policy(steps=9, clip=True)
     assert distance(got, truth_of(plain, round_of(plain, 5), [2] * 5)) <= 1e-5
 
@@ -100,10 +100,10 @@ def test_kept_steps_and_checkpointing_do_not_matter(kept: int, checkpointing: bo
 def test_grouping_does_not_matter(micro_batch: int, chunk: int) -> None:
     """Micro-batches, reward chunks, decoder batches; two parts with weights of either sign."""
     policy = tiny_policy(steps=4)
-    round, reward = round_of(policy, 5), waves(1.0, -0.3, chunk=chunk)
+    this_round, reward = round_of(policy, 5), waves(1.0, -0.3, chunk=chunk)
     objective = make(Draft, draft(last_steps=3), policy, reward, micro_batch=micro_batch, decode_batch=3)
-    got, _ = gradient_of(objective, policy, round)
-    assert distance(got, truth_of(policy, round, [1] * 5, reward)) <= 1e-5
+    got, _ = gradient_of(objective, policy, this_round)
+    assert distance(got, truth_of(policy, this_round, [1] * 5, reward)) <= 1e-5
 
 
 @pytest.mark.parametrize("kept", [0, 2])
@@ -114,8 +114,8 @@ def test_steps_without_an_adapter_pass_the_costate_on(window: tuple[int, int], k
     adapter = AdapterConfig(rank=2, steps=window)
     policy = tiny_policy(steps=5, adapter=adapter, checkpointing=checkpointing)
     off_the_start(policy)
-    round = round_of(policy, IMAGES)
-    got, metrics = gradient_of(make(Draft, draft(last_steps="all"), policy, kept_steps=kept), policy, round)
+    this_round = round_of(policy, IMAGES)
+    got, metrics = gradient_of(make(Draft, draft(last_steps="all"), policy, kept_steps=kept), policy, this_round)
     plain = tiny_policy(steps=5, adapter=adapter)
     off_the_start(plain)
     assert distance(got, truth_of(plain, round_of(plain, IMAGES), [0] * IMAGES)) <= 1e-5
@@ -157,8 +157,8 @@ def test_straight_through_ignores_clipping_in_the_gradient_alone() -> None:
     )
     rounds = [round_of(policy, IMAGES) for policy in (exact, straight)]
     (a, by_exact), (b, by_straight) = (
-        gradient_of(make(Draft, draft(last_steps=4), policy), policy, round)
-        for policy, round in zip((exact, straight), rounds, strict=True)
+        gradient_of(make(Draft, draft(last_steps=4), policy), policy, this_round)
+        for policy, this_round in zip((exact, straight), rounds, strict=True)
     )
     assert by_exact["loss"] == by_straight["loss"]
     assert distance(b, truth_of(straight, rounds[1], [0] * IMAGES)) <= 1e-5
@@ -169,9 +169,9 @@ def test_straight_through_ignores_clipping_in_the_gradient_alone() -> None:
 def live_peak(steps: int, kept: int = 0, **sampler: Any) -> int:
     policy = tiny_policy(steps=steps, eta=0.0, side=16, **sampler)
     objective = make(Draft, draft(last_steps="all"), policy, kept_steps=kept)
-    round = round_of(policy, 4)
+    this_round = round_of(policy, 4)
     with Ledger() as ledger:
-        gradient_of(objective, policy, round)
+        gradient_of(objective, policy, this_round)
     return ledger.peak_bytes
 
 
@@ -188,9 +188,9 @@ def test_memory_is_flat_in_the_number_of_steps(checkpointing: bool) -> None:
 def test_costate_norms_and_clipping() -> None:
     """Norms in the metrics are those of autograd's d loss_i / d x_k; a clip bounds them, and a loose one is exact."""
     policy = tiny_policy(steps=4, eta=0.0)
-    round = round_of(policy, IMAGES)
-    plain, metrics = gradient_of(make(Draft, draft(last_steps=4), policy), policy, round)
-    x, states = round.batch.noise.initial(round.batch.images), []
+    this_round = round_of(policy, IMAGES)
+    plain, metrics = gradient_of(make(Draft, draft(last_steps=4), policy), policy, this_round)
+    x, states = this_round.batch.noise.initial(this_round.batch.images), []
     for step in range(4):
         x = policy.mean(x.requires_grad_(), [step] * IMAGES)
         states.append(x)
@@ -200,9 +200,9 @@ def test_costate_norms_and_clipping() -> None:
         assert metrics["costate_norm"][step] == pytest.approx(truth, rel=1e-4)
     assert all(norm > 0 for norm in metrics["step_gradient_norm"])
     bound = metrics["costate_norm"][0] / 2
-    clipped, bounded = gradient_of(make(Draft, draft(last_steps=4, costate_clip=bound), policy), policy, round)
+    clipped, bounded = gradient_of(make(Draft, draft(last_steps=4, costate_clip=bound), policy), policy, this_round)
     assert max(bounded["costate_norm"]) <= bound * 1.0001 and distance(clipped, plain) > 1e-2
-    loose, _ = gradient_of(make(Draft, draft(last_steps=4, costate_clip=1e6), policy), policy, round)
+    loose, _ = gradient_of(make(Draft, draft(last_steps=4, costate_clip=1e6), policy), policy, this_round)
     assert torch.equal(loose, plain)
 
 

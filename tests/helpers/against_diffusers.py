@@ -44,7 +44,7 @@ def diffusers_images(pipeline: Any, noise: Noise, **options: Any) -> tuple[torch
 
 
 def noise_of(policy: Any) -> Noise:
-    return Noise(seed=1, stream=Stream.SAMPLE, round=0, shape=policy.shape)
+    return Noise(seed=1, stream=Stream.SAMPLE, round_number=0, shape=policy.shape)
 
 
 def saved_bytes(run: Any) -> int:

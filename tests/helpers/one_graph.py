@@ -49,7 +49,7 @@ def knobs(micro_batch: int = 4, **changes: Any) -> Knobs:
 
 def round_of(policy: Any, images: int, *, number: int = 1, ranks: Ranks = ALONE) -> Round:
     """This rank's share of a round, prompts encoded."""
-    noise = Noise(seed=7, stream=Stream.ROLLOUT, round=number, shape=policy.shape)
+    noise = Noise(seed=7, stream=Stream.ROLLOUT, round_number=number, shape=policy.shape)
     block = ranks.block(images)
     prompts = [PROMPTS[image % len(PROMPTS)] for image in block]
     policy.encode(prompts)
@@ -62,11 +62,11 @@ def make(kind: Any, config: Any, policy: Any, reward: WeightedReward | None = No
     return kind(config, reward or waves(), pieces, ALONE, knobs(**changes))
 
 
-def gradient_of(objective: Any, policy: Any, round: Round) -> tuple[torch.Tensor, dict[str, Any]]:
+def gradient_of(objective: Any, policy: Any, this_round: Round) -> tuple[torch.Tensor, dict[str, Any]]:
     """What one update of a round adds to the sums, flat, and its diagnostics."""
     gradients = objective.pieces.gradients
     gradients.zero()
-    experience = objective.collect(policy, round)
+    experience = objective.collect(policy, this_round)
     (part,) = objective.updates(experience)
     metrics = objective.differentiate(policy, part)
     return torch.cat([total.flatten() for total in gradients.sums]), metrics | experience.metrics
@@ -81,9 +81,9 @@ def flat_gradient(loss: torch.Tensor, policy: Any) -> torch.Tensor:
     )
 
 
-def chain(policy: Any, round: Round, starts: Sequence[int], *, until: int | None = None) -> torch.Tensor:
+def chain(policy: Any, this_round: Round, starts: Sequence[int], *, until: int | None = None) -> torch.Tensor:
     """x_0 of all images in one graph, in which each image begins at its own step."""
-    batch, schedule = round.batch, policy.schedule
+    batch, schedule = this_round.batch, policy.schedule
     wide = torch.promote_types(policy.dtype, torch.float32)
     x = batch.noise.initial(batch.images).to(wide)
     for step in range(schedule.steps if until is None else until):
@@ -102,7 +102,7 @@ def total(reward: WeightedReward, images: torch.Tensor, prompts: Sequence[str]) 
 
 def truth_of(
     policy: Any,
-    round: Round,
+    this_round: Round,
     starts: Sequence[int],
     reward: WeightedReward | None = None,
     *,
@@ -110,8 +110,8 @@ def truth_of(
     scale: float = 1.0,
 ) -> torch.Tensor:
     """The gradient of the loss of a round through one graph."""
-    batch = round.batch
-    r = total(reward or waves(), policy.decode(chain(policy, round, starts)), batch.prompts)
+    batch = this_round.batch
+    r = total(reward or waves(), policy.decode(chain(policy, this_round, starts)), batch.prompts)
     losses = -r if target is None else torch.relu(target - r)
     return flat_gradient(scale * losses.sum() / batch.num_images, policy)
 

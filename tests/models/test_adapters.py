@@ -216,7 +216,7 @@ def test_window_is_saved_and_used_in_sampling(tmp_path: Path) -> None:
     assert not (tmp_path / "model_index.json").exists()  # a merged pipeline would act at all steps
     sampled = tiny_policy()
     sampled.attach([(tmp_path, 1.0)])
-    noise = Noise(seed=1, stream=Stream.SAMPLE, round=0, shape=trained.shape)
+    noise = Noise(seed=1, stream=Stream.SAMPLE, round_number=0, shape=trained.shape)
     chains = [
         rollout(policy, noise, range(2), ["", ""], batch=2, storage=torch.float32) for policy in (trained, sampled)
     ]
@@ -325,7 +325,7 @@ def test_plain_diffusers_loads_the_file(kind: str, adapter: AdapterConfig, tmp_p
     put(policy, weights)
     policy.save(tmp_path, weights)
     assert [file.name for file in tmp_path.iterdir()] == [DIFFUSERS_NAME]
-    noise = Noise(seed=2, stream=Stream.SAMPLE, round=0, shape=policy.shape)
+    noise = Noise(seed=2, stream=Stream.SAMPLE, round_number=0, shape=policy.shape)
     prompts = ["three", "a seven"]
     policy.encode(prompts)
     with torch.no_grad():

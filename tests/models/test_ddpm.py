@@ -25,7 +25,7 @@ def load(path: str, sampler: SamplerConfig) -> DdpmPolicy:
 
 
 def noise_of(policy, seed: int = 5) -> Noise:
-    return Noise(seed=seed, stream=Stream.SAMPLE, round=0, shape=policy.shape)
+    return Noise(seed=seed, stream=Stream.SAMPLE, round_number=0, shape=policy.shape)
 
 
 def random_weights(policy, seed: int = 1) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from memdiff.planner.ledger import Ledger
-from memdiff.runtime.memory_tags import counted_as
+from memdiff.runtime.memory_tags import memory_tag
 
 N = 1000
 UNIT = 4 * N  # bytes of one tensor of the tests
@@ -118,9 +118,9 @@ def test_categories_by_word() -> None:
     """The innermost word counts; a storage keeps its own, whoever views it; `enter` can hand it over. At the peak: 1
     unit of trajectory, 2 of the reward, 1 of activations."""
     with Ledger() as ledger:
-        with counted_as("trajectory"):
+        with memory_tag("trajectory"):
             states = torch.ones(N)
-        with counted_as("decoder"), counted_as("reward"):
+        with memory_tag("decoder"), memory_tag("reward"):
             scores = states.view(10, -1).add(1), torch.ones(N)
         plain = torch.ones(N)
         assert ledger.live["trajectory"] == ledger.live["activations"] == UNIT
@@ -139,7 +139,7 @@ def test_a_backward_has_its_forwards_category() -> None:
     x = torch.ones(N, requires_grad=True)
     with Ledger() as ledger:
         h = x.exp()
-        with counted_as("decoder"):
+        with memory_tag("decoder"):
             y = h.exp()
         ledger.reset_peak()
         (d_h,) = torch.autograd.grad(y.sum(), h, retain_graph=True)
@@ -147,7 +147,7 @@ def test_a_backward_has_its_forwards_category() -> None:
         (d_x,) = torch.autograd.grad(h, x, torch.ones_like(h))
         assert ledger.live["activations"] == 2 * UNIT and ledger.live["decoder"] == 2 * UNIT
         del h, y, d_h, d_x
-        with counted_as("reward"):
+        with memory_tag("reward"):
             again = checkpoint(lambda t: (0.1 * t).exp().sin(), x, use_reentrant=False)
         assert isinstance(again, torch.Tensor)
         ledger.reset_peak()

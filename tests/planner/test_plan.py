@@ -37,15 +37,15 @@ from memdiff.models.quiet import quiet_libraries
 from memdiff.models.scheduler import ddim_scheduler, noise_schedule
 from memdiff.planner.advice import three_best
 from memdiff.planner.command import plan_recipe
-from memdiff.planner.compose import look_ahead
+from memdiff.planner.compose import estimate_round
 from memdiff.planner.dry_run import Sizes, measure, resident
 from memdiff.planner.fake_tensors import GPU, BlankNoise, fake_gpu
 from memdiff.planner.for_run import shared_plan
 from memdiff.planner.ledger import Ledger
-from memdiff.planner.piece_costs import TRANSIENT, Curve, Graphs
-from memdiff.planner.plan import Plan, choose, make_plan, measure_ways
-from memdiff.planner.rank_round import job_of, sizes_to_measure
-from memdiff.planner.search import Way, held
+from memdiff.planner.piece_costs import TRANSIENT, Curve, PieceCosts
+from memdiff.planner.plan import Plan, choose, make_plan, measure_recomputes
+from memdiff.planner.rank_round import rank_round_of, sizes_to_measure
+from memdiff.planner.search import Recompute, held
 from memdiff.planner.table import show
 from memdiff.recipe.model_options import model_options
 from memdiff.recipe.prompts import PromptSet
@@ -119,31 +119,37 @@ MORE_SETTINGS: list[tuple[str, dict[str, Any]]] = [  # near to one above: with `
 
 def composed_and_whole(recipe: Recipe, knobs: Knobs) -> tuple[dict[str, int], dict[str, int], float, float]:
     """(composed, whole) live bytes by phase, (composed, whole) FLOPs: without the optimizer, which no piece sees."""
-    job = job_of(recipe, ranks=1, precision="fp32")
+    rank_round = rank_round_of(recipe, ranks=1, precision="fp32")
     rounds = [
         measure(
             recipe,
-            resident(knobs, job.workload(knobs), images=images).model_copy(update={"decode_batch": images}),
+            resident(knobs, rank_round.workload(knobs), images=images).model_copy(update={"decode_batch": images}),
             precision="fp32",
             images=images,
             paths=False,
         )
-        for images in sorted({*sizes_to_measure(recipe, job), knobs.micro_batch})
+        for images in sorted({*sizes_to_measure(recipe, rank_round), knobs.micro_batch})
     ]
-    graphs = Graphs.of(rounds)
+    costs = PieceCosts.of(rounds)
     nothing = dataclasses.replace(
-        training_states(graphs.sizes.elements, ranks=1, half=False, bits=32, ema=False, offload=True,
+        training_states(costs.sizes.elements, ranks=1, half=False, bits=32, ema=False, offload=True,
                         bucket_elements=1, largest_elements=1)
     )  # fmt: skip
-    outlook = look_ahead(job, knobs, graphs, nothing)
+    estimate = estimate_round(rank_round, knobs, costs, nothing)
     whole = measure(
-        recipe, knobs, precision="fp32", images=job.images, steps=recipe.sampler.steps, paths=False, cut_method=False
+        recipe,
+        knobs,
+        precision="fp32",
+        images=rank_round.images,
+        steps=recipe.sampler.steps,
+        paths=False,
+        cut_method=False,
     )
     phases = [phase for phase in ("rollout", "reward", "train") if phase in whole.peaks]
     return (
-        {phase: outlook.live(phase) for phase in phases},
+        {phase: estimate.live(phase) for phase in phases},
         {phase: whole.peaks[phase].bytes for phase in phases},
-        outlook.flops,
+        estimate.flops,
         float(sum(whole.flops.values())),
     )
 
@@ -219,11 +225,11 @@ def test_an_evaluation_takes_what_the_plan_measures() -> None:
     options = model_options(recipe, resolved(MemoryConfig()), precision="fp32")
     policy = load_policy(recipe.model, recipe.sampler, options, device=HOST)
     reward, held_out = (build_weighted(parts, device=HOST) for parts in (recipe.reward, recipe.evaluate.rewards))
-    judged = WeightedReward([*reward.parts, *held_out.parts], device=HOST)
+    eval_reward = WeightedReward([*reward.parts, *held_out.parts], device=HOST)
     unused: Any = None
     engine: Any = Unaveraged()
     parts = Parts(
-        recipe, Ranks(0, 1, HOST), policy, PromptSet.read(None), reward, judged, held_out.names, engine, unused, unused,
+        recipe, Ranks(0, 1, HOST), policy, PromptSet.read(None), reward, eval_reward, held_out.names, engine, unused, unused,
         knobs, None,
     )  # fmt: skip
     with Ledger() as ledger:
@@ -251,7 +257,7 @@ def test_the_evaluation_by_hand() -> None:
         largest_elements=10, state_elements=100,
     )  # fmt: skip
     nothing: dict[Any, Curve] = {category: Curve(((1, 0),)) for category in TRANSIENT}
-    graphs = Graphs(
+    costs = PieceCosts(
         sizes=sizes,
         transient={
             **dict.fromkeys(("rollout", "reward", "train"), nothing),
@@ -267,21 +273,21 @@ def test_the_evaluation_by_hand() -> None:
         forward=1.0, pull=1.0, again=0.0, scoring=0.0, scoring_again=0.0,
     )  # fmt: skip
     recipe = digits(**METHODS["draft"], sampler={"steps": 2})
-    job = dataclasses.replace(job_of(recipe, ranks=1, precision="fp16"), evaluated=10, images=4)
+    rank_round = dataclasses.replace(rank_round_of(recipe, ranks=1, precision="fp16"), evaluated=10, images=4)
     knobs = everything_here(4)
     states = training_states(
         100, ranks=1, half=True, bits=32, ema=True, offload=False, bucket_elements=1, largest_elements=10
     )
     assert states.optimizer == 1200 + 400 and states.set_aside == 200
-    outlook = look_ahead(job, knobs, graphs, states)
-    assert outlook.live("evaluate") == 10_070
-    assert outlook.phases["evaluate"]["trajectory"] == 0 < outlook.phases["train"]["trajectory"]
+    estimate = estimate_round(rank_round, knobs, costs, states)
+    assert estimate.live("evaluate") == 10_070
+    assert estimate.phases["evaluate"]["trajectory"] == 0 < estimate.phases["train"]["trajectory"]
     away = knobs.model_copy(update={"idle_unet": "host", "idle_decoder": "host", "rewards": "idle_off"})
-    assert look_ahead(job, away, graphs, states).live("evaluate") == 9170
-    never = look_ahead(dataclasses.replace(job, evaluated=0), knobs, graphs, states)
+    assert estimate_round(rank_round, away, costs, states).live("evaluate") == 9170
+    never = estimate_round(dataclasses.replace(rank_round, evaluated=0), knobs, costs, states)
     assert "evaluate" not in never.phases
-    with_few = dataclasses.replace(graphs, evaluation={"activations": Curve(((5, 5),))})
-    assert look_ahead(job, knobs, with_few, states).live("evaluate") == 9070
+    with_few = dataclasses.replace(costs, evaluation={"activations": Curve(((5, 5),))})
+    assert estimate_round(rank_round, knobs, with_few, states).live("evaluate") == 9070
 
 
 class Brightness:
@@ -320,8 +326,8 @@ def draft_round(policy: DdpmPolicy, ledger: Ledger | None) -> None:
     gradients = Gradients(list(policy.trainable().values()))
     knobs = everything_here(8, rollout_batch=8, decode_batch=8, kept_steps=1)
     objective = Draft(DraftConfig(kind="draft", last_steps="all"), reward, Pieces(gradients), Ranks(0, 1, HOST), knobs)
-    round = Round(Batch(range(8), [""] * 8, 8, NoNoise(policy.shape)), Phases(ledger))
-    objective.differentiate(policy, objective.collect(policy, round))
+    this_round = Round(Batch(range(8), [""] * 8, 8, NoNoise(policy.shape)), Phases(ledger))
+    objective.differentiate(policy, objective.collect(policy, this_round))
 
 
 def test_moves_are_seen_and_mixing_is_an_error() -> None:
@@ -351,7 +357,7 @@ def test_numbers_that_are_read_back_are_answered() -> None:
 
 
 @pytest.fixture(scope="module")
-def measured() -> tuple[Recipe, dict[Way, Graphs]]:
+def measured() -> tuple[Recipe, dict[Recompute, PieceCosts]]:
     """The demo's model with LoRA, DRaFT through 25 steps, in fp16."""
     recipe = digits(
         model={"kind": "embedded", "name": "digits", "precision": "fp16"},
@@ -360,19 +366,19 @@ def measured() -> tuple[Recipe, dict[Way, Graphs]]:
         method={"kind": "draft", "last_steps": "all"},
         run={"images_per_round": 8, "rounds": 10},
     )
-    job = job_of(recipe, ranks=1, precision="fp16")
-    rounds = measure_ways(recipe, job, "fp16")
-    return recipe, {way: Graphs.of(found) for way, found in rounds.items()}
+    rank_round = rank_round_of(recipe, ranks=1, precision="fp16")
+    rounds = measure_recomputes(recipe, rank_round, "fp16")
+    return recipe, {recompute: PieceCosts.of(found) for recompute, found in rounds.items()}
 
 
-def chosen(measured: tuple[Recipe, dict[Way, Graphs]], budget: int, **memory: Any) -> Plan:
-    recipe, graphs = measured
+def chosen(measured: tuple[Recipe, dict[Recompute, PieceCosts]], budget: int, **memory: Any) -> Plan:
+    recipe, costs = measured
     if memory:
         recipe = recipe.model_copy(update={"memory": MemoryConfig.model_validate(memory)})
-    return choose(recipe, graphs, budget_bytes=budget, ranks=1, gpu=find_gpu("t4"), precision="fp16")
+    return choose(recipe, costs, budget_bytes=budget, ranks=1, gpu=find_gpu("t4"), precision="fp16")
 
 
-def test_more_memory_is_never_slower(measured: tuple[Recipe, dict[Way, Graphs]]) -> None:
+def test_more_memory_is_never_slower(measured: tuple[Recipe, dict[Recompute, PieceCosts]]) -> None:
     """With plenty nothing is recomputed; at the smallest budget it still fits, at a byte less it does not."""
     plenty = chosen(measured, 100 * GIB)
     assert plenty.fits and plenty.flops == pytest.approx(plenty.flops_ideal) and plenty.knobs["kept_steps"] == 25
@@ -388,7 +394,7 @@ def test_more_memory_is_never_slower(measured: tuple[Recipe, dict[Way, Graphs]])
     assert any("t4" in note for note in too_small.notes)
 
 
-def test_what_the_recipe_says_stays(measured: tuple[Recipe, dict[Way, Graphs]]) -> None:
+def test_what_the_recipe_says_stays(measured: tuple[Recipe, dict[Recompute, PieceCosts]]) -> None:
     """Only what is `auto` is chosen."""
     plan = chosen(measured, 100 * GIB, micro_batch=2, kept_steps=3, trajectory="host", rewards="idle_off")
     assert plan.knobs["micro_batch"] == 2 and plan.knobs["kept_steps"] == 3
@@ -396,7 +402,7 @@ def test_what_the_recipe_says_stays(measured: tuple[Recipe, dict[Way, Graphs]]) 
     assert plan.chosen().micro_batch == 2
 
 
-def test_what_was_chosen_is_a_recipe(measured: tuple[Recipe, dict[Way, Graphs]]) -> None:
+def test_what_was_chosen_is_a_recipe(measured: tuple[Recipe, dict[Recompute, PieceCosts]]) -> None:
     """`--yaml` is a section of a recipe; a plan with it comes to the same peak, also where nothing fits."""
     for budget in (100 * GIB, chosen(measured, 100 * GIB).smallest_budget_bytes, 1):
         plan = chosen(measured, budget)
@@ -406,7 +412,7 @@ def test_what_was_chosen_is_a_recipe(measured: tuple[Recipe, dict[Way, Graphs]])
         assert (again.peak_bytes, again.flops, again.knobs) == (plan.peak_bytes, plan.flops, plan.knobs)
 
 
-def test_what_the_planner_chooses_alone_a_recipe_can_say(measured: tuple[Recipe, dict[Way, Graphs]]) -> None:
+def test_what_the_planner_chooses_alone_a_recipe_can_say(measured: tuple[Recipe, dict[Recompute, PieceCosts]]) -> None:
     """The UNet's frozen weights may leave without the decoder; a change that is told is a key of a recipe."""
     plan = chosen(measured, 100 * GIB, idle_unet="host", idle_decoder="gpu")
     assert (plan.knobs["idle_unet"], plan.knobs["idle_decoder"]) == ("host", "gpu")
@@ -416,7 +422,9 @@ def test_what_the_planner_chooses_alone_a_recipe_can_say(measured: tuple[Recipe,
         assert turned.peak_bytes - plan.peak_bytes == change.peak_bytes, change
 
 
-def test_the_items_are_the_peak_and_changes_are_differences(measured: tuple[Recipe, dict[Way, Graphs]]) -> None:
+def test_the_items_are_the_peak_and_changes_are_differences(
+    measured: tuple[Recipe, dict[Recompute, PieceCosts]],
+) -> None:
     plan = chosen(measured, 100 * GIB, kept_steps=0, micro_batch=8)
     assert sum(plan.items.values()) == pytest.approx(plan.peak_bytes, abs=8)
     assert plan.peak_bytes == held(max(plan.phases.values()))
@@ -435,7 +443,7 @@ def console_text(plan: Plan) -> str:
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_suggestions_of_a_run_that_ran_out(measured: tuple[Recipe, dict[Way, Graphs]]) -> None:
+def test_suggestions_of_a_run_that_ran_out(measured: tuple[Recipe, dict[Recompute, PieceCosts]]) -> None:
     """The three settings that save most, as --set takes them, largest first; each is a key of a recipe."""
     recipe, _ = measured
     told = three_best(chosen(measured, 100 * GIB, kept_steps=0, micro_batch=8).changes)
@@ -447,14 +455,14 @@ def test_suggestions_of_a_run_that_ran_out(measured: tuple[Recipe, dict[Way, Gra
         check_recipe(recipe.model_dump(mode="json") | {"memory": {key.removeprefix("memory."): value}}, source="test")
 
 
-def test_running_out_is_told_with_the_suggestions(measured: tuple[Recipe, dict[Way, Graphs]]) -> None:
+def test_running_out_is_told_with_the_suggestions(measured: tuple[Recipe, dict[Recompute, PieceCosts]]) -> None:
     plan = chosen(measured, 100 * GIB, kept_steps=0, micro_batch=8)
     with pytest.raises(OutOfMemoryError, match="--set memory") as raised, memory_told(plan):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
     assert raised.value.exit_code == 7 and "2.00 GiB" in str(raised.value)
 
 
-def test_a_run_takes_the_plan_of_its_first_rank(measured: tuple[Recipe, dict[Way, Graphs]]) -> None:
+def test_a_run_takes_the_plan_of_its_first_rank(measured: tuple[Recipe, dict[Recompute, PieceCosts]]) -> None:
     """On CPUs there is none; else it goes through JSON unchanged, knobs and all."""
     recipe, _ = measured
     plan = shared_plan(recipe, Ranks(0, 1, HOST), "fp16", budget=100 * GIB, gpu=find_gpu("t4"))
@@ -469,7 +477,7 @@ def test_weak_guidance_is_planned_as_none() -> None:
 
     def sizes(guidance: float | None) -> tuple[int, ...]:
         recipe = digits(**METHODS["text"] | {"sampler": {"steps": 2, "guidance": guidance}})
-        return sizes_to_measure(recipe, job_of(recipe, ranks=1, precision="fp32"))
+        return sizes_to_measure(recipe, rank_round_of(recipe, ranks=1, precision="fp32"))
 
     assert sizes(None) == sizes(1.0) == sizes(0.5) == sizes(0.0) == (2, 8)
     assert sizes(3.0) == (1,)
@@ -536,12 +544,12 @@ def test_figures_of_the_public_architectures() -> None:
     """What the project promises of Stable Diffusion 1.5 and celebahq-256 on a T4; SDXL's are in the next test."""
     t4 = find_gpu("t4")
     sd = read_recipe(RECIPES / "sd15_alignprop_t4.yaml", ["method.truncation=fixed", "run.images_per_round=1"])
-    job = job_of(sd, ranks=1, precision="fp16")
-    graphs = {way: Graphs.of(found) for way, found in measure_ways(sd, job, "fp16").items()}
+    rank_round = rank_round_of(sd, ranks=1, precision="fp16")
+    costs = {recompute: PieceCosts.of(found) for recompute, found in measure_recomputes(sd, rank_round, "fp16").items()}
     here = sd.model_copy(update={"memory": MemoryConfig(**RESIDENT, micro_batch=1)})
     budgets = ((here, 4.0, 2.0), (sd, 2.6, 2.0), (sd, 14.0, 1.45))
     for recipe, budget, most in budgets:
-        plan = choose(recipe, graphs, budget_bytes=int(budget * GIB), ranks=1, gpu=t4, precision="fp16")
+        plan = choose(recipe, costs, budget_bytes=int(budget * GIB), ranks=1, gpu=t4, precision="fp16")
         assert plan.fits and plan.flops <= most * plan.flops_ideal, (budget, plan)
     said = ["memory.rewards=idle_off", "memory.trajectory=host", "memory.micro_batch=12"]
     celebahq = read_recipe(RECIPES / "celebahq_reinforce.yaml", said)
@@ -553,17 +561,19 @@ def test_figures_of_the_public_architectures() -> None:
 def test_figures_of_sdxl() -> None:
     """11.5 GiB with everything resident, 7.0 with idle parts off the GPU; growth with the chain: the stored latents."""
     recipe = read_recipe(RECIPES / "sdxl_draft_t4.yaml", ["run.images_per_round=1"])
-    job = job_of(recipe, ranks=1, precision="fp16")
-    graphs = {way: Graphs.of(found) for way, found in measure_ways(recipe, job, "fp16").items()}
+    rank_round = rank_round_of(recipe, ranks=1, precision="fp16")
+    costs = {
+        recompute: PieceCosts.of(found) for recompute, found in measure_recomputes(recipe, rank_round, "fp16").items()
+    }
     here = recipe.model_copy(update={"memory": MemoryConfig(**RESIDENT, kept_steps=0)})
     for variant, budget in ((here, 11.5), (recipe, 7.0)):
-        plan = choose(variant, graphs, budget_bytes=int(budget * GIB), ranks=1, gpu=find_gpu("t4"), precision="fp16")
+        plan = choose(variant, costs, budget_bytes=int(budget * GIB), ranks=1, gpu=find_gpu("t4"), precision="fp16")
         assert plan.fits, plan
     peaks = []
     for steps in (2, 50):
         sampler = recipe.sampler.model_copy(update={"steps": steps})
         shorter = here.model_copy(update={"sampler": sampler})
-        plan = choose(shorter, graphs, budget_bytes=int(11.5 * GIB), ranks=1, gpu=find_gpu("t4"), precision="fp16")
+        plan = choose(shorter, costs, budget_bytes=int(11.5 * GIB), ranks=1, gpu=find_gpu("t4"), precision="fp16")
         peaks.append(plan.peak_bytes)
     latents = 48 * 4 * 128 * 128 * 4
     assert peaks[1] - peaks[0] <= 1.04 * latents
@@ -575,11 +585,13 @@ def test_sdxl_fits_a_t4_with_a_reward_of_clip_h_size() -> None:
     one T4 and on four it fits, and so does everything resident at one image a piece."""
     t4 = find_gpu("t4")
     recipe = read_recipe(RECIPES / "sdxl_draft_t4.yaml", ["reward=[{kind: hpsv2}]"])
-    job = job_of(recipe, ranks=1, precision="fp16")
-    graphs = {way: Graphs.of(found) for way, found in measure_ways(recipe, job, "fp16").items()}
+    rank_round = rank_round_of(recipe, ranks=1, precision="fp16")
+    costs = {
+        recompute: PieceCosts.of(found) for recompute, found in measure_recomputes(recipe, rank_round, "fp16").items()
+    }
     here = recipe.model_copy(update={"memory": MemoryConfig(**RESIDENT, micro_batch=1, kept_steps=0)})
-    assert all(graph.sizes.rewards == pytest.approx(2 * 632_076_800, rel=1e-3) for graph in graphs.values())
+    assert all(piece_costs.sizes.rewards == pytest.approx(2 * 632_076_800, rel=1e-3) for piece_costs in costs.values())
     for variant, ranks in itertools.product((recipe, here), (1, 4)):
         budget = t4.budget_bytes(ranks)
-        plan = choose(variant, graphs, budget_bytes=budget, ranks=ranks, gpu=t4, precision="fp16")
+        plan = choose(variant, costs, budget_bytes=budget, ranks=ranks, gpu=t4, precision="fp16")
         assert plan.fits and plan.peak_bytes <= budget, plan

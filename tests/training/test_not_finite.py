@@ -25,7 +25,7 @@ from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
 from memdiff.runtime.vjp import Gradients, Pieces
 from memdiff.training.metrics import plain_row, round_row
 from memdiff.training.progress import summary
-from memdiff.training.run_state import Standing
+from memdiff.training.run_state import RunState
 from tests.helpers.one_graph import ALONE, knobs, waves
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import CPU, tiny_policy
@@ -66,7 +66,7 @@ def row_of(updates: list[Update], **rewards: float) -> dict[str, Any]:
     )
     outcome: Any = SimpleNamespace(rewards_N=reward.combine(raw_PN, {}), raw_PN=raw_PN, metrics={})
     clock = Clock(CPU, {"rollout": 1.0, "reward": 0.5, "train": 0.5})
-    return round_row(parts, Standing(round=1, images=2), outcome, updates, {}, clock)
+    return round_row(parts, RunState(round=1, images=2), outcome, updates, {}, clock)
 
 
 def test_every_skipped_update_of_a_round_is_counted() -> None:
@@ -96,12 +96,12 @@ def test_a_row_without_finite_numbers_is_shown_written_and_guarded() -> None:
 
 def test_the_best_evaluation_is_a_number() -> None:
     """One that is not finite is never the best, and does not keep later ones from it."""
-    standing = Standing()
-    assert not standing.is_best(math.nan) and not standing.is_best(math.inf) and standing.is_best(-5.0)
-    standing.best_reward = 1.0
-    assert standing.is_best(1.5) and not standing.is_best(1.0) and not standing.is_best(math.inf)
-    standing.best_reward = math.nan
-    assert standing.is_best(-5.0)
+    run_state = RunState()
+    assert not run_state.is_best(math.nan) and not run_state.is_best(math.inf) and run_state.is_best(-5.0)
+    run_state.best_reward = 1.0
+    assert run_state.is_best(1.5) and not run_state.is_best(1.0) and not run_state.is_best(math.inf)
+    run_state.best_reward = math.nan
+    assert run_state.is_best(-5.0)
 
 
 def test_a_round_without_norms_is_left_out_of_the_plot() -> None:
@@ -132,7 +132,7 @@ def refused(kind: Any, config: Any, *, after: int, normalised: bool = False) -> 
     part = WeightedPart("mine", NotEverywhere(after), normalised=normalised)
     pieces = Pieces(Gradients(list(policy.trainable().values())))
     objective = kind(config, WeightedReward([part], device=CPU), pieces, ALONE, knobs(2))
-    noise = Noise(seed=1, stream=Stream.ROLLOUT, round=1, shape=policy.shape)
+    noise = Noise(seed=1, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
     with pytest.raises(RewardError) as raised:
         objective.collect(policy, Round(Batch(range(2), [""] * 2, 2, noise), Clock(CPU)))
     return str(raised.value)

@@ -117,8 +117,8 @@ class _Shards:
         (folder / "shard").write_text(str(folder.name))
 
 
-def save(checkpoints: Checkpoints, round: int) -> Path:
-    return checkpoints.save(cast(DeepSpeedEngine, _Shards()), {"round": round})
+def save(checkpoints: Checkpoints, round_number: int) -> Path:
+    return checkpoints.save(cast(DeepSpeedEngine, _Shards()), {"round": round_number})
 
 
 def names(folder: Path) -> list[str]:
@@ -129,8 +129,8 @@ def names(folder: Path) -> list[str]:
 def checkpoints(tmp_path: Path) -> Checkpoints:
     """Three saved, two kept."""
     made = Checkpoints(tmp_path / "checkpoints", Ranks(0, 1, torch.device("cpu")), keep=2)
-    for round in (2, 3, 4):
-        save(made, round)
+    for round_number in (2, 3, 4):
+        save(made, round_number)
     return made
 
 
@@ -147,8 +147,8 @@ def test_copies_that_people_make_are_left_alone(checkpoints: Checkpoints, copies
         shutil.copytree(checkpoints.folder / "round_000003", checkpoints.folder / name)
     found = checkpoints.latest()
     assert found is not None and found[0].name == "round_000004" and found[1]["round"] == 4
-    for round in (5, 6):
-        save(checkpoints, round)
+    for round_number in (5, 6):
+        save(checkpoints, round_number)
     assert names(checkpoints.folder) == sorted([*copies, "round_000005", "round_000006"])
     found = checkpoints.latest()
     assert found is not None and found[1]["round"] == 6

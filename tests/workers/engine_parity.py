@@ -102,14 +102,16 @@ def probe(
     engine = DeepSpeedEngine(policy.trainable(), config, ranks, ds_config=ds_config, gradients_on_host=offload)
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=ranks.device)
     objective = Reinforce(ReinforceConfig(kind="reinforce"), reward, Pieces(engine.gradients), ranks, knobs(16))
-    noise = Noise(seed=3, stream=Stream.ROLLOUT, round=1, shape=policy.shape)
+    noise = Noise(seed=3, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
     block = ranks.block(IMAGES)
-    round = Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device))
-    experience = objective.collect(policy, round)
+    this_round = Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device))
+    experience = objective.collect(policy, this_round)
     truth = plain_autograd(policy, experience, ranks, chunk=16)
     if precision not in shared:
         by_step = ReinforceConfig(kind="reinforce", baseline="predicted_image")
-        with_baseline = Reinforce(by_step, reward, Pieces(engine.gradients), ranks, knobs(16)).collect(policy, round)
+        with_baseline = Reinforce(by_step, reward, Pieces(engine.gradients), ranks, knobs(16)).collect(
+            policy, this_round
+        )
         assert with_baseline.step_advantages_Kn is not None
         shared[precision] = Shared(
             plain_autograd(policy, experience, ranks, chunk=10**6),
@@ -169,7 +171,7 @@ def one_pass_errors(ranks: Ranks, dtype: torch.dtype) -> dict[str, float]:
     pieces = Pieces(Gradients(list(policy.trainable().values())))
     config = ReinforceConfig(kind="reinforce", inner_updates=2)  # two, so that the trajectory is kept
     objective = ReinforceOnePass(config, reward, pieces, ranks, knobs(4, one_pass=True))
-    noise = Noise(seed=3, stream=Stream.ROLLOUT, round=1, shape=policy.shape)
+    noise = Noise(seed=3, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
     block = ranks.block(IMAGES)
     experience = objective.collect(policy, Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device)))
     truth = plain_autograd(policy, experience, ranks, chunk=16)

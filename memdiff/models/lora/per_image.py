@@ -16,7 +16,7 @@ import torch
 
 
 @contextmanager
-def own_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+def per_image_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Inside, the layers that own these parameters use them: names of `network`'s, each n times the parameter's shape.
 
     A graph that recomputes its blocks must be pulled inside, too.
