@@ -45,8 +45,8 @@ format: $(READY)
 
 bench: $(READY)
 	for suite in cpu chain world plan; do $(BIN)/python -m benchmarks run $$suite || exit 1; done
-	$(BIN)/python -m benchmarks.digits
-	$(BIN)/python -m benchmarks.queries
+	$(BIN)/python -m benchmarks.studies.digits
+	$(BIN)/python -m benchmarks.studies.queries
 
 bench-peers: $(READY)
 	PYTHON=$(PYTHON) sh benchmarks/peers/make_env.sh

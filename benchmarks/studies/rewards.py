@@ -1,6 +1,6 @@
 """What the gradient of a reward costs: live bytes and seconds of a batch of 8 in chunks of 1, 2 and 8.
 
-    python -m benchmarks.rewards [--json FILE]          # writes benchmarks/rewards.md
+    python -m benchmarks.studies.rewards [--json FILE]          # writes benchmarks/results/rewards.md
 
 The network is LAION aesthetic's: CLIP ViT-L/14 (303 M parameters in its image tower) and the five-layer head, at full
 size with random weights, on the CPU in fp32. Each chunk's gradient to the images is pulled before the next chunk is
@@ -108,7 +108,7 @@ def provenance() -> dict[str, str]:
         " with changes" if _git("status", "--porcelain", "memdiff") else ""
     )
     return {
-        "command": "python -m benchmarks.rewards",
+        "command": "python -m benchmarks.studies.rewards",
         "commit": commit,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""Reward queries of REINFORCE and DRaFT, and seconds of DRaFT and DRaFT-LV: `python -m benchmarks.queries`.
+"""Reward queries of REINFORCE and DRaFT, and seconds of DRaFT and DRaFT-LV: `python -m benchmarks.studies.queries`.
 
 The embedded text-to-image model, LoRA r=4; the reward is how much more ink is on the left half of the picture than on
 the right, in -1..1 (ink alone has a ceiling that both methods reach). Chains of 10 steps with eta 1, no guidance,
@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from benchmarks.provenance import ROOT, of_machine, of_process, of_tree
 from memdiff.reporting.rows import read_rows
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 RATES = (1e-3, 3e-3, 1e-2)
 BUDGET = 5000  # images of REINFORCE
 LEFT = ROOT / "launch/recipes/rewards/left.py"
@@ -225,7 +225,7 @@ def main() -> None:
     nearly = ratios(curves["reinforce"], curves["draft"], part=0.95)
     by_seconds = at_equal_seconds(curves["draft_equal"], curves["draft_lv"], seconds)
     summary = {
-        "command": f"python -m benchmarks.queries --seeds {' '.join(map(str, options.seeds))} --jobs {options.jobs}",
+        "command": f"python -m benchmarks.studies.queries --seeds {' '.join(map(str, options.seeds))} --jobs {options.jobs}",
         "rates": rates,
         "median_ratio": statistics.median(row["ratio"] or 0.0 for row in by_queries),
         "median_ratio_95": statistics.median(row["ratio"] or 0.0 for row in nearly),

@@ -1,4 +1,4 @@
-"""The demo over several seeds: `python -m benchmarks.digits [--seeds 0 1 2]` (make bench).
+"""The demo over several seeds: `python -m benchmarks.studies.digits [--seeds 0 1 2]` (make bench).
 
 Each seed is launch/demo.sh's own commands in a fresh folder. Writes results/digits.json (every number with its
 provenance), results/digits.md (the table) and results/digits.png (the README's picture). The last line is JSON.
@@ -22,8 +22,8 @@ from memdiff.digits.judge import wilson_interval
 from memdiff.reporting.grid import image_grid
 from memdiff.reporting.rows import read_rows
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).parents[1] / "results"
 RECIPE = "launch/recipes/digits_reinforce.yaml"
 SHOWN = 48
 STEPS = 25  # the recipe's: the base is sampled as the trained model is
@@ -124,7 +124,7 @@ def main() -> None:
     results = [run_seed(seed, options.runs / f"seed_{seed}", options.gpus) for seed in options.seeds]
     RESULTS.mkdir(exist_ok=True)
     summary = {
-        "command": f"python -m benchmarks.digits --seeds {' '.join(map(str, options.seeds))} --gpus {options.gpus}",
+        "command": f"python -m benchmarks.studies.digits --seeds {' '.join(map(str, options.seeds))} --gpus {options.gpus}",
         **of_tree(),
         "median_share_before": median(results, "before", "minority_share"),
         "median_share_after": median(results, "after", "minority_share"),

@@ -1,4 +1,4 @@
-"""Reward against the scale of an adapter: `python -m benchmarks.lora_scale RUN [--images 128]`.
+"""Reward against the scale of an adapter: `python -m benchmarks.studies.lora_scale RUN [--images 128]`.
 
 A scale c samples from W + c dW: 0 is the base, 1 is what was trained, in between lies a path from one to the other
 (DRaFT, Clark et al. 2023, section 5.3), and above 1 it goes on. All scales start from the same noise and the same
@@ -31,7 +31,7 @@ from memdiff.runtime.ranks import ranks_of_this_process
 from memdiff.sampling.request import SampleRequest, make_request
 from memdiff.training.run_folder import RunFolder
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 SHOWN = 8  # images of a row in the picture
 CONFIDENCE = 1.96  # standard errors: 95 %
@@ -125,7 +125,7 @@ def main() -> None:
     rows, pictures = measure(options.run, options)
     within = [row["reward"] for row in sorted(rows, key=lambda row: row["scale"]) if 0 <= row["scale"] <= 1]
     summary = {
-        "command": f"python -m benchmarks.lora_scale {options.run} --images {options.images} --seed {options.seed}",
+        "command": f"python -m benchmarks.studies.lora_scale {options.run} --images {options.images} --seed {options.seed}",
         "recipe": RunFolder(options.run).recipe().model_dump(mode="json"),
         "monotone_from_0_to_1": all(low < high for low, high in pairwise(within)),
         **of_tree(),
