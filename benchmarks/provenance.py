@@ -14,7 +14,7 @@ from memdiff.runtime.cuda_allocator import setting_of
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "peft", "accelerate", "trl", "bitsandbytes", "numpy")
 # What measurements are made of; results and the tables made from them may differ.
-MEASURED = ("memdiff", "benchmarks", ":!benchmarks/results", ":!benchmarks/baselines", ":!benchmarks/*.md")
+MEASURED = ("memdiff", "benchmarks", ":!benchmarks/results", ":!benchmarks/*.md")
 
 
 def of_tree(root: Path = ROOT) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from benchmarks.provenance import ROOT, of_machine, of_tree
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 
 RESULTS = ROOT / "benchmarks" / "results"
-BASELINES = ROOT / "benchmarks" / "baselines"
 PEERS = Path(os.environ.get("MEMDIFF_PEERS_VENV", ROOT / ".cache" / "peers-venv"))
 POLL_S, GRACE_S = 0.1, 10.0
 Row = dict[str, Any]
@@ -137,7 +136,18 @@ def read_rows(file: Path) -> list[Row]:
     """Of a JSON-lines file; none where there is no file."""
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+    return _rows(file.read_text())
+
+
+def committed_rows(suite: str, commit: str = "HEAD", *, root: Path = ROOT) -> list[Row]:
+    """The rows of a suite in a commit, the baseline of new ones; none where it has none, or outside a checkout."""
+    words = ["git", "show", f"{commit}:benchmarks/results/{suite}.jsonl"]
+    shown = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
+    return _rows(shown.stdout) if shown.returncode == 0 else []
+
+
+def _rows(lines: str) -> list[Row]:
+    return [json.loads(line) for line in lines.splitlines() if line.strip()]
 
 
 def write_rows(file: Path, rows: Iterable[Row]) -> None:

@@ -1,4 +1,4 @@
-"""Make the embedded weights and their cards: `python -m benchmarks.embedded_models.build [--only digits|text] [--out DIR]`.
+"""Makes the embedded weights and cards: `python -m benchmarks.embedded_models.build [--only digits|text] [--out DIR]`.
 
 Seeded; the same torch, machine and thread count give the same files. Other machines round differently and give
 weights as good, not the same: the card says what this build measured.
@@ -108,7 +108,7 @@ def main(
         typer.Option(help="digits: the unconditional model and the classifiers. text: the text-to-image model."),
     ] = None,
 ) -> None:
-    """Train the embedded models and write weights, grids and cards. Example: python -m benchmarks.embedded_models.build."""
+    """Trains the embedded models and writes weights, grids and cards."""
     shown: dict[str, Any] = {}
     if only != "text":
         card = build(out)

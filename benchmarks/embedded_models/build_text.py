@@ -1,4 +1,4 @@
-"""The text-to-image part of `python -m benchmarks.embedded_models.build`: trains it, measures it, writes its card and grid."""
+"""The text-to-image part of the embedded models: trains it, measures it, writes its card and its grid."""
 
 import json
 import time

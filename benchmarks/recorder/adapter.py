@@ -145,9 +145,10 @@ def composed_and_whole(raw: Mapping[str, Any], knobs: Mapping[str, Any], precisi
     rank_round = rank_round_of(recipe, ranks=1, precision=precision)
     sizes = sorted({*sizes_to_measure(recipe, rank_round), chosen.micro_batch})
     short: Any = _short_round  # frozen sections have a hash, which pyright does not see
+    work = rank_round.workload(chosen)
     rounds = [
         short(
-            recipe, resident(chosen, rank_round.workload(chosen), images=images).model_copy(update={"decode_batch": images}),
+            recipe, resident(chosen, work, images=images).model_copy(update={"decode_batch": images}),
             precision, images, rank_round.evaluated if images == sizes[0] else 0,
         )
         for images in sizes

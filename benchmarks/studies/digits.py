@@ -17,13 +17,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks.provenance import of_tree
+from benchmarks.provenance import of_machine
+from benchmarks.studies.written import RESULTS, write_study
 from memdiff.digits.judge import wilson_interval
 from memdiff.reporting.grid import image_grid
 from memdiff.reporting.rows import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).parents[1] / "results"
 RECIPE = "launch/recipes/digits_reinforce.yaml"
 SHOWN = 48
 STEPS = 25  # the recipe's: the base is sampled as the trained model is
@@ -121,11 +121,9 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench_digits")
     options = parser.parse_args()
+    machine = of_machine()
     results = [run_seed(seed, options.runs / f"seed_{seed}", options.gpus) for seed in options.seeds]
-    RESULTS.mkdir(exist_ok=True)
     summary = {
-        "command": f"python -m benchmarks.studies.digits --seeds {' '.join(map(str, options.seeds))} --gpus {options.gpus}",
-        **of_tree(),
         "median_share_before": median(results, "before", "minority_share"),
         "median_share_after": median(results, "after", "minority_share"),
         "median_recognised_before": median(results, "before", "recognised_share"),
@@ -134,11 +132,9 @@ def main() -> None:
         "median_frechet_after": median(results, "after", "frechet_distance"),
         "median_minutes": statistics.median(result["seconds"] for result in results) / 60,
     }
-    (RESULTS / "digits.json").write_text(json.dumps({"summary": summary, "seeds": results}, indent=2) + "\n")
-    (RESULTS / "digits.md").write_text(table(results))
+    command = f"python -m benchmarks.studies.digits --seeds {' '.join(map(str, options.seeds))} --gpus {options.gpus}"
+    write_study("digits", command, machine, summary, {"seeds": results}, table(results))
     picture(results, options.runs / f"seed_{options.seeds[0]}", RESULTS / "digits.png")
-    print(table(results))
-    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

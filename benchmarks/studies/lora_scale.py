@@ -7,7 +7,6 @@ results/lora_scale.json and results/lora_scale.png; the last line is JSON.
 """
 
 import argparse
-import json
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.provenance import ROOT, of_machine, of_process, of_tree
+from benchmarks.provenance import of_machine
+from benchmarks.studies.written import RESULTS, write_study
 from memdiff.chain.noise import Noise, Stream
 from memdiff.models.load import load_policy
 from memdiff.models.options import ModelOptions
@@ -31,7 +31,6 @@ from memdiff.runtime.ranks import ranks_of_this_process
 from memdiff.sampling.request import SampleRequest, make_request
 from memdiff.training.run_folder import RunFolder
 
-RESULTS = Path(__file__).parents[1] / "results"
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 SHOWN = 8  # images of a row in the picture
 CONFIDENCE = 1.96  # standard errors: 95 %
@@ -125,18 +124,12 @@ def main() -> None:
     rows, pictures = measure(options.run, options)
     within = [row["reward"] for row in sorted(rows, key=lambda row: row["scale"]) if 0 <= row["scale"] <= 1]
     summary = {
-        "command": f"python -m benchmarks.studies.lora_scale {options.run} --images {options.images} --seed {options.seed}",
         "recipe": RunFolder(options.run).recipe().model_dump(mode="json"),
         "monotone_from_0_to_1": all(low < high for low, high in pairwise(within)),
-        **of_tree(),
-        **machine,
-        **of_process(),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    found = json.dumps({"summary": summary, "rows": rows}, indent=2).replace(f"{ROOT}/", "")
-    (options.out / "lora_scale.json").write_text(found + "\n")
+    command = f"python -m benchmarks.studies.lora_scale {options.run} --images {options.images} --seed {options.seed}"
+    write_study("lora_scale", command, machine, summary, {"rows": rows}, folder=options.out)
     picture(rows, pictures, options.out / "lora_scale.png")
-    print(json.dumps({"monotone_from_0_to_1": summary["monotone_from_0_to_1"], "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ are compared under equal conditions. Writes results/queries.json, queries.md and
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -26,10 +25,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.provenance import ROOT, of_machine, of_process, of_tree
+from benchmarks.provenance import ROOT, of_machine
+from benchmarks.studies.written import RESULTS, write_study
 from memdiff.reporting.rows import read_rows
 
-RESULTS = Path(__file__).parents[1] / "results"
 RATES = (1e-3, 3e-3, 1e-2)
 BUDGET = 5000  # images of REINFORCE
 LEFT = ROOT / "launch/recipes/rewards/left.py"
@@ -225,26 +224,15 @@ def main() -> None:
     nearly = ratios(curves["reinforce"], curves["draft"], part=0.95)
     by_seconds = at_equal_seconds(curves["draft_equal"], curves["draft_lv"], seconds)
     summary = {
-        "command": f"python -m benchmarks.studies.queries --seeds {' '.join(map(str, options.seeds))} --jobs {options.jobs}",
         "rates": rates,
         "median_ratio": statistics.median(row["ratio"] or 0.0 for row in by_queries),
         "median_ratio_95": statistics.median(row["ratio"] or 0.0 for row in nearly),
         "equal_seconds": by_seconds,
-        **of_tree(),
-        **machine,
-        **of_process(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    found = {
-        "summary": summary,
-        "queries": [*by_queries, *nearly],
-        "curves": [vars(curve) for curve in (*grid, *others)],
-    }
-    (RESULTS / "queries.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "queries.md").write_text(table([*by_queries, *nearly], by_seconds))
+    content = {"queries": [*by_queries, *nearly], "curves": [vars(curve) for curve in (*grid, *others)]}
+    command = f"python -m benchmarks.studies.queries --seeds {' '.join(map(str, options.seeds))} --jobs {options.jobs}"
+    write_study("queries", command, machine, summary, content, table([*by_queries, *nearly], by_seconds))
     picture(curves, seconds, RESULTS / "queries.png")
-    print(table([*by_queries, *nearly], by_seconds))
-    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

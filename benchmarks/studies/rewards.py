@@ -1,6 +1,6 @@
 """What the gradient of a reward costs: live bytes and seconds of a batch of 8 in chunks of 1, 2 and 8.
 
-    python -m benchmarks.studies.rewards [--json FILE]          # writes benchmarks/results/rewards.md
+    python -m benchmarks.studies.rewards          # writes results/rewards.json and rewards.md
 
 The network is LAION aesthetic's: CLIP ViT-L/14 (303 M parameters in its image tower) and the five-layer head, at full
 size with random weights, on the CPU in fp32. Each chunk's gradient to the images is pulled before the next chunk is
@@ -14,23 +14,19 @@ Shapes: B images of 256 x 256 pixels.
 """
 
 import argparse
-import json
-import platform
-import subprocess
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-import transformers
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from benchmarks.provenance import of_machine
+from benchmarks.studies.written import write_study
 from memdiff.planner.ledger import Ledger
 from memdiff.rewards.clip import AestheticHead, ClipReward, ImageTower
 from memdiff.rewards.pretrained import checkpoint_layers, freeze
 from memdiff.runtime.vjp import Gradients, Pieces
 
-HERE = Path(__file__).parent
 CPU = torch.device("cpu")
 BATCH = 8
 MIB = 2**20
@@ -97,28 +93,8 @@ def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=HERE.parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
-def provenance() -> dict[str, str]:
-    """What was measured where."""
-    commit = _git("rev-parse", "--short", "HEAD") + (
-        " with changes" if _git("status", "--porcelain", "memdiff") else ""
-    )
-    return {
-        "command": "python -m benchmarks.studies.rewards",
-        "commit": commit,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": f"CPU, {platform.machine()}, {torch.get_num_threads()} thread(s)",
-    }
-
-
-def table(rows: list[Row], weight_bytes: int, made: dict[str, str]) -> str:
-    """rewards.md."""
+def table(rows: list[Row], weight_bytes: int) -> str:
+    """The rows in Markdown, and what they mean."""
     lines = [
         "# Bytes and seconds of a reward's gradient",
         "",
@@ -126,7 +102,7 @@ def table(rows: list[Row], weight_bytes: int, made: dict[str, str]) -> str:
         "256 x 256, gradient to the images, each chunk pulled before the next. Peak: live bytes by",
         f"`memdiff/planner/ledger.py` beyond the {weight_bytes / MIB:,.0f} MiB of weights and the images. Differences:",
         "relative L2 against the first row, fp32 rounding of kernels of other shapes. Seconds: wall time on a machine",
-        "that other jobs used too, so rows don't compare.",
+        "that other jobs used too, so rows don't compare. Versions, commit: `rewards.json`.",
         "",
         "| chunk | checkpointing | peak (MiB) | seconds | scores differ by | gradients differ by |",
         "|---|---|---|---|---|---|",
@@ -136,22 +112,17 @@ def table(rows: list[Row], weight_bytes: int, made: dict[str, str]) -> str:
         f"| {row.score_difference:.1e} | {row.gradient_difference:.1e} |"
         for row in rows
     ]
-    lines += ["", *(f"- {key}: {value}" for key, value in made.items()), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
-    """Measures, writes the table, and prints one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the rows here")
-    arguments = parser.parse_args()
+    """Measures and writes the results."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    machine = of_machine()
     rows, weight_bytes = measure()
-    made = provenance()
-    (HERE / "rewards.md").write_text(table(rows, weight_bytes, made))
-    told = json.dumps({"rows": [asdict(row) for row in rows], "weight_bytes": weight_bytes, **made})
-    if arguments.json is not None:
-        arguments.json.write_text(told + "\n")
-    print(told)
+    content = {"rows": [asdict(row) for row in rows], "weight_bytes": weight_bytes}
+    command = "python -m benchmarks.studies.rewards"
+    write_study("rewards", command, machine, {"batch": BATCH}, content, table(rows, weight_bytes))
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ getChosenWorkspaceSize); the rest for cuDNN's convolutions, whose algorithms in 
 cudnn.benchmark takes the heuristics' first choice)."""
 FRAGMENTATION = 0.03
 """Reserved but not live, as a share of what is live: blocks are rounded to 512 bytes, large segments to 2 MiB, and what
-a segment has left over waits for a smaller tensor. With expandable segments, which every
-command of memdiff turns on (memdiff.runtime.cuda_allocator) and the plan assumes, segments grow and this stays small."""
+a segment has left over waits for a smaller tensor. With expandable segments, which every command of memdiff turns on
+(memdiff.runtime.cuda_allocator) and the plan assumes, segments grow and this stays small."""
 
 MATRIX_SHARE = 0.4
 """Of a card's peak that a denoiser reaches, for an estimate of hours: SD 1.5 on a T4 at about 25 of 65 TFLOP/s.

@@ -4,8 +4,8 @@ A storage counts from the operator that first shows it until nothing refers to i
 count once; what autograd keeps for the backward keeps its storage alive and counts. Memory that an operator takes and
 gives back inside itself is not seen, nor is an allocator's rounding.
 
-Every storage has a category (memdiff.runtime.memory_tags). Code says it with `memory_tag`; what a backward makes belongs to the
-category of the operator that is being differentiated, and to that operator's module: autograd's nodes are numbered, and
+Every storage has a tag (memdiff.runtime.memory_tags). Code says it with `memory_tag`; what a backward makes belongs to
+the tag of the operator that is being differentiated, and to that operator's module: autograd's nodes are numbered, and
 the number that an operator's node gets is noted in the forward.
 """
 

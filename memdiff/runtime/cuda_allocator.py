@@ -1,8 +1,8 @@
 """How torch's CUDA allocator holds its memory: in segments that grow, unless the user has set it himself. No torch.
 
 A segment of fixed size that a network leaves behind serves only tensors that fit into it, so that what is reserved
-grows past what lives wherever networks are offloaded and come back. Segments that expand are one range of addresses, whose
-pages are mapped and unmapped; the planner's allowance for fragmentation (memdiff.memory.gpus) assumes them.
+grows past what lives wherever networks are offloaded and come back. Segments that expand are one range of addresses,
+whose pages are mapped and unmapped; the planner's allowance for fragmentation (memdiff.memory.gpus) assumes them.
 
 torch reads its setting when CUDA starts in a process, from the first of `VARIABLES` that is set, and no other.
 """

@@ -83,14 +83,30 @@ def test_check_fails_the_command_where_something_got_worse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(runner, "BASELINES", tmp_path / "baselines")
+    monkeypatch.setattr(runner, "committed_rows", lambda suite, commit: [row(peak_bytes=100)])
     runner.write_rows(tmp_path / "results" / "cpu.jsonl", [row(peak_bytes=100)])
-    assert main(["accept", "cpu"]) == 0
     assert main(["check"]) == 0
     runner.write_rows(tmp_path / "results" / "cpu.jsonl", [row(peak_bytes=102)])
     assert main(["check", "cpu"]) == 1
     assert "worse: cpu one peak_bytes: 100 -> 102 (+2.0%)" in capsys.readouterr().out
     assert main(["check", "cpus"]) == 2
+
+
+def test_the_baseline_is_what_a_commit_has(tmp_path: Path) -> None:
+    """Rows that are written and not committed are new; an unknown commit or suite has none."""
+
+    def git(*words: str) -> None:
+        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *names, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    file = tmp_path / "benchmarks" / "results" / "cpu.jsonl"
+    runner.write_rows(file, [row(peak_bytes=1)])
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "rows")
+    runner.write_rows(file, [row(peak_bytes=2)])
+    assert runner.committed_rows("cpu", root=tmp_path) == [row(peak_bytes=1)]
+    assert runner.committed_rows("cpu", "nothing", root=tmp_path) == runner.committed_rows("gpu", root=tmp_path) == []
 
 
 def test_repeated_runs_are_one_row_of_all_their_seconds() -> None:

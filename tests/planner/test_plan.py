@@ -216,9 +216,9 @@ class Unaveraged:
 
 
 def test_an_evaluation_takes_what_the_plan_measures() -> None:
-    """memdiff.training.evaluate on real tensors, counted by the same ledger: 40 images, decoded at once, scored by the reward in
-    chunks of 32 and by a held-out one. Within 1 % of what the fake round measures; the chain, one image at a time, is
-    below it."""
+    """memdiff.training.evaluate on real tensors, counted by the same ledger: 40 images, decoded at once, scored by the
+    reward in chunks of 32 and by a held-out one. Within 1 % of what the fake round measures; the chain, one image at a
+    time, is below it."""
     recipe = digits(evaluate={"images": 40, "rewards": [{"kind": "digits", "name": "held_out", "classifier": "judge"}]})
     knobs = EVERYTHING_HERE
     found = measure(recipe, knobs, precision="fp32", images=1, evaluated=40, paths=False)
@@ -229,8 +229,8 @@ def test_an_evaluation_takes_what_the_plan_measures() -> None:
     unused: Any = None
     engine: Any = Unaveraged()
     parts = Parts(
-        recipe, Ranks(0, 1, HOST), policy, PromptSet.read(None), reward, eval_reward, held_out.names, engine, unused, unused,
-        knobs, None,
+        recipe, Ranks(0, 1, HOST), policy, PromptSet.read(None), reward, eval_reward, held_out.names, engine, unused,
+        unused, knobs, None,
     )  # fmt: skip
     with Ledger() as ledger:
         evaluate(parts, lambda count: None)
