@@ -6,10 +6,11 @@ from typing import Any
 
 from benchmarks.case import overlaid
 from benchmarks.provenance import ROOT
-from memdiff.memory.gpus import GIB, find_gpu
+from memdiff.memory.gpus import find_gpu
 from memdiff.planner.plan import make_plan
 from memdiff.recipe.reading import check_recipe, read_recipe
 from memdiff.recipe.recipe import Recipe
+from memdiff.runtime.units import GIB
 
 KEPT = (
     "fits", "budget_bytes", "peak_bytes", "peak_phase", "items", "phases", "knobs", "flops", "flops_ideal",

@@ -15,7 +15,7 @@ from benchmarks.measures.planning import changed_recipe
 from benchmarks.measures.training import measure_parts
 from memdiff.engine.engine import start_process_group
 from memdiff.errors import ConfigError
-from memdiff.memory.gpus import GIB, find_gpu
+from memdiff.memory.gpus import find_gpu
 from memdiff.memory.knobs import resolved
 from memdiff.models.load import skeleton_policy
 from memdiff.models.precision import resolve_precision
@@ -26,6 +26,7 @@ from memdiff.rewards.build import build_weighted
 from memdiff.rewards.weighted_sum import WeightedReward
 from memdiff.runtime.placement import HOST
 from memdiff.runtime.ranks import Ranks, ranks_of_this_process
+from memdiff.runtime.units import GIB
 from memdiff.training.build import Parts, connect, knobs_for
 
 LARGEST_TRIED = 256

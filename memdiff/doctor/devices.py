@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memdiff.doctor.table import GIB, REINSTALL, Finding, first_line
+from memdiff.doctor.table import REINSTALL, Finding, first_line
 from memdiff.runtime.cuda_allocator import EXPANDABLE, has_expandable_segments, setting_of
+from memdiff.runtime.units import GIB
 
 SECONDS_DEVICES = 15.0  # for the child that imports torch and DeepSpeed; imports take 4 to 12 s
 

@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from memdiff.doctor.table import GIB, Finding
+from memdiff.doctor.table import Finding
+from memdiff.runtime.units import GIB
 
 LEAST_DISK_BYTES = 5 * GIB
 LEAST_SHM_BYTES = 1 * GIB

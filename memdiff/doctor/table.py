@@ -7,7 +7,6 @@ from rich.table import Table
 from rich.text import Text
 
 State = Literal["ok", "warn", "fail"]
-GIB = 2**30
 REINSTALL = "Reinstall: pip install -e . -c constraints.txt"
 
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from memdiff.errors import ConfigError
-
-GIB = 2**30
+from memdiff.runtime.units import GIB
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ C = TypeVar("C", bound=DirectConfig)
 
 
 @dataclass
-class Experience:
+class GradientRound:
     """A round: where the gradient of each of this rank's images begins, and, once differentiated, its scores."""
 
     round: Round
@@ -90,9 +90,9 @@ class RewardGradient(ABC, Generic[C]):
         """Image-steps that a round takes for each image."""
         ...
 
-    def collect(self, policy: Policy, this_round: Round) -> Experience:
+    def collect(self, policy: Policy, this_round: Round) -> GradientRound:
         """Only the very first round of a run with normalised parts samples here: their scale has to be known."""
-        experience = Experience(this_round, self.starts(policy, this_round))
+        experience = GradientRound(this_round, self.starts(policy, this_round))
         if any(not seen.count for seen in self.reward.statistics.values()):
             batch = this_round.batch
             with this_round.clock.phase("rollout"), torch.no_grad():
@@ -107,11 +107,11 @@ class RewardGradient(ABC, Generic[C]):
             experience.observed = True
         return experience
 
-    def updates(self, experience: Experience) -> Iterator[Experience]:
+    def updates(self, experience: GradientRound) -> Iterator[GradientRound]:
         """One update a round, on all of it."""
         yield experience
 
-    def differentiate(self, policy: Policy, experience: Experience) -> Metrics:
+    def differentiate(self, policy: Policy, experience: GradientRound) -> Metrics:
         """Adds the gradient of the loss to the pieces' sums; fills in the experience's scores."""
         this_round, starts_n = experience.round, experience.starts_n
         diagnostics = Diagnostics(policy.schedule.steps, policy.device)
@@ -131,7 +131,7 @@ class RewardGradient(ABC, Generic[C]):
         total = self.ranks.sum(torch.tensor(float(differentiated), device=self.ranks.device))
         return {"last_steps_mean": float(total) / this_round.batch.num_images, **diagnostics.metrics(self.ranks)}
 
-    def _denoised(self, policy: Policy, experience: Experience, members: Sequence[int]) -> Group:
+    def _denoised(self, policy: Policy, experience: GradientRound, members: Sequence[int]) -> Group:
         """These images as far as no gradient goes."""
         this_round, batch = experience.round, experience.round.batch
         begin = self.begin(policy, [experience.starts_n[image] for image in members])
@@ -149,7 +149,7 @@ class RewardGradient(ABC, Generic[C]):
         return Group(members, begin, x_BCHW)
 
     def _micro_batch(
-        self, numbers: list[int], count: int, policy: Policy, experience: Experience, group: Group, sweep: Sweep
+        self, numbers: list[int], count: int, policy: Policy, experience: GradientRound, group: Group, sweep: Sweep
     ) -> None:
         """Rows of a group, by their numbers in it."""
         images = [group.members[number] for number in numbers]
@@ -160,7 +160,7 @@ class RewardGradient(ABC, Generic[C]):
             experience.raw_nP[image] = scored.raw_PB[:, row]
             experience.images_nCHW[image] = place(scored.images_BCHW[row], HOST)
 
-    def _conclude(self, policy: Policy, experience: Experience) -> None:
+    def _conclude(self, policy: Policy, experience: GradientRound) -> None:
         """Scores over all ranks, what was lost, and how much the images differ."""
         this_round, num_images = experience.round, experience.round.batch.num_images
         mine = range(len(experience.starts_n))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from memdiff.memory.gpus import GIB, PCIE_BYTES_A_SECOND
+from memdiff.memory.gpus import PCIE_BYTES_A_SECOND
 from memdiff.memory.knobs import TABLE, word
 from memdiff.memory.zero2 import States
 from memdiff.planner.compose import estimate_round
@@ -13,6 +13,7 @@ from memdiff.planner.piece_costs import PieceCosts
 from memdiff.planner.rank_round import RankRound
 from memdiff.planner.search import Recompute, Setting, recompute_of, situation
 from memdiff.recipe.recipe import Recipe
+from memdiff.runtime.units import GIB
 
 WORTH_HAVING = 0.1  # of the peak: what saves less is said to be not worth it
 

@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 
 from memdiff.errors import ConfigError
-from memdiff.memory.gpus import GIB, Gpu, find_gpu
+from memdiff.memory.gpus import Gpu, find_gpu
 from memdiff.recipe.reading import read_recipe
+from memdiff.runtime.units import GIB
 
 DEFAULT_GPU = "t4"
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from memdiff.engine.ds_config import make_ds_config
-from memdiff.memory.gpus import CARDS, FRAGMENTATION, GIB, WORKSPACE_BYTES, Gpu
+from memdiff.memory.gpus import CARDS, FRAGMENTATION, WORKSPACE_BYTES, Gpu
 from memdiff.memory.knobs import Knobs, resolved
 from memdiff.memory.zero2 import States, training_states
 from memdiff.models.config import DdpmConfig, EmbeddedConfig, Precision
@@ -22,6 +22,7 @@ from memdiff.planner.processes import side_by_side
 from memdiff.planner.rank_round import RankRound, rank_round_of, sizes_to_measure
 from memdiff.planner.search import MEASURED, Recompute, Setting, all_settings, best, left_open, recompute_of
 from memdiff.recipe.recipe import Recipe
+from memdiff.runtime.units import GIB
 
 VERSION = 2  # of plan.json: its knobs are a recipe's section `memory`
 REFERENCE_TFLOPS = 65.0  # a T4, where only a budget is given

@@ -6,8 +6,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from memdiff.memory.gpus import GIB
 from memdiff.planner.plan import Plan
+from memdiff.runtime.units import GIB
 
 TERA = 1e12
 

@@ -22,6 +22,7 @@ from memdiff.errors import ConfigError
 from memdiff.reporting import diagnostics, sections
 from memdiff.reporting.folder import Row, RunRecord, best_round, column, known, names_of, number, read_folder
 from memdiff.reporting.pictures import embed_evolution, embed_png
+from memdiff.runtime.units import GIB
 
 HERE = Path(__file__).parent
 REORDERING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -229,7 +230,7 @@ def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
         found.append(("time", duration(seconds), "sum of the phases of all rounds"))
     peaks = known(column(run.training, "peak_bytes"))
     if peaks:
-        found.append(("peak memory", f"{max(peaks) / sections.GIB:.3g} GiB", "highest of all rounds"))
+        found.append(("peak memory", f"{max(peaks) / GIB:.3g} GiB", "highest of all rounds"))
     return found
 
 

@@ -6,8 +6,8 @@ from memdiff.reporting import plots
 from memdiff.reporting.folder import Row, RunRecord, best_round, column, keys_with, known, names_of
 from memdiff.reporting.panel import Panel, make_panel
 from memdiff.reporting.plots import Series
+from memdiff.runtime.units import GIB
 
-GIB = 2**30
 WILSON_Z = 1.959964  # 97.5 % quantile of the normal distribution: a two-sided 95 % interval
 PHASES = ("seconds_rollout", "seconds_reward", "seconds_train")
 

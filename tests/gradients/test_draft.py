@@ -9,7 +9,6 @@ import torch
 
 from memdiff.chain.noise import Noise, Stream
 from memdiff.engine.config import OptimizerConfig
-from memdiff.engine.reference import ReferenceEngine
 from memdiff.errors import ConfigError, RewardError
 from memdiff.methods.config import DraftConfig
 from memdiff.methods.draft import Draft
@@ -32,6 +31,7 @@ from tests.helpers.one_graph import (
     truth_of,
     waves,
 )
+from tests.helpers.reference_engine import ReferenceEngine
 from tests.helpers.tiny import CPU, tiny_policy
 
 IMAGES = 4

@@ -3,7 +3,8 @@
 import pytest
 
 from memdiff.errors import ConfigError
-from memdiff.memory.gpus import CARDS, CONTEXT_BYTES, GIB, NCCL_BYTES, find_gpu
+from memdiff.memory.gpus import CARDS, CONTEXT_BYTES, NCCL_BYTES, find_gpu
+from memdiff.runtime.units import GIB
 
 
 @pytest.mark.parametrize(

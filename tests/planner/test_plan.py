@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from memdiff.chain.schedule import make_schedule
 from memdiff.errors import ConfigError, OutOfMemoryError
-from memdiff.memory.gpus import GIB, find_gpu
+from memdiff.memory.gpus import find_gpu
 from memdiff.memory.knobs import TABLE, Knobs, MemoryConfig, resolved
 from memdiff.memory.zero2 import training_states
 from memdiff.methods.config import DraftConfig
@@ -55,6 +55,7 @@ from memdiff.rewards.build import build_weighted
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
 from memdiff.runtime.placement import HOST, place
 from memdiff.runtime.ranks import Ranks
+from memdiff.runtime.units import GIB
 from memdiff.runtime.vjp import Gradients, Pieces
 from memdiff.training.build import Parts
 from memdiff.training.evaluate import evaluate
