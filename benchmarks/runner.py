@@ -53,11 +53,11 @@ def run_case(case: Case) -> Row:
         before = {**of_tree(), **of_machine()}
         codes = _processes(case, out, log)
         if out.is_file():
-            found = json.loads(out.read_text())
+            result = json.loads(out.read_text())
         else:
-            found = {"outcome": "failed", "message": _why(codes, log), "figures": {}, "process": {}}
-        provenance = {**before, **found.pop("process"), "seconds_in_all": round(time.monotonic() - start, 1)}
-        return {"suite": case.suite, "case": case.name, **_data(case), **found, "provenance": provenance}
+            result = {"outcome": "failed", "message": _why(codes, log), "figures": {}, "process": {}}
+        provenance = {**before, **result.pop("process"), "seconds_in_all": round(time.monotonic() - start, 1)}
+        return {"suite": case.suite, "case": case.name, **_data(case), **result, "provenance": provenance}
 
 
 def _data(case: Case) -> dict[str, Any]:
@@ -69,8 +69,8 @@ def _processes(case: Case, out: Path, log: Path) -> list[int | None]:
     """Exit codes of all ranks; None where one was still running at the end of its time."""
     python = sys.executable if case.environment == "memdiff" else str(PEERS / "bin" / "python")
     started = []
-    given = out.with_name("case.json")
-    given.write_text(json.dumps(asdict(case)))
+    case_file = out.with_name("case.json")
+    case_file.write_text(json.dumps(asdict(case)))
     port = str(_free_port())
     with log.open("w") as output:
         for rank in range(case.ranks):
@@ -81,7 +81,7 @@ def _processes(case: Case, out: Path, log: Path) -> list[int | None]:
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             use_expandable_segments(environment)
             process = subprocess.Popen(
-                [python, "-m", "benchmarks.worker", "--case", str(given), "--out", str(out)],
+                [python, "-m", "benchmarks.worker", "--case", str(case_file), "--out", str(out)],
                 cwd=ROOT, stdout=output, stderr=output, env=environment,
             )  # fmt: skip
             started.append(process)
@@ -151,7 +151,7 @@ def _rows(lines: str) -> list[Row]:
 
 
 def write_rows(file: Path, rows: Iterable[Row]) -> None:
-    """JSON lines."""
+    """Writes each row as one line of JSON, and makes the folder where it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -69,7 +69,7 @@ def memorisation(samples_N1HW: Tensor, judge: DigitClassifier, trained: Settings
     versions = [augment(train_M1HW, generator, strength=trained.augmentation) for _ in range(copies)]
     references_M1HW = torch.cat([train_M1HW, *versions])
     held_out_N1HW, labels_N = real_digits("held_out")
-    found: dict[str, Any] = {"references": len(references_M1HW)}
+    summary: dict[str, Any] = {"references": len(references_M1HW)}
     for name, images_N1HW, digits_N in (
         ("samples", samples_N1HW, judge(samples_N1HW).argmax(dim=1)),
         ("held_out", held_out_N1HW, labels_N),
@@ -79,8 +79,8 @@ def memorisation(samples_N1HW: Tensor, judge: DigitClassifier, trained: Settings
             if not in_group_N.any():
                 continue
             lowest, median = torch.quantile(distances_N[in_group_N], torch.tensor([0.01, 0.5])).tolist()
-            found[f"{name} {group}"] = {"median": round(median, 4), "percentile_1": round(lowest, 4)}
-    return found
+            summary[f"{name} {group}"] = {"median": round(median, 4), "percentile_1": round(lowest, 4)}
+    return summary
 
 
 def accuracy(classifier: DigitClassifier) -> float:

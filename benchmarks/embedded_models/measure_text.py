@@ -140,12 +140,12 @@ def memorisation(samples_NCHW: Tensor, settings: Settings, copies: int) -> dict[
     """
     references_MCHW, _ = training_pictures("train", settings, copies)
     held_out_NCHW, _ = training_pictures("held_out", settings, 0)
-    found: dict[str, Any] = {"references": len(references_MCHW)}
+    summary: dict[str, Any] = {"references": len(references_MCHW)}
     for name, images_NCHW in (("samples", samples_NCHW), ("held_out", held_out_NCHW)):
         distances_N = nearest_distances(images_NCHW, references_MCHW)
         lowest, median = torch.quantile(distances_N, torch.tensor([0.01, 0.5])).tolist()
-        found[name] = {"median": round(median, 4), "percentile_1": round(lowest, 4)}
-    return found
+        summary[name] = {"median": round(median, 4), "percentile_1": round(lowest, 4)}
+    return summary
 
 
 @torch.no_grad()

@@ -29,8 +29,8 @@ def measure_plan(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The plan on `gpu`, or for `budget_gib`, with `ranks` GPUs."""
     recipe, ranks = changed_recipe(settings), settings["ranks"]
     gpu = find_gpu(settings["gpu"] or "t4")
-    given = settings["budget_gib"]
-    budget = gpu.budget_bytes(ranks) if given is None else int(given * GIB)
+    budget_in_gib = settings["budget_gib"]
+    budget = gpu.budget_bytes(ranks) if budget_in_gib is None else int(budget_in_gib * GIB)
     start = time.perf_counter()
     plan = make_plan(recipe, budget_bytes=budget, ranks=ranks, gpu=gpu, precision=settings["precision"]).to_json()
     return {key: plan[key] for key in KEPT} | {"seconds_planning": time.perf_counter() - start}

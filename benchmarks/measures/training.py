@@ -31,7 +31,7 @@ class MarkingClock(Clock):
         self.mark = mark
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Of this name."""
+        """A context whose time and memory count towards the phase `name`."""
         return self.mark(name)
 
 
@@ -60,14 +60,14 @@ def measure_parts(parts: Parts, settings: Mapping[str, Any]) -> dict[str, Any]:
                 with mark("apply"):
                     parts.engine.apply()
 
-        found = seconds_of(update, updates=settings["updates"], warmup=settings["warmup"], device=ranks.device)
+        figures = seconds_of(update, updates=settings["updates"], warmup=settings["warmup"], device=ranks.device)
         if ranks.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(ranks.device)
             update(Clock(ranks.device).phase)
-            found["allocated_bytes"] = torch.cuda.max_memory_allocated(ranks.device)
-            found["reserved_bytes"] = torch.cuda.max_memory_reserved(ranks.device)
+            figures["allocated_bytes"] = torch.cuda.max_memory_allocated(ranks.device)
+            figures["reserved_bytes"] = torch.cuda.max_memory_reserved(ranks.device)
         if settings.get("ledger", True):
-            found |= bytes_of(
+            figures |= bytes_of(
                 update,
                 device=ranks.device,
                 weights=[t for net in parts.policy.networks.values() for t in (*net.parameters(), *net.buffers())],
@@ -77,10 +77,12 @@ def measure_parts(parts: Parts, settings: Mapping[str, Any]) -> dict[str, Any]:
                 gradients=parts.engine.gradients.sums,
                 timeline=settings.get("timeline", False),
             )
-    for key in sorted(found.keys() & {"seconds_update", "seconds_fastest", "peak_bytes"}):  # one order on all ranks
-        found[key] = type(found[key])(ranks.max(torch.tensor(found[key], dtype=torch.float64, device=ranks.device)))
-    return found | {
-        "images_per_second": images / found["seconds_update"],
+    for key in sorted(figures.keys() & {"seconds_update", "seconds_fastest", "peak_bytes"}):  # one order on all ranks
+        figures[key] = type(figures[key])(
+            ranks.max(torch.tensor(figures[key], dtype=torch.float64, device=ranks.device))
+        )
+    return figures | {
+        "images_per_second": images / figures["seconds_update"],
         "knobs": vars(parts.knobs),
         "trainable_elements": sum(p.numel() for p in parts.policy.trainable().values()),
     }

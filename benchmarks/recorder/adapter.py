@@ -109,17 +109,17 @@ def _listen(parts: Parts, seen: Seen, rehearsing: list[bool]) -> None:
     def applied() -> None:
         seen.gradients.append([total.clone() for total in parts.engine.gradients.sums])
 
-    for owner, name, told in (
+    for owner, name, listener in (
         (parts.policy, "decode", decoded),
         (parts.objective, "differentiate", differentiated),
         (parts.engine, "apply", applied),
     ):
-        setattr(owner, name, _telling(getattr(owner, name), told))
+        setattr(owner, name, _telling(getattr(owner, name), listener))
 
 
-def _telling(function: Callable[..., Any], told: Callable[..., None]) -> Callable[..., Any]:
+def _telling(function: Callable[..., Any], listener: Callable[..., None]) -> Callable[..., Any]:
     def call(*words: Any) -> Any:
-        told(*words)
+        listener(*words)
         return function(*words)
 
     return call

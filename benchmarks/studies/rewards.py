@@ -80,10 +80,10 @@ def measure() -> tuple[list[Row], int]:
         for chunk in (8, 2, 1):
             start = time.perf_counter()
             with Ledger() as ledger:
-                found = gradient(reward, images_B3HW, chunk)
+                gradients = gradient(reward, images_B3HW, chunk)
             seconds = time.perf_counter() - start
-            truth = truth or found
-            differences = [_relative(got, want) for got, want in zip(found, truth, strict=True)]
+            truth = truth or gradients
+            differences = [_relative(got, want) for got, want in zip(gradients, truth, strict=True)]
             rows.append(Row(chunk, checkpointing, ledger.peak_bytes, seconds, *differences))
             print(rows[-1], flush=True)
     return rows, weight_bytes

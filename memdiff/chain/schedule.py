@@ -45,7 +45,7 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """K."""
+        """How many steps the chain has, K."""
         return len(self.timesteps)
 
     @property

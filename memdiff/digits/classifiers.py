@@ -94,7 +94,7 @@ class MixerBlock(nn.Module):
         self.over_width = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Returns: BTD."""
+        """Mixes over the tokens, then over the width: B T D in and out."""
         x_BTD = x_BTD + self.over_tokens(self.norm_tokens(x_BTD).transpose(1, 2)).transpose(1, 2)
         return x_BTD + self.over_width(self.norm_width(x_BTD))
 

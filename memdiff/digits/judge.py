@@ -185,9 +185,9 @@ def main(
     except MemdiffError as error:
         typer.echo(f"memdiff: error[{error.exit_code}]: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
-    found = [asdict(judgement) for judgement in judgements.values()]
+    records = [asdict(judgement) for judgement in judgements.values()]
     if json_file is not None:
-        content = found[0] if after is None else dict(zip(("before", "after"), found, strict=True))
+        content = records[0] if after is None else dict(zip(("before", "after"), records, strict=True))
         json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     _print_table(judgements)
 

@@ -16,7 +16,7 @@ class Finding:
 
     name: str
     state: State
-    found: str
+    detail: str
     advice: str = ""
 
 
@@ -28,7 +28,7 @@ def as_table(findings: list[Finding]) -> Table:
     colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
     for finding in findings:
         table.add_row(
-            Text(finding.name), Text(finding.state, colours[finding.state]), Text(finding.found), Text(finding.advice)
+            Text(finding.name), Text(finding.state, colours[finding.state]), Text(finding.detail), Text(finding.advice)
         )
     return table
 

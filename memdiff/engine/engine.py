@@ -123,11 +123,13 @@ class DeepSpeedEngine:
     def _not_finite(self) -> str:
         """Which summed gradient is NaN or infinite: the first of the lowest rank that has one. Collective."""
         sizes = {name: float(total.abs().max()) for name, total in zip(self._names, self.gradients.sums, strict=True)}
-        found = next(((name, size) for name, size in sizes.items() if not math.isfinite(size)), None)
-        told = self._ranks.first_error(None if found is None else NumericError(f"{found[0]} is {found[1]}"))
-        assert told is not None, "no rank has a gradient that is not finite"
+        bad_gradient = next(((name, size) for name, size in sizes.items() if not math.isfinite(size)), None)
+        error = self._ranks.first_error(
+            None if bad_gradient is None else NumericError(f"{bad_gradient[0]} is {bad_gradient[1]}")
+        )
+        assert error is not None, "no rank has a gradient that is not finite"
         return (
-            f"the summed gradient of {told[2]} on rank {told[0]}; lower optimizer.learning_rate or look at the reward"
+            f"the summed gradient of {error[2]} on rank {error[0]}; lower optimizer.learning_rate or look at the reward"
         )
 
     def _follow(self) -> None:

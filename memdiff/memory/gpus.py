@@ -120,10 +120,10 @@ def find_gpu(name: str) -> Gpu:
     """The card of that name, however it is written (RTX 4090, rtx-4090). Raises ConfigError listing those known."""
     plain = name.lower().removeprefix("nvidia").replace("geforce", "").strip(" -_")
     squeezed = {card.replace("-", ""): card for card in (*CARDS, *ALIASES)}
-    found = squeezed.get(plain.replace(" ", "").replace("-", "").replace("_", "").replace("gb", ""))
-    if found is None:
+    card_name = squeezed.get(plain.replace(" ", "").replace("-", "").replace("_", "").replace("gb", ""))
+    if card_name is None:
         raise ConfigError(
             f"--gpu must be one of {', '.join(CARDS)}, got {name!r}; for another card give --budget-gib, its memory "
             f"less {(CONTEXT_BYTES + NCCL_BYTES) / GIB:.1f} GiB"
         )
-    return CARDS[ALIASES.get(found, found)]
+    return CARDS[ALIASES.get(card_name, card_name)]

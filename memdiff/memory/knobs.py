@@ -143,8 +143,8 @@ class MemoryConfig(KnobTable[Auto]):
             raise ValueError(f"idle_parts is now idle_unet and idle_decoder, gpu or host; got {raw['idle_parts']!r}")
         if place != "auto":  # which is what they are without it, and stands in every run folder of that time
             tell_of_old_key(place)
-        given = {key: value for key, value in raw.items() if key != "idle_parts"}
-        return {"idle_unet": place, "idle_decoder": place, **given}
+        other_settings = {key: value for key, value in raw.items() if key != "idle_parts"}
+        return {"idle_unet": place, "idle_decoder": place, **other_settings}
 
 
 class Knobs(KnobTable[Never]):

@@ -45,9 +45,9 @@ class Advantages:
         by_step_KN[list(steps)] = step_advantages(advantages_N, rewards_N, values_SN, spread=spread)
         return self._clipped(by_step_KN)
 
-    def _clipped(self, found: torch.Tensor) -> torch.Tensor:
+    def _clipped(self, unclipped: torch.Tensor) -> torch.Tensor:
         clip = self.config.advantage_clip
-        return found if clip is None else found.clamp(-clip, clip)
+        return unclipped if clip is None else unclipped.clamp(-clip, clip)
 
     def state(self) -> dict[str, list[float]]:
         """The latest rewards of each prompt."""

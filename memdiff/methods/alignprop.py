@@ -22,7 +22,7 @@ class AlignProp(RewardGradient[AlignPropConfig]):
     """Each image's gradient goes through a number of last steps of its own."""
 
     def starts(self, policy: Policy, this_round: Round) -> Sequence[int]:
-        """T - K_i."""
+        """First differentiated step of each image: the chain's steps less the image's own K_i."""
         noise, steps = this_round.batch.noise, policy.schedule.steps
         return [
             steps - self.depth(seed=noise.seed, round_number=noise.round, image=image, steps=steps)

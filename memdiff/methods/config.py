@@ -186,7 +186,7 @@ class LastStepsConfig(DirectConfig):
         return steps if self.last_steps == "all" else self.last_steps
 
     def differentiated(self, steps: int) -> range:
-        """The last K."""
+        """The last K steps of the chain, where K is `last_steps`."""
         return range(steps - self.steps_of(steps), steps)
 
     def misfit(self, steps: int) -> str | None:
@@ -266,7 +266,7 @@ class ReflConfig(DirectConfig):
         return self._workload((self.first_step + self.last_step) / 2 + 1, [1], 1, knobs, states=states)
 
     def shortened(self, steps: int) -> Self:
-        """The last step."""
+        """The differentiated step is not drawn: it is the last of the short chain."""
         return self.model_copy(update={"first_step": steps - 1, "last_step": steps - 1})
 
     @model_validator(mode="after")

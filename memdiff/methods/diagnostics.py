@@ -65,10 +65,10 @@ class Diagnostics:
         """
         costates, images, gradients, pieces = ranks.sum(self._sums_4K).tolist()
         total, count = ranks.sum(self._distance).tolist()
-        found: Metrics = {"costate_norm": _roots(costates, images)}
+        norms: Metrics = {"costate_norm": _roots(costates, images)}
         if any(pieces):
-            found["step_gradient_norm"] = _roots(gradients, pieces)
-        return found | ({"base_distance": total / count} if count else {})
+            norms["step_gradient_norm"] = _roots(gradients, pieces)
+        return norms | ({"base_distance": total / count} if count else {})
 
 
 def _roots(squares: Sequence[float], counts: Sequence[float]) -> list[float | None]:

@@ -39,7 +39,7 @@ class Draft(RewardGradient[DraftConfig]):
         self.queries = config.noise_samples or 1
 
     def starts(self, policy: Policy, this_round: Round) -> Sequence[int]:
-        """T - K."""
+        """First differentiated step, the same for every image: the chain's steps less K."""
         steps = policy.schedule.steps
         return [steps - self.config.steps_of(steps)] * len(this_round.batch.images)
 

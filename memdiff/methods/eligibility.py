@@ -74,7 +74,7 @@ def sample_with_eligibilities(
 
     `weights`: of each step; 0 where it takes no part. `storage` and `store` as in `rollout`. `on_host`: e_i wait there.
     """
-    made, finished, found = this_round.batch, [], []
+    made, finished, eligibilities = this_round.batch, [], []
     for padded, count in fixed_batches(range(len(made.images)), batch):
         numbers, texts = [made.images[row] for row in padded], [made.prompts[row] for row in padded]
         rows, log_probs = range(padded[0], padded[0] + count), []
@@ -97,8 +97,8 @@ def sample_with_eligibilities(
                 this_round.advance(count)
         pieces.redone += into.redone
         finished.append(x_BCHW[:count])
-        found.append(Eligibilities(rows, into.gradients, torch.stack(log_probs)))
-    return torch.cat(finished), found
+        eligibilities.append(Eligibilities(rows, into.gradients, torch.stack(log_probs)))
+    return torch.cat(finished), eligibilities
 
 
 class _Step:

@@ -45,7 +45,7 @@ def predicted_rewards(
 
     RewardError where one is not finite.
     """
-    found = []
+    value_rows = []
     for step in steps:
         predicted = []
         for padded, count in fixed_batches(range(trajectory.images), knobs.rollout_batch):
@@ -55,8 +55,8 @@ def predicted_rewards(
             this_round.advance(count)
         with decoding(policy, knobs):
             raw_Pn = reward.raw(policy.decode(torch.cat(predicted)), this_round.batch.prompts)
-        found.append(raw_Pn.new_tensor(list(slopes)) @ raw_Pn)
-    values_KN = ranks.gather(torch.stack(found), this_round.batch.num_images, dim=1)
+        value_rows.append(raw_Pn.new_tensor(list(slopes)) @ raw_Pn)
+    values_KN = ranks.gather(torch.stack(value_rows), this_round.batch.num_images, dim=1)
     refuse_non_finite(values_KN, [f"total of what step {step} predicts" for step in steps])
     return values_KN
 

@@ -31,11 +31,11 @@ class PromptRewards:
         known = {prompt: self.latest[prompt] for prompt in set(prompts_N) if len(self.latest[prompt]) == self.memory}
         of_round = _mean_and_std(rewards)
         of_prompt = {prompt: _mean_and_std(latest) for prompt, latest in known.items()}
-        found = []
+        advantage_values = []
         for prompt, reward in zip(prompts_N, rewards, strict=True):
             mean, std = of_prompt.get(prompt, of_round)
-            found.append((reward - mean) / (std + epsilon) if whiten else reward - mean)
-        return rewards_N.new_tensor(found)
+            advantage_values.append((reward - mean) / (std + epsilon) if whiten else reward - mean)
+        return rewards_N.new_tensor(advantage_values)
 
     def restore(self, latest: Mapping[str, Sequence[float]]) -> None:
         """Takes up another's `latest`."""

@@ -26,7 +26,7 @@ class Refl(RewardGradient[ReflConfig]):
     """Each image's gradient goes through one step of its own."""
 
     def starts(self, policy: Policy, this_round: Round) -> Sequence[int]:
-        """k_i."""
+        """The one differentiated step k_i of each image, drawn from the configured range."""
         noise = this_round.batch.noise
         return [self.step(seed=noise.seed, round_number=noise.round, image=image) for image in this_round.batch.images]
 

@@ -173,8 +173,8 @@ class Reinforce:
     ) -> None:
         """Adds the gradient of these pairs."""
         with self._pieces(policy, len(numbers)) as pieces:
-            told = self._pull(numbers, count, policy, pieces, experience, replay)
-        replay.diagnostics.sums = told
+            sums = self._pull(numbers, count, policy, pieces, experience, replay)
+        replay.diagnostics.sums = sums
         experience.round.advance(count)
 
     def _pull(
@@ -205,9 +205,9 @@ class Reinforce:
         d_terms = [d_loss_B, kl_weight * weight_B * scale] if kl_weight else [d_loss_B]
         if replay.is_first:
             replay.old_P[numbers[:count]] = log_prob_B[:count].detach()
-        told = replay.diagnostics.after(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count, to_base_B)
+        sums = replay.diagnostics.after(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count, to_base_B)
         pull(torch.stack(d_terms))
-        return told
+        return sums
 
     def _piece(
         self,
@@ -243,7 +243,7 @@ class Reinforce:
         yield self.pieces
 
     def _rows(self, policy: Policy) -> int:
-        """Of a piece."""
+        """How many rows a piece has now, after any halving."""
         return self.size.rows
 
     def pairs(self, policy: Policy, images: int) -> list[Pair]:

@@ -28,7 +28,7 @@ class Experience:
     eligibilities: list[Eligibilities] = field(default_factory=list)  # until the first update has taken them
 
     def advantages_of(self, images: Sequence[int], steps: Sequence[int]) -> torch.Tensor:
-        """Of pairs: B."""
+        """Advantages of (image, step) pairs, B: by step where there is a baseline, else by image."""
         if self.step_advantages_Kn is None:
             return self.advantages_n[images]
         return self.step_advantages_Kn[steps, images]

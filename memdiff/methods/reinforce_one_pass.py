@@ -62,7 +62,7 @@ class ReinforceOnePass(Reinforce):
             advantage_b = experience.advantages_n[own.images.start : own.images.stop]
             log_prob_Kb = own.log_probs_KB[:, : len(own.images)].float()
             advantage_Kb = advantage_b.expand_as(log_prob_Kb)
-            told = diagnostics.after(
+            sums = diagnostics.after(
                 log_prob_Kb.flatten(),
                 torch.ones_like(log_prob_Kb).flatten(),
                 advantage_Kb.flatten(),
@@ -72,7 +72,7 @@ class ReinforceOnePass(Reinforce):
                 log_prob_Kb.numel(),
             )
             own.add_to(self.pieces.gradients, -scale * advantage_b)
-            diagnostics.sums = told
+            diagnostics.sums = sums
             log_probs.append(log_prob_Kb)
             del experience.eligibilities[0]
         experience.old_log_probs = torch.cat(log_probs, dim=1).flatten()  # step by step, as `pairs` has them

@@ -62,7 +62,7 @@ class Group:
 
 
 class RewardGradient(ABC, Generic[C]):
-    """Fulfils memdiff.methods.method.Objective."""
+    """Differentiates the reward itself, back through each image's steps from its start on."""
 
     queries = 1  # rewards asked for, an image
 
@@ -208,7 +208,7 @@ class RewardGradient(ABC, Generic[C]):
         return {}
 
     def restore(self, state: dict[str, list[float]]) -> None:
-        """Nothing."""
+        """Ignores the state: nothing is learnt from earlier rounds."""
 
     def _sweep(self, diagnostics: Diagnostics) -> Sweep:
         return Sweep(

@@ -77,11 +77,11 @@ class Scoring:
         with scoring(self.reward, self.knobs):
             raw_PB, d_images_BCHW = self._rewards(place(images_BCHW, self.reward.device), rows)
         d_images_BCHW = place(d_images_BCHW, policy.device)
-        found = []
+        costates = []
         for x_BCHW, d_BCHW in zip(x_0_BCHW.split(size), d_images_BCHW.split(size), strict=True):
             _, pull = self.pieces.vjp(policy.decode, x_BCHW.detach().requires_grad_(), keep=True)
-            found.append(pull(d_BCHW))
-        return Scored(images_BCHW, place(raw_PB, policy.device), torch.cat(found))
+            costates.append(pull(d_BCHW))
+        return Scored(images_BCHW, place(raw_PB, policy.device), torch.cat(costates))
 
     def _rewards(self, images_BCHW: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         """(raw_PB, d loss / d images), both where the rewards run."""
@@ -106,9 +106,9 @@ class Scoring:
                 d_raw_b = -slope * weight_B[start:stop]
                 if self.target is not None and len(self.reward.parts) == 1:
                     d_raw_b = d_raw_b * self._below(raw_b[None])
-                found = pull(d_raw_b.to(raw_b.dtype))
-                assert found is not None
-                d_images_BCHW[start:stop] += found
+                gradient = pull(d_raw_b.to(raw_b.dtype))
+                assert gradient is not None
+                d_images_BCHW[start:stop] += gradient
                 raw.append(raw_b)
             scores.append(torch.cat(raw))
         return torch.stack(scores), d_images_BCHW

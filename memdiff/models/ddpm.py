@@ -108,9 +108,9 @@ def read_pipeline(source: str, *, revision: str | None, variant: str | None) -> 
     """The UNet (fp32, on the host) and its scheduler as DDIM."""
     try:
         folder = pipeline_folder(source, revision=revision, variant=variant)
-        found = class_of_part(DiffusionPipeline.load_config(folder), "unet")
-        if found is None or found[1] != "UNet2DModel":
-            raise wrong_part(source, "unet", "UNet2DModel", found)
+        unet_class = class_of_part(DiffusionPipeline.load_config(folder), "unet")
+        if unet_class is None or unet_class[1] != "UNet2DModel":
+            raise wrong_part(source, "unet", "UNet2DModel", unet_class)
         unet: Any = read_part(UNet2DModel, folder, "unet", source=source, variant=variant, dtype=torch.float32)
         pipeline: Any = DiffusionPipeline.from_pretrained(folder, unet=unet, variant=variant)
     except (OSError, ValueError) as error:

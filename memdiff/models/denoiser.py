@@ -194,10 +194,10 @@ def is_inside(name: str, modules: Sequence[str]) -> bool:
 
 def top_modules(unet: torch.nn.Module) -> list[str]:
     """What a UNet is made of: conv_in, time_embedding, down_blocks.0, ..., mid_block, up_blocks.0, ..."""
-    found = []
+    names = []
     for name, child in unet.named_children():
         if isinstance(child, torch.nn.ModuleList):
-            found += [f"{name}.{number}" for number in range(len(child))]
+            names += [f"{name}.{number}" for number in range(len(child))]
         elif any(True for _ in child.parameters()):
-            found.append(name)
-    return found
+            names.append(name)
+    return names

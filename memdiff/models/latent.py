@@ -149,7 +149,7 @@ class LatentPolicy(UnetPolicy):
 
 
 def fp32_copy(network: Any) -> Any:
-    """On the host."""
+    """A deep copy of the network on the host, in fp32."""
     return torch.nn.Module.to(copy.deepcopy(network), device=HOST, dtype=torch.float32)
 
 

@@ -42,7 +42,7 @@ def changes(
     setting: Setting, rank_round: RankRound, costs: Mapping[Recompute, PieceCosts], states_of: StatesOf
 ) -> list[Change]:
     """Each knob turned by itself, from the chosen setting."""
-    before, found = setting.estimate, []
+    before, knob_changes = setting.estimate, []
     has = situation(rank_round.workload(setting.knobs), costs[recompute_of(setting.knobs)].sizes)
     turns = [(name, value) for name, knob in TABLE.items() for value in knob.others(getattr(setting.knobs, name), has)]
     for name, value in turns:
@@ -52,7 +52,7 @@ def changes(
         after = Setting(
             turned, estimate_round(rank_round, turned, costs[recompute_of(turned)], states_of(turned.offload_optimizer))
         )
-        found.append(
+        knob_changes.append(
             Change(
                 knob=name,
                 value=value,
@@ -62,17 +62,19 @@ def changes(
                 moved_seconds=(after.estimate.moved_bytes - before.moved_bytes) / PCIE_BYTES_A_SECOND,
             )
         )
-    return found
+    return knob_changes
 
 
-def three_best(found: Sequence[Change]) -> list[str]:
+def three_best(candidates: Sequence[Change]) -> list[str]:
     """The settings that save most, each with what it saves and costs, for a run that ran out of memory."""
-    saving = sorted((change for change in found if change.peak_bytes < 0), key=lambda change: change.peak_bytes)
-    told: dict[str, str] = {}
+    saving = sorted((change for change in candidates if change.peak_bytes < 0), key=lambda change: change.peak_bytes)
+    suggestions: dict[str, str] = {}
     for change in saving:
         cost = "recomputes more" if change.flops > 0 else f"{change.moved_seconds:.1f} s a round"
-        told.setdefault(change.setting, f"--set {change.setting} (saves {-change.peak_bytes / GIB:.2f} GiB, {cost})")
-    return list(told.values())[:3]
+        suggestions.setdefault(
+            change.setting, f"--set {change.setting} (saves {-change.peak_bytes / GIB:.2f} GiB, {cost})"
+        )
+    return list(suggestions.values())[:3]
 
 
 def sentences(
@@ -80,9 +82,9 @@ def sentences(
     smallest: int,
 ) -> list[str]:  # fmt: skip
     """What a person should know besides the numbers."""
-    told = []
+    notes = []
     if not fits:
-        told.append(
+        notes.append(
             f"it does not fit: the nearest setting needs {smallest / GIB:.2f} GiB, {(smallest - budget) / GIB:.2f} "
             f"more than the budget of {budget / GIB:.2f}; the smallest budget that would do is {_up(smallest)} GiB"
         )
@@ -91,20 +93,20 @@ def sentences(
     alone = states_of(False, over=1).optimizer
     split = alone - states_of(False).optimizer
     if ranks == 1:
-        told.append("with one rank ZeRO-2 splits nothing")
+        notes.append("with one rank ZeRO-2 splits nothing")
     elif split < WORTH_HAVING * peak:
-        told.append(
+        notes.append(
             f"ZeRO-2 over {ranks} ranks saves {split / GIB:.2f} of {peak / GIB:.2f} GiB; activations are "
             f"{activations / GIB:.2f}"
         )
     fewer_bits = states_of(False, bits=32).optimizer - states_of(False, bits=8).optimizer
     if fewer_bits < WORTH_HAVING * peak:
-        told.append(f"8-bit states save {fewer_bits / GIB:.2f} GiB on each GPU: not worth having here")
+        notes.append(f"8-bit states save {fewer_bits / GIB:.2f} GiB on each GPU: not worth having here")
     if recipe.adapter is None:
         saved = plain.accumulators + states_of(False).optimizer
         word = "not worth having for memory here" if saved < WORTH_HAVING * peak else "worth a thought"
-        told.append(f"LoRA in the place of full fine-tuning saves about {saved / GIB:.2f} GiB: {word}")
-    return told
+        notes.append(f"LoRA in the place of full fine-tuning saves about {saved / GIB:.2f} GiB: {word}")
+    return notes
 
 
 def _up(size: int) -> str:

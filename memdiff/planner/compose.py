@@ -217,14 +217,14 @@ def _moved(rank_round: RankRound, work: Workload, knobs: Knobs, sizes: Sizes, st
 
 
 def _on_host(rank_round: RankRound, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> int:
-    found = sizes.encoders
-    found += states.optimizer if states.offloaded else 0
-    found += (1 + rank_round.waiting(knobs)) * states.accumulators if knobs.accumulators == "host" else 0
-    found += trajectory if knobs.trajectory == "host" else 0
-    found += sizes.rewards + sizes.held_out if knobs.rewards != "gpu" else 0
-    found += sizes.elements * FULL if states.set_aside else 0  # the average, gathered for an evaluation
-    found += sizes.unet - sizes.unet_trained if knobs.idle_unet == "host" else 0
-    return found + (sizes.decoder if knobs.idle_decoder == "host" else 0)
+    host_bytes = sizes.encoders
+    host_bytes += states.optimizer if states.offloaded else 0
+    host_bytes += (1 + rank_round.waiting(knobs)) * states.accumulators if knobs.accumulators == "host" else 0
+    host_bytes += trajectory if knobs.trajectory == "host" else 0
+    host_bytes += sizes.rewards + sizes.held_out if knobs.rewards != "gpu" else 0
+    host_bytes += sizes.elements * FULL if states.set_aside else 0  # the average, gathered for an evaluation
+    host_bytes += sizes.unet - sizes.unet_trained if knobs.idle_unet == "host" else 0
+    return host_bytes + (sizes.decoder if knobs.idle_decoder == "host" else 0)
 
 
 def total(parts: Mapping[MemoryTag, int]) -> dict[str, int]:

@@ -107,7 +107,7 @@ def measure(
             experience = objective.collect(policy, this_round)
             for part in objective.updates(experience):
                 objective.differentiate(policy, part)
-            taken = _evaluation(ledger, policy, reward, eval_reward, knobs, evaluated) if evaluated else {}
+            evaluation_bytes = _evaluation(ledger, policy, reward, eval_reward, knobs, evaluated) if evaluated else {}
         return Measured(
             images=images,
             work=method.workload(Chain(steps, len(policy.schedule.steps_with_density)), knobs),
@@ -118,7 +118,7 @@ def measure(
             without_graph_bytes=pieces.without_graph_bytes,
             sizes=sizes,
             evaluated_images=evaluated,
-            evaluated=taken,
+            evaluated=evaluation_bytes,
         )
 
 

@@ -136,7 +136,7 @@ def dtype_one(dtype: torch.dtype) -> float | int:
 
 
 class BlankNoise(Noise):
-    """Noise without numbers."""
+    """Noise of the right shape that is never filled with numbers."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__(seed=0, stream=Stream.PROBE, round_number=0, shape=shape)

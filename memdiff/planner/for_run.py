@@ -30,8 +30,8 @@ def shared_plan(recipe: Recipe, ranks: Ranks, precision: str, *, budget: int, gp
         with suppress(ConfigError):
             plan = make_plan(recipe, budget_bytes=budget, ranks=ranks.world_size, gpu=gpu, precision=precision)
             text = json.dumps(plan.to_json())
-    told = ranks.broadcast(text)
-    return None if told is None else Plan.from_json(json.loads(told))
+    shared_text = ranks.broadcast(text)
+    return None if shared_text is None else Plan.from_json(json.loads(shared_text))
 
 
 def _card(name: str) -> Gpu | None:

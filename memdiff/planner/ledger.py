@@ -228,8 +228,8 @@ def _key(tensor: torch.Tensor) -> int:
 
 def _is_on(tensor: torch.Tensor, device: torch.device) -> bool:
     """Fake tensors may stand on a device with an index that real ones don't have: cpu:0, the plan's GPU."""
-    found = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
-    return found == device if device.index is not None else found.type == device.type
+    tensor_device = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
+    return tensor_device == device if device.index is not None else tensor_device.type == device.type
 
 
 def _paths(name: str, root: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:

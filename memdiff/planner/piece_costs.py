@@ -30,7 +30,7 @@ class Curve:
         return known if known is not None else max(0, line, *(size for less, size in self.points if less < rows))
 
     def and_point(self, rows: int, size: int) -> "Curve":
-        """With one more."""
+        """A new curve that goes through (rows, size) too; a point at the same rows is replaced."""
         return Curve(tuple(sorted({**dict(self.points), rows: size}.items())))
 
 

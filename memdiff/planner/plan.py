@@ -59,10 +59,10 @@ class Plan:
         return {"version": VERSION, **dataclasses.asdict(self)}
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> "Plan":
-        """What `to_json` gave."""
-        told = {"changes": tuple(Change(**c) for c in found["changes"]), "notes": tuple(found["notes"])}
-        return cls(**{key: value for key, value in found.items() if key != "version"} | told)
+    def from_json(cls, content: Mapping[str, Any]) -> "Plan":
+        """Rebuilds the plan from what `to_json` returned."""
+        parsed = {"changes": tuple(Change(**c) for c in content["changes"]), "notes": tuple(content["notes"])}
+        return cls(**{key: value for key, value in content.items() if key != "version"} | parsed)
 
     def to_yaml(self) -> str:
         """The recipe's section `memory` as it was chosen, after a line that says what comes of it."""
@@ -140,12 +140,12 @@ def choose(
     settings = list(all_settings(rank_round, recipe.memory, costs, states_of))
     setting, fits = best(settings, rank_round, recipe.memory, costs, states_of, budget=budget_bytes, tflops=tflops)
     smallest = min(candidate.peak_bytes for candidate in settings)
-    told = sentences(recipe, setting, sizes, states_of, ranks=ranks, fits=fits, budget=budget_bytes, smallest=smallest)
+    notes = sentences(recipe, setting, sizes, states_of, ranks=ranks, fits=fits, budget=budget_bytes, smallest=smallest)
     if not fits:
-        told += [_cards_that_would(smallest, ranks)]
+        notes += [_cards_that_would(smallest, ranks)]
     return _as_plan(
         recipe, setting, fits=fits, budget=budget_bytes, smallest=smallest, tflops=tflops, gpu=gpu, ranks=ranks,
-        precision=precision, notes=told, changed=changes(setting, rank_round, costs, states_of),
+        precision=precision, notes=notes, changed=changes(setting, rank_round, costs, states_of),
     )  # fmt: skip
 
 
@@ -157,11 +157,11 @@ def measure_recomputes(
     With more than one of `processes` they run side by side, in forks: not in a process that uses CUDA or threads.
     """
     values = (left_open(recipe.memory, name) for name in MEASURED)
-    found: dict[Recompute, list[Measured]] = {
+    measurements: dict[Recompute, list[Measured]] = {
         recompute: [] for recompute in product(*values) if _possible(recipe, recompute)
     }
     sizes = sizes_to_measure(recipe, rank_round)
-    tasks = [(recompute, images) for images in sizes for recompute in found]
+    tasks = [(recompute, images) for images in sizes for recompute in measurements]
 
     def run(recompute: Recompute, images: int) -> Measured:
         knobs = resolved(recipe.memory).model_copy(update=dict(zip(MEASURED, recompute, strict=True)))
@@ -169,8 +169,8 @@ def measure_recomputes(
         return _round(recipe, knobs, rank_round, precision, images, evaluated=evaluated)
 
     for (recompute, _), measured in zip(tasks, side_by_side(run, tasks, processes), strict=True):
-        found[recompute].append(measured)
-    return found
+        measurements[recompute].append(measured)
+    return measurements
 
 
 def _possible(recipe: Recipe, recompute: Recompute) -> bool:

@@ -15,7 +15,7 @@ def side_by_side(call: Callable[..., T], tasks: Sequence[tuple[Any, ...]], proce
     """`call(*task)` of each, in order, at most `processes` at a time. What one raises is raised here."""
     if processes <= 1 or len(tasks) <= 1:
         return [call(*task) for task in tasks]
-    context, found = multiprocessing.get_context("fork"), []
+    context, results = multiprocessing.get_context("fork"), []
     for start in range(0, len(tasks), processes):
         started = []
         for task in tasks[start : start + processes]:
@@ -24,8 +24,8 @@ def side_by_side(call: Callable[..., T], tasks: Sequence[tuple[Any, ...]], proce
             child.start()
             theirs.close()
             started.append((child, mine))
-        found += [_ask(child, pipe) for child, pipe in started]
-    return found
+        results += [_ask(child, pipe) for child, pipe in started]
+    return results
 
 
 def _answer(pipe: Connection, call: Callable[..., Any], task: tuple[Any, ...]) -> None:

@@ -27,7 +27,7 @@ class RankRound:
         return self.method.workload(self.chain, knobs)
 
     def rows(self, knobs: Knobs) -> int:
-        """Of a piece."""
+        """Rows of a piece: the micro-batch, or 1 in one pass that cannot separate the images' gradients."""
         return knobs.micro_batch if self.separable or not self.workload(knobs).in_one_pass else 1
 
     def waiting(self, knobs: Knobs) -> int:

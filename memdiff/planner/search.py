@@ -74,9 +74,9 @@ def situation(work: Workload, sizes: Sizes) -> Situation:
 
 def left_open(memory: MemoryConfig, name: str, has: Situation | None = None) -> tuple[Any, ...]:
     """The values that a knob can take: what the recipe says, or the row's choices where `has` lets it have any."""
-    given, knob = getattr(memory, name), TABLE[name]
-    if given != "auto":
-        return (given,)
+    value, knob = getattr(memory, name), TABLE[name]
+    if value != "auto":
+        return (value,)
     return knob.choices if knob.choices and (has is None or knob.needs(has)) else (knob.plain,)
 
 

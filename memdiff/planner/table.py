@@ -18,7 +18,7 @@ def show(plan: Plan, console: Console | None = None) -> None:
 
 
 def rendered(plan: Plan) -> Group:
-    """What `show` prints."""
+    """Headline, tables and notes of the plan as one group, which `show` prints."""
     parts: list[Any] = [_headline(plan), _items(plan), _phases(plan), _knobs(plan)]
     if plan.changes:
         parts.append(_changes(plan))
@@ -78,5 +78,5 @@ def _word(value: Any) -> str:
 
 
 def gib(size: float) -> str:
-    """To a hundredth."""
+    """Bytes as GiB with two decimals, without the unit."""
     return f"{size / GIB:.2f}"

@@ -36,20 +36,20 @@ def contents_of(recipe: Recipe, ds_config: Path | None = None) -> Contents:
     """Fingerprints of every local file and folder that a recipe names, and of a DeepSpeed file. Raises ConfigError."""
     deciding = {} if ds_config is None else read_user_file(ds_config)
     deciding = {key: value for key, value in deciding.items() if key not in FREE}
-    found = {key: fingerprints(Path(path)) for key, path in _paths(recipe)}
-    return found | {DS_CONFIG: {"": _hash(json.dumps(deciding, sort_keys=True).encode())}}
+    contents = {key: fingerprints(Path(path)) for key, path in _paths(recipe)}
+    return contents | {DS_CONFIG: {"": _hash(json.dumps(deciding, sort_keys=True).encode())}}
 
 
 def changed_contents(before: Mapping[str, Any], after: Contents) -> list[str]:
     """What differs, as a person would look for it: the key and the file. A key that `before` lacks is not compared."""
-    told = []
+    changes = []
     for key, files in after.items():
         known = before.get(key)
         if not isinstance(known, Mapping) or known == files:
             continue
         name = next(name for name in sorted({*known, *files}) if known.get(name) != files.get(name))
-        told.append(f"the content of {key}{f' ({name})' if name else ''}")
-    return told
+        changes.append(f"the content of {key}{f' ({name})' if name else ''}")
+    return changes
 
 
 def fingerprints(path: Path) -> dict[str, str]:

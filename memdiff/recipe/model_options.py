@@ -7,7 +7,7 @@ from memdiff.recipe.recipe import Recipe
 
 
 def model_options(recipe: Recipe, knobs: Knobs, *, precision: str) -> ModelOptions:
-    """`precision` is resolved."""
+    """How the recipe's model is loaded with these knobs; `precision` is fp16, bf16 or fp32, not auto."""
     return ModelOptions(
         dtype=DTYPES[precision],
         adapter=recipe.adapter,

@@ -30,26 +30,26 @@ class _Texts(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, given: Any) -> Any:
-        if isinstance(given, str):
-            return {"texts": (given,)}
-        if isinstance(given, dict) and isinstance(given.get("texts"), str):
-            return given | {"texts": (given["texts"],)}
-        return {"texts": given} if isinstance(given, list | tuple) else given
+    def _short_forms(cls, raw: Any) -> Any:
+        if isinstance(raw, str):
+            return {"texts": (raw,)}
+        if isinstance(raw, dict) and isinstance(raw.get("texts"), str):
+            return raw | {"texts": (raw["texts"],)}
+        return {"texts": raw} if isinstance(raw, list | tuple) else raw
 
     @field_validator("file")
     @classmethod
     def _readable(cls, file: str | None, info: ValidationInfo) -> str | None:
         if file is None:
             return None
-        found = resolve_file(file, info.context)
-        if found is None:
+        path = resolve_file(file, info.context)
+        if path is None:
             raise ValueError(f"no such file: {file}")
         try:
-            read_prompt_file(Path(found))
+            read_prompt_file(Path(path))
         except ConfigError as error:
             raise ValueError(str(error)) from None
-        return found
+        return path
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:

@@ -221,14 +221,14 @@ def _holds(node: Any, key: int | str) -> bool:
 def _sections_of(section: type[Section], key: str) -> list[type[Section]]:
     """The sections that stand anywhere in the annotation of a field."""
     field: FieldInfo = section.model_fields[key]
-    found: list[type[Section]] = []
+    section_types: list[type[Section]] = []
     waiting: list[Any] = [field.annotation]
     while waiting:
         annotation = waiting.pop()
         if isinstance(annotation, type) and issubclass(annotation, Section):
-            found.append(annotation)
+            section_types.append(annotation)
         waiting.extend(get_args(annotation))
-    return found
+    return section_types
 
 
 def _did_you_mean(key: str, sections: list[type[Section]]) -> str:

@@ -90,8 +90,8 @@ def write_evolution(pngs: list[Path], gif: Path, labels: list[str] | None = None
 
 def round_label(path: Path) -> str:
     """`round 10` for `round_000010.png`; the bare name for any other file."""
-    found = re.fullmatch(r"round_(\d+)", path.stem)
-    return f"round {int(found[1])}" if found else path.stem
+    match = re.fullmatch(r"round_(\d+)", path.stem)
+    return f"round {int(match[1])}" if match else path.stem
 
 
 def spread(number: int, at_most: int) -> list[int]:

@@ -196,11 +196,11 @@ def summary(run: RunRecord, described: list[tuple[str, str]]) -> str:
 
 def shares(run: RunRecord) -> list[tuple[str, list[float]]]:
     """Name and numbers of each share over the rounds, on fixed noise where that was measured at least twice."""
-    found = []
+    series = []
     for name in names_of(run, "share/"):
         fixed = known(column(run.evaluations, f"evaluate/share/{name}"))
-        found.append((name, fixed if len(fixed) >= 2 else known(column(run.training, f"share/{name}")) or fixed))
-    return found
+        series.append((name, fixed if len(fixed) >= 2 else known(column(run.training, f"share/{name}")) or fixed))
+    return series
 
 
 def total_seconds(rows: list[Row]) -> float:
@@ -210,28 +210,28 @@ def total_seconds(rows: list[Row]) -> float:
 
 def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     """The figures at the head of the page: name, value, remark."""
-    found = []
+    rows = []
     rewards = known(column(run.training, "reward_mean"))
     if rewards:
-        found.append(("reward", f"{rewards[0]:.3g} → {rewards[-1]:.3g}", "mean of the first and the last round"))
+        rows.append(("reward", f"{rewards[0]:.3g} → {rewards[-1]:.3g}", "mean of the first and the last round"))
     evaluated = known(column(run.evaluations, "evaluate/reward_mean"))
     if evaluated:
         best = best_round(run.evaluations)
-        found.append(("reward, fixed noise", f"{evaluated[0]:.3g} → {evaluated[-1]:.3g}", f"best: round {best}"))
+        rows.append(("reward, fixed noise", f"{evaluated[0]:.3g} → {evaluated[-1]:.3g}", f"best: round {best}"))
     for name, values in shares(run)[:2]:
-        found.append(
+        rows.append(
             (f"share {name}", f"{100 * values[0]:.1f} → {100 * values[-1]:.1f}\u00a0%", "first and last measured")
         )
     if run.training:
         images = known(column(run.training, "images"))
-        found.append(("rounds", f"{len(run.training)}", f"{images[-1]:,.0f} images" if images else ""))
+        rows.append(("rounds", f"{len(run.training)}", f"{images[-1]:,.0f} images" if images else ""))
     seconds = total_seconds(run.training)
     if seconds:
-        found.append(("time", duration(seconds), "sum of the phases of all rounds"))
+        rows.append(("time", duration(seconds), "sum of the phases of all rounds"))
     peaks = known(column(run.training, "peak_bytes"))
     if peaks:
-        found.append(("peak memory", f"{max(peaks) / GIB:.3g} GiB", "highest of all rounds"))
-    return found
+        rows.append(("peak memory", f"{max(peaks) / GIB:.3g} GiB", "highest of all rounds"))
+    return rows
 
 
 def phase_table(rows: list[Row]) -> list[tuple[str, str, str, str]]:
@@ -249,8 +249,8 @@ def phase_table(rows: list[Row]) -> list[tuple[str, str, str, str]]:
 def alarm_table(run: RunRecord) -> list[tuple[int, str]]:
     """Round and text of every alarm that a guard raised."""
     rows = {row["round"]: row.get("alarms") for row in (*run.evaluations, *run.training)}
-    told = [(number, alarms) for number, alarms in sorted(rows.items()) if isinstance(alarms, list)]
-    return [(number, alarm) for number, alarms in told for alarm in alarms if isinstance(alarm, str)]
+    alarms_by_round = [(number, alarms) for number, alarms in sorted(rows.items()) if isinstance(alarms, list)]
+    return [(number, alarm) for number, alarms in alarms_by_round for alarm in alarms if isinstance(alarm, str)]
 
 
 def judge_table(judge: Row) -> list[tuple[str, str, str]]:

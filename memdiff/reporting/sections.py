@@ -149,7 +149,7 @@ def phase_keys(rows: list[Row]) -> list[str]:
 
 
 def phase_name(key: str) -> str:
-    """`rollout` for `seconds_rollout`."""
+    """The phase that a metric times: `rollout` for `seconds_rollout`."""
     return key.removeprefix("seconds_")
 
 

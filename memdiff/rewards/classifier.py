@@ -96,11 +96,11 @@ class ClassifierReward:
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
-        """The classifier."""
+        """The image classifier, the only network of this reward."""
         return (self._network,)
 
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """Scores, B fp32."""
+        """What `mode` makes of the label's probability, B fp32; prompts play no part."""
         logits_BL = run_network(lambda x: self._network(x).logits, self._processing(images_BCHW), self._dtype)
         return confidence_score(logits_BL.log_softmax(dim=1)[:, self._label], self.config).float()
 

@@ -151,7 +151,7 @@ class PromptHead:
 
 
 class ClipReward:
-    """Fulfils memdiff.rewards.reward.Reward."""
+    """Scores CLIP's image embedding with one head: aesthetic, or similarity to the prompt."""
 
     differentiable = True
 

@@ -97,10 +97,10 @@ class PythonConfig(Part):
     @field_validator("file")
     @classmethod
     def _exists(cls, file: str, info: ValidationInfo) -> str:
-        found = resolve_file(file, info.context)
-        if found is None:
+        path = resolve_file(file, info.context)
+        if path is None:
             raise ValueError(f"no such file: {file}")
-        return found
+        return path
 
 
 AnyPart = (

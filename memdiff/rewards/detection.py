@@ -73,7 +73,7 @@ class DetectionReward:
         return (self.detector,)
 
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """Rewards, B fp32."""
+        """Reward for the object being added, removed or counted, B fp32; prompts play no part."""
         del prompts
         return self.scores(images_BCHW).float()
 

@@ -113,7 +113,7 @@ class ImageRewardNet(torch.nn.Module):
         return text_BLE[:, 0]
 
     def head(self, features_BE: torch.Tensor) -> torch.Tensor:
-        """Standardised scores: B."""
+        """Scores of the features, less SCORE_MEAN and divided by SCORE_STD: B."""
         return (self.mlp.layers(features_BE)[:, 0] - SCORE_MEAN) / SCORE_STD
 
 
@@ -168,7 +168,7 @@ class ImageReward:
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
-        """The one network."""
+        """The one network, which reads the image and the text."""
         return (self.net,)
 
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
@@ -191,8 +191,8 @@ class ImageReward:
         texts = [prompt if self._prompt is None else self._prompt for prompt in prompts]
         new = [text for text in dict.fromkeys(texts) if text not in self._tokens]
         if new:
-            found = self._tokenizer(new, padding="max_length", truncation=True, max_length=LENGTH)
-            for text, ids, mask in zip(new, found["input_ids"], found["attention_mask"], strict=True):
+            encoding = self._tokenizer(new, padding="max_length", truncation=True, max_length=LENGTH)
+            for text, ids, mask in zip(new, encoding["input_ids"], encoding["attention_mask"], strict=True):
                 self._tokens[text] = ids, sum(mask)
         rows = [self._tokens[text] for text in texts]
         ids_BL = torch.tensor([ids for ids, _ in rows], dtype=torch.long)

@@ -89,15 +89,15 @@ class WeightedReward:
         A share part has one at the shares of yes of a round, one entry a part: its scores are yes or no, so that no
         gradient leads to them. A normalised part without scores counts as one with std 1.
         """
-        found = []
+        part_slopes = []
         for number, part in enumerate(self.parts):
             seen = self.statistics.get(part.name, Running())
             slope = part.weight / (seen.std + EPSILON) if seen.count else part.weight
             if part.target_share is not None:
                 assert shares is not None, "share parts have no gradient"
                 slope = part.weight * 2 * (part.target_share - shares[number])
-            found.append(slope)
-        return found
+            part_slopes.append(slope)
+        return part_slopes
 
     def value(self, raw_PN: torch.Tensor, statistics: Statistics) -> float:
         """What training raises, for a set of images: the mean total, a share part counting as -(share - target)^2.

@@ -56,7 +56,7 @@ def find_images(sources: Sequence[str]) -> list[Path]:
 
     Raises ConfigError naming the first source that gives none.
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for source in sources:
         path = Path(source).expanduser()
         if path.is_file():
@@ -71,8 +71,8 @@ def find_images(sources: Sequence[str]) -> list[Path]:
                 f"no image in {source}; give a folder, a glob or files that end in {', '.join(SUFFIXES)}. A run's own "
                 "samples/ holds grids of its evaluations: memdiff sample RUN makes images"
             )
-        found.update(dict.fromkeys(files))
-    return list(found)
+        paths.update(dict.fromkeys(files))
+    return list(paths)
 
 
 def prompts_beside(images: Sequence[Path]) -> list[str]:

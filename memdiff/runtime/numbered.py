@@ -17,9 +17,9 @@ def number_of(path: Path, prefix: str, suffix: str = "") -> int | None:
 
 def numbered(folder: Path, prefix: str, suffix: str = "") -> dict[int, Path]:
     """What lies in `folder` under a name that `name_of` gives, by number, in order; links are left out."""
-    found = {}
+    paths_by_number = {}
     for path in folder.glob(f"{prefix}*{suffix}"):
         number = number_of(path, prefix, suffix)
         if number is not None and not path.is_symlink():
-            found[number] = path
-    return {number: found[number] for number in sorted(found)}
+            paths_by_number[number] = path
+    return {number: paths_by_number[number] for number in sorted(paths_by_number)}

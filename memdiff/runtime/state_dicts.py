@@ -37,9 +37,9 @@ def refuse_other_weights(
     """
     problems = (("missing", missing), ("unexpected", unexpected), ("of another shape or kind", unlike))
     named = [(what, list(keys)) for what, keys in problems]
-    told = "; ".join(f"{len(keys)} {what}: {_first(keys)}" for what, keys in named if keys)
-    if told:
-        raise ConfigError(f"{source} does not hold the weights of {network}: {told}; fetch its files again")
+    summary = "; ".join(f"{len(keys)} {what}: {_first(keys)}" for what, keys in named if keys)
+    if summary:
+        raise ConfigError(f"{source} does not hold the weights of {network}: {summary}; fetch its files again")
 
 
 def another_shape(key: str, got: Iterable[int], want: Iterable[int]) -> str:

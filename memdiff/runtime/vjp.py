@@ -254,10 +254,10 @@ class Pieces:
     ) -> tuple[Sequence[torch.Tensor | None], torch.Tensor | None, torch.Tensor | None]:
         y, leaf, scale = graph
         inputs = (*self.gradients.parameters, *([leaf] if leaf.requires_grad else []))
-        found = torch.autograd.grad(y, inputs, dy, allow_unused=True)
-        parameters = found[: len(self.gradients.parameters)]
+        gradients = torch.autograd.grad(y, inputs, dy, allow_unused=True)
+        parameters = gradients[: len(self.gradients.parameters)]
         unscale = None if scale.value is None else 1 / scale.value
-        return parameters, unscale, found[-1] if leaf.requires_grad else None
+        return parameters, unscale, gradients[-1] if leaf.requires_grad else None
 
 
 def fixed_batches(items: Sequence[Item], size: int) -> Iterator[tuple[list[Item], int]]:

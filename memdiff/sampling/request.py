@@ -69,29 +69,31 @@ def make_request(
     texts = read_prompt_file(prompts) if prompts is not None else () if prompt is None else (prompt,)
     mixed = [_mixed(word) for word in mix]
     window = None if adapter_steps is None else _window(adapter_steps)
-    found = locate(source, best=best, own_adapter=not mixed)
-    if found.adapter is not None:
-        mixed = [(found.adapter, 1.0)]
+    resolved_source = locate(source, best=best, own_adapter=not mixed)
+    if resolved_source.adapter is not None:
+        mixed = [(resolved_source.adapter, 1.0)]
     if not mixed and (lora_scale is not None or window is not None):
-        raise _no_adapter("--adapter-steps" if lora_scale is None else "--lora-scale", source, found)
-    if not takes_prompts(found.model) and guidance is not None:
+        raise _no_adapter("--adapter-steps" if lora_scale is None else "--lora-scale", source, resolved_source)
+    if not takes_prompts(resolved_source.model) and guidance is not None:
         raise ConfigError(f"--guidance needs a text-to-image model; {source} takes no prompts")
-    given = {key: value for key, value in (("steps", steps), ("eta", eta), ("guidance", guidance)) if value is not None}
-    kind = found.model.kind
+    overrides = {
+        key: value for key, value in (("steps", steps), ("eta", eta), ("guidance", guidance)) if value is not None
+    }
+    kind = resolved_source.model.kind
     try:
         request = SampleRequest(
             source=source,
-            model=found.model,
+            model=resolved_source.model,
             adapters=tuple(MixedAdapter(file=str(file.resolve()), weight=weight) for file, weight in mixed),
             lora_scale=1.0 if lora_scale is None else lora_scale,
             adapter_steps=window,
-            prompts=_prompts_for(found, texts, source),
+            prompts=_prompts_for(resolved_source, texts, source),
             num_images=num_images,
             batch_size=min(batch_size or BATCHES[kind], num_images),
-            sampler=SamplerConfig.model_validate(found.sampler.model_dump() | given),
+            sampler=SamplerConfig.model_validate(resolved_source.sampler.model_dump() | overrides),
             seed=seed,
             precision=precision,  # pyright: ignore[reportArgumentType]
-            out=str((out or found.out).resolve()),
+            out=str((out or resolved_source.out).resolve()),
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -104,16 +106,16 @@ def make_request(
     return request
 
 
-def _prompts_for(found: Source, texts: tuple[str, ...], source: str) -> tuple[str, ...]:
-    if not takes_prompts(found.model):
+def _prompts_for(resolved_source: Source, texts: tuple[str, ...], source: str) -> tuple[str, ...]:
+    if not takes_prompts(resolved_source.model):
         if texts:
             raise ConfigError(f"{source} makes images without prompts; leave --prompt and --prompts out")
         return ()
     if texts:
         return texts
-    if found.prompts is None:
+    if resolved_source.prompts is None:
         raise ConfigError(f"{source} makes images from texts; give --prompt TEXT or --prompts FILE")
-    return PromptSet.read(found.prompts).texts
+    return PromptSet.read(resolved_source.prompts).texts
 
 
 def _mixed(word: str) -> tuple[Path, float]:
@@ -132,16 +134,16 @@ def _mixed(word: str) -> tuple[Path, float]:
 
 def _window(text: str) -> tuple[int, int]:
     """`START:END`, as a range of steps."""
-    found = re.fullmatch(r"(\d+):(\d+)", text.strip())
-    window = (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.fullmatch(r"(\d+):(\d+)", text.strip())
+    window = (int(match[1]), int(match[2])) if match else (0, 0)
     if not window[0] < window[1]:
         raise ConfigError(f"--adapter-steps must be START:END with START < END, such as 0:25, got {text}")
     return window
 
 
-def _no_adapter(option: str, source: str, found: Source) -> ConfigError:
-    if found.trained_in_full:
+def _no_adapter(option: str, source: str, resolved_source: Source) -> ConfigError:
+    if resolved_source.trained_in_full:
         return ConfigError(f"{option}: {source} was trained in full and has no adapter; only runs with LoRA have one")
-    embedded = isinstance(found.model, EmbeddedConfig)
+    embedded = isinstance(resolved_source.model, EmbeddedConfig)
     what = "an embedded model" if embedded else "a pipeline"
     return ConfigError(f"{option} needs an adapter, and {source} is {what} without one; add --mix DIR=W")

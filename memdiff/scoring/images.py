@@ -133,12 +133,12 @@ def scores_json(rows: Sequence[ScoreRow]) -> str:
     """`{"images": [{"image", "prompt", "scores": {...}}], "mean": {...}, "std": {...}}`; what isn't finite is null."""
     names = list(rows[0].scores) if rows else []
     columns = {name: [row.scores[name] for row in rows] for name in names}
-    told = {
+    document = {
         "images": [{"image": str(row.image), "prompt": row.prompt, "scores": _finite(row.scores)} for row in rows],
         "mean": _finite({name: _mean(values) for name, values in columns.items()}),
         "std": _finite({name: _std(values) for name, values in columns.items()}),
     }
-    return json.dumps(told, indent=2, allow_nan=False)
+    return json.dumps(document, indent=2, allow_nan=False)
 
 
 def _mean(values: Sequence[float]) -> float:

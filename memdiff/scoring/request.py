@@ -14,7 +14,7 @@ from memdiff.runtime.section import Section
 
 
 class GivenReward(Section):
-    """One `--reward`."""
+    """One `--reward` of the command line, checked as a part of a recipe's reward is."""
 
     reward: RewardPart
 

@@ -140,23 +140,23 @@ class Run:
             image_grid(result.images_NHWC[:64]).save(self.folder.sample_file(number))
         evaluated = plain_row({**row, **result.numbers, "evaluate/best": best})
         numbers = {key.removeprefix("evaluate/"): evaluated[key] for key in result.numbers}
-        told = "  ".join(
+        summary = "  ".join(
             f"{key} {shown(value, '.3f')}" for key, value in numbers.items() if not key.startswith("reward_std/")
         )
-        self.progress.say(f"evaluation at round {number}: {told}{'  (best so far)' if best and number else ''}")
+        self.progress.say(f"evaluation at round {number}: {summary}{'  (best so far)' if best and number else ''}")
         self.record(evaluated)
 
     def record(self, row: Metrics) -> None:
         """Writes a row, with the guards' alarms in it; the first rank's word on them counts on all."""
         parts, run_state = self.parts, self.run_state
         run_state.first = watched(row, parts.held_out) | run_state.first
-        found = alarms(row, run_state.first, parts.recipe.guards, parts.held_out)
-        told: list[str] = json.loads(parts.ranks.broadcast(json.dumps(found)) or "[]")
+        own_alarms = alarms(row, run_state.first, parts.recipe.guards, parts.held_out)
+        shared_alarms: list[str] = json.loads(parts.ranks.broadcast(json.dumps(own_alarms)) or "[]")
         if parts.ranks.is_first:
-            self.folder.add_row({**row, "alarms": told})
-        for alarm in told:
+            self.folder.add_row({**row, "alarms": shared_alarms})
+        for alarm in shared_alarms:
             self.progress.say(f"alarm at round {row['round']}: {alarm}")
-        run_state.alarm = told[0] if told and parts.recipe.guards.stop else None
+        run_state.alarm = shared_alarms[0] if shared_alarms and parts.recipe.guards.stop else None
 
     def save_model(self, folder: Path) -> None:
         """What diffusers loads, from the fp32 masters (or their average). Collective."""
@@ -256,8 +256,8 @@ def memory_told(plan: "Plan | None") -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, OutOfMemoryError) as error:
         what = str(error).splitlines()[0]
-        told = plan.suggestions() if plan else ["--set memory.activation_checkpointing=blocks", "an adapter"]
-        raise OutOfMemoryError(f"{what}; what would help: {'; '.join(told)}") from None
+        advice = plan.suggestions() if plan else ["--set memory.activation_checkpointing=blocks", "an adapter"]
+        raise OutOfMemoryError(f"{what}; what would help: {'; '.join(advice)}") from None
 
 
 @contextmanager

@@ -141,7 +141,7 @@ class RunFolder:
         _write_atomically(self._status, json.dumps(status, indent=2))
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
-        """plan.json."""
+        """Writes the plan to plan.json, whole or not at all."""
         _write_atomically(self.path / "plan.json", json.dumps(plan, indent=2))
 
     def add_row(self, row: Mapping[str, Any]) -> None:

@@ -31,8 +31,8 @@ def test_equal_rewards_give_zero() -> None:
     """In fp32 rounding too: ten times 0.1 of a prompt have mean 0.1 and std 0."""
     rewards = PromptRewards(4)
     for _ in range(3):
-        found = rewards.advantages(torch.full((10,), 0.1), ["a"] * 10, whiten=True, epsilon=1e-6)
-        assert float(found.abs().max()) == 0
+        advantages = rewards.advantages(torch.full((10,), 0.1), ["a"] * 10, whiten=True, epsilon=1e-6)
+        assert float(advantages.abs().max()) == 0
 
 
 def round_of(policy: Any, prompts: list[str], number: int) -> Round:

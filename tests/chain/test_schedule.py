@@ -234,10 +234,10 @@ def test_log_prob_is_the_normal_density(reduction: str):
     sigma = torch.tensor([0.01, 0.05, 0.1, 0.3, 0.7, 1.0]).view(-1, 1, 1, 1)
     x = mean + sigma * torch.randn(6, 3, 4, 5, generator=generator)
     truth = Independent(Normal(mean.double(), sigma.double().expand_as(mean)), 3).log_prob(x.double())
-    found = log_prob(x, mean, sigma, reduction="sum" if reduction == "sum" else "mean")
+    log_density = log_prob(x, mean, sigma, reduction="sum" if reduction == "sum" else "mean")
     truth = truth if reduction == "sum" else truth / 60
-    assert found.shape == (6,) and found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=1e-5)
+    assert log_density.shape == (6,) and log_density.dtype == torch.float32
+    torch.testing.assert_close(log_density.double(), truth, rtol=1e-6, atol=1e-5)
 
 
 def test_log_prob_gradient_is_the_score():

@@ -41,22 +41,22 @@ def test_packages_within_bounds_pass():
     """Local build tags, letter case and separators don't matter; requirements of an extra are not asked for."""
     findings = packages.judge_packages(PACKAGES)
     assert states(findings) == {"python": "ok", "packages": "ok"}
-    assert "torch 2.13.0+cpu" in findings[1].found
+    assert "torch 2.13.0+cpu" in findings[1].detail
 
 
 @pytest.mark.parametrize(
-    ("versions", "found", "advice"),
+    ("versions", "detail", "advice"),
     [
         ({"torch": "2.9.1"}, "torch 2.9.1 is outside >=2.10", 'pip install "torch>=2.10"'),
         ({"deepspeed": "0.20.0"}, "deepspeed 0.20.0 is outside <0.20,>=0.19.8", '"deepspeed<0.20,>=0.19.8"'),
         ({"scikit-learn": None}, "Scikit_Learn is missing", 'pip install "Scikit_Learn>=1.6"'),
     ],
 )
-def test_packages_missing_or_outside_fail(versions, found, advice):
+def test_packages_missing_or_outside_fail(versions, detail, advice):
     """The finding names the package and the bound, the advice is a pip command for it alone."""
     merged = {name: version for name, version in (PACKAGES.versions | versions).items() if version is not None}
     finding = packages.judge_packages(replace(PACKAGES, versions=merged))[1]
-    assert finding.state == "fail" and finding.found == found
+    assert finding.state == "fail" and finding.detail == detail
     assert advice in finding.advice and finding.advice.count(">=") == 1
 
 
@@ -90,12 +90,12 @@ def test_devices():
     assert "CUDA build" in devices.judge_devices(CPU).advice
     assert "nvidia-smi" in devices.judge_devices(replace(CPU, torch_cuda="12.6")).advice
     good = devices.judge_devices(FOUR_T4)
-    assert (good.state, good.found) == ("ok", "4 x Tesla T4, 15.0 GiB, sm_75")
+    assert (good.state, good.detail) == ("ok", "4 x Tesla T4, 15.0 GiB, sm_75")
     mixed = devices.judge_devices(replace(FOUR_T4, devices=[T4, Device("NVIDIA A100", 40 * GIB, (8, 0))]))
     assert mixed.state == "warn" and "CUDA_VISIBLE_DEVICES" in mixed.advice
     assert devices.judge_devices(replace(FOUR_T4, devices=[Device("P100", 16 * GIB, (6, 0))])).state == "warn"
     broken = devices.judge_devices(DeviceFacts(problem="ImportError: libcudart.so.12"))
-    assert broken.state == "fail" and "libcudart" in broken.found
+    assert broken.state == "fail" and "libcudart" in broken.detail
 
 
 def test_precision():
@@ -105,9 +105,9 @@ def test_precision():
     ampere = devices.judge_precision(
         replace(FOUR_T4, devices=[Device("A100", 40 * GIB, (8, 0))], accelerator_bf16=True)
     )
-    assert ampere.found.endswith("sm_80 computes in fp16, bf16 and fp32")
+    assert ampere.detail.endswith("sm_80 computes in fp16, bf16 and fp32")
     cpu = devices.judge_precision(CPU)
-    assert cpu.state == "ok" and cpu.found.endswith("(cpu): bf16, fp32") and "fp32" in cpu.advice
+    assert cpu.state == "ok" and cpu.detail.endswith("(cpu): bf16, fp32") and "fp32" in cpu.advice
     assert devices.judge_precision(replace(CPU, accelerator_fp16=True)).advice == ""
     assert devices.judge_precision(replace(FOUR_T4, accelerator="cpu")).state == "fail"
     assert devices.judge_precision(replace(FOUR_T4, accelerator_fp16=False)).state == "warn"
@@ -120,11 +120,11 @@ def test_allocator():
         {"PYTORCH_ALLOC_CONF": "expandable_segments:True"},
         {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"},
     )
-    assert devices.judge_allocator(FOUR_T4, grow).found == "PYTORCH_ALLOC_CONF=expandable_segments:True"
+    assert devices.judge_allocator(FOUR_T4, grow).detail == "PYTORCH_ALLOC_CONF=expandable_segments:True"
     cases = [(FOUR_T4, grow), (FOUR_T4, fixed), (FOUR_T4, {}), (FOUR_T4, fixed | grow), (CPU, fixed)]
     eval_reward = [devices.judge_allocator(facts, environment) for facts, environment in cases]
     assert [finding.state for finding in eval_reward] == ["ok", "warn", "warn", "warn", "ok"]
-    assert eval_reward[1].found == "PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:64"
+    assert eval_reward[1].detail == "PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:64"
     assert "add expandable_segments:True to it, or unset it" in eval_reward[1].advice
 
 
@@ -132,9 +132,9 @@ def test_links():
     """Several GPUs need NCCL; missing peer access is told, not blamed."""
     assert devices.judge_links(CPU).state == "ok"
     assert devices.judge_links(replace(FOUR_T4, nccl=False)).state == "fail"
-    assert "all 4 GPUs" in devices.judge_links(FOUR_T4).found
+    assert "all 4 GPUs" in devices.judge_links(FOUR_T4).detail
     apart = devices.judge_links(replace(FOUR_T4, peers_missing=12))
-    assert apart.state == "ok" and "12 of 12 pairs" in apart.found
+    assert apart.state == "ok" and "12 of 12 pairs" in apart.detail
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_a_check_that_fails_is_a_finding(monkeypatch):
     monkeypatch.setattr(examine, "start_device_probe", lambda: OSError(2, "gone"))
     monkeypatch.setattr(examine, "probe_hub", lambda: HUB)
     findings = examine.examine()
-    assert "ZeroDivisionError" in next(finding.found for finding in findings if finding.name == "host")
+    assert "ZeroDivisionError" in next(finding.detail for finding in findings if finding.name == "host")
     assert states(findings)["devices"] == "fail" and states(findings)["hub"] == "ok"
 
 
@@ -293,5 +293,5 @@ def test_examine_this_machine(monkeypatch):
         "allocator",
     ]
     assert all(finding.advice for finding in findings if finding.state != "ok")
-    assert not [finding.found for finding in findings if "the check itself failed" in finding.found]
-    assert states(findings)["python"] == "ok" and "DeepSpeed" in findings[names.index("precision")].found
+    assert not [finding.detail for finding in findings if "the check itself failed" in finding.detail]
+    assert states(findings)["python"] == "ok" and "DeepSpeed" in findings[names.index("precision")].detail

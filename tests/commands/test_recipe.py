@@ -247,8 +247,8 @@ def value_at(recipe: Recipe, dotted: str) -> object:
 def test_good_values_are_taken(file: Path, override: str, dotted: str, expected: object):
     """No valid recipe is refused, and each override lands where it says, with the type that the section has."""
     file.write_text(LEAST)
-    found = value_at(read_recipe(file, (override,)), dotted)
-    assert found == expected and type(found) is type(expected)
+    value = value_at(read_recipe(file, (override,)), dotted)
+    assert value == expected and type(value) is type(expected)
 
 
 @pytest.mark.parametrize("content", ["\ufeff" + LEAST, LEAST.replace("\n", "\r\n"), "---\n" + LEAST + "...\n"])
@@ -392,9 +392,9 @@ def test_the_old_key_for_idle_parts_is_read(word: str, place: Any, caplog: pytes
     tell_of_old_key.cache_clear()
     for _ in range(2):
         assert MemoryConfig.model_validate({"idle_parts": word}) == MemoryConfig(idle_unet=place, idle_decoder=place)
-    told = [record.getMessage() for record in caplog.records]
-    assert [line.count("\n") for line in told] == ([] if word == "auto" else [0]) and all(
-        place in line for line in told
+    messages = [record.getMessage() for record in caplog.records]
+    assert [line.count("\n") for line in messages] == ([] if word == "auto" else [0]) and all(
+        place in line for line in messages
     )
     beside = MemoryConfig.model_validate({"idle_parts": word, "idle_decoder": "gpu"})
     assert (beside.idle_unet, beside.idle_decoder) == (place, "gpu")
@@ -414,7 +414,9 @@ def test_a_run_has_every_knob_decided():
 
 def test_the_schema_says_what_auto_is():
     """Written from the table, once: a knob that the plan chooses says so."""
-    told = {name: field["description"] for name, field in MemoryConfig.model_json_schema()["properties"].items()}
-    assert told.keys() == TABLE.keys() and all(text.count("auto: ") == 1 for text in told.values())
-    assert told["kept_steps"].endswith("auto: on GPUs what the plan finds fastest, else 0.")
-    assert told["guidance_passes"].endswith("auto: 1.")
+    descriptions = {
+        name: field["description"] for name, field in MemoryConfig.model_json_schema()["properties"].items()
+    }
+    assert descriptions.keys() == TABLE.keys() and all(text.count("auto: ") == 1 for text in descriptions.values())
+    assert descriptions["kept_steps"].endswith("auto: on GPUs what the plan finds fastest, else 0.")
+    assert descriptions["guidance_passes"].endswith("auto: 1.")

@@ -186,15 +186,15 @@ def test_page_is_self_contained_and_allows_nothing(page):
 
 def test_plots_have_labels_and_no_text_of_the_run(page):
     """Each embedded plot is well-formed SVG without script or link, has axis labels, and comes in light and dark."""
-    found = re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", page)
-    assert len(found) % 2 == 0 and len(found) >= 30
-    for encoded in found:
+    encoded_plots = re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", page)
+    assert len(encoded_plots) % 2 == 0 and len(encoded_plots) >= 30
+    for encoded in encoded_plots:
         svg = base64.b64decode(encoded).decode()
         root = ElementTree.fromstring(svg)
         texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
         assert "digit" not in svg and "critic_loss" not in svg and "script" not in svg
         assert any(text and text.startswith(("round", "step")) for text in texts)
-    light, dark = base64.b64decode(found[1]).decode(), base64.b64decode(found[0]).decode()
+    light, dark = base64.b64decode(encoded_plots[1]).decode(), base64.b64decode(encoded_plots[0]).decode()
     assert plots.INK not in dark and plots.COLOURS[0] in light and plots.COLOURS[0] not in dark
 
 

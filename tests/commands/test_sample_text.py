@@ -70,11 +70,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request(source: object, out: Path | None = None, **options: Any) -> SampleRequest:
     """What the command line makes of these options; four images in batches of four."""
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "best": False, "num_images": 4, "batch_size": 4, "steps": None, "eta": None, "guidance": None, "seed": 5,
         "prompt": None, "prompts": None, "lora_scale": None, "mix": (), "adapter_steps": None, "precision": "fp32",
     }  # fmt: skip
-    return make_request(str(source), out=out, **(given | options))
+    return make_request(str(source), out=out, **(defaults | options))
 
 
 def sampled(source: object, out: Path, **options: Any) -> np.ndarray:
@@ -210,14 +210,14 @@ def test_mistakes_are_told(source: str, options: dict[str, Any], message: str, r
         "A": runs / "a", "WHOLE": runs / "whole", "TEXT": runs / "text", "EMPTY": tmp_path / "empty.txt",
         "BINARY": tmp_path / "binary.txt", "MISSING": tmp_path / "missing.txt",
     }  # fmt: skip
-    given = dict(options)
-    if "prompts" in given:
-        given["prompts"] = places.get(str(given["prompts"]), given["prompts"])
-    if "mix" in given:
-        first, equals, rest = given["mix"][0].partition("=")
-        given["mix"] = [f"{places.get(first, first)}{equals}{rest}"]
+    arguments = dict(options)
+    if "prompts" in arguments:
+        arguments["prompts"] = places.get(str(arguments["prompts"]), arguments["prompts"])
+    if "mix" in arguments:
+        first, equals, rest = arguments["mix"][0].partition("=")
+        arguments["mix"] = [f"{places.get(first, first)}{equals}{rest}"]
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")) as error:
-        sampled(places.get(source, source), tmp_path / "out", **given)
+        sampled(places.get(source, source), tmp_path / "out", **arguments)
     assert "\n" not in str(error.value)
 
 

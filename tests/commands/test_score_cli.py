@@ -68,16 +68,16 @@ def test_score_on_the_command_line(tmp_path: Path) -> None:
         "--reward", "digits", "--rows", "--json", "scores.json", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0 and "incompressible" in done.stdout and "a.png" in done.stdout, done.stderr
-    told = json.loads((tmp_path / "scores.json").read_text())
-    assert [entry["image"] for entry in told["images"]] == ["a.png", "b.png"]
-    for entry, file in zip(told["images"], files, strict=True):
+    document = json.loads((tmp_path / "scores.json").read_text())
+    assert [entry["image"] for entry in document["images"]] == ["a.png", "b.png"]
+    for entry, file in zip(document["images"], files, strict=True):
         buffer = io.BytesIO()
         Image.open(file).save(buffer, format="JPEG", quality=95)
         assert entry["scores"]["incompressible"] == pytest.approx(buffer.tell() / 1000)
         light = float(np.asarray(Image.open(file)).mean() / 255)
         assert entry["scores"]["light"] == pytest.approx(light, abs=1e-6) and f"{light:.4f}" in done.stdout
         assert entry["scores"]["digits"] in (0, 1)
-    assert told["mean"]["light"] == pytest.approx(math.fsum(e["scores"]["light"] for e in told["images"]) / 2)
+    assert document["mean"]["light"] == pytest.approx(math.fsum(e["scores"]["light"] for e in document["images"]) / 2)
 
 
 def test_a_sampled_folder_is_scored_by_its_own_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,8 +92,8 @@ def test_a_sampled_folder_is_scored_by_its_own_prompts(tmp_path: Path, capsys: p
     for more, expected in (([], [1, 3] * 20), (["--prompt", "four"], [4] * 40)):
         with pytest.raises(SystemExit) as ended:
             cli.main([*words, *more])
-        told = json.loads((tmp_path / "scores.json").read_text())
-        assert ended.value.code == 0 and [entry["scores"]["letters"] for entry in told["images"]] == expected
+        document = json.loads((tmp_path / "scores.json").read_text())
+        assert ended.value.code == 0 and [entry["scores"]["letters"] for entry in document["images"]] == expected
         shown = capsys.readouterr().out
         assert f"{sum(expected) / 40:.4f}" in shown and "image_" not in shown and len(shown.splitlines()) < 8
 

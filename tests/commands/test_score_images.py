@@ -64,10 +64,10 @@ def test_folders_globs_and_files_are_read_in_order(tmp_path: Path) -> None:
     for name in ("a/2.png", "a/1.jpg", "a/deep/0.png", "b.WEBP", "c.png"):
         paint(tmp_path / name, 9)
     (tmp_path / "a" / "notes.txt").write_text("no image")
-    found = find_images(
+    paths = find_images(
         [str(tmp_path / "a"), str(tmp_path / "*.png"), str(tmp_path / "b.WEBP"), str(tmp_path / "c.png")]
     )
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/1.jpg", "a/2.png", "c.png", "b.WEBP"]
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == ["a/1.jpg", "a/2.png", "c.png", "b.WEBP"]
     deep = find_images([str(tmp_path / "**" / "*.png")])
     assert [path.name for path in deep] == ["2.png", "0.png", "c.png"]
 
@@ -105,8 +105,8 @@ def test_in_other_folders_every_image_counts(settings: str | None, tmp_path: Pat
     (folder / "settings.json").unlink()
     if settings is not None:
         (folder / "settings.json").write_text(settings)
-    found = [path.name for path in find_images([str(folder)])]
-    assert found == ["grid.png", "holiday.jpg", "image_000000.png", "image_best.png"]
+    names = [path.name for path in find_images([str(folder)])]
+    assert names == ["grid.png", "holiday.jpg", "image_000000.png", "image_best.png"]
     assert prompts_beside(find_images([str(folder)])) == [""] * 4
 
 
@@ -245,17 +245,17 @@ def test_the_table_has_each_score() -> None:
 
 
 def test_the_json_holds_the_same_numbers() -> None:
-    told = json.loads(scores_json(ROWS))
-    assert told["images"][0] == {"image": "[red]a.png", "prompt": "x", "scores": {"light": 1.0, "hps": 0.25}}
-    assert told["mean"] == {"light": 2.0, "hps": 0.5} and told["std"] == {"light": 1.0, "hps": 0.25}
+    document = json.loads(scores_json(ROWS))
+    assert document["images"][0] == {"image": "[red]a.png", "prompt": "x", "scores": {"light": 1.0, "hps": 0.25}}
+    assert document["mean"] == {"light": 2.0, "hps": 0.5} and document["std"] == {"light": 1.0, "hps": 0.25}
     assert json.loads(scores_json([])) == {"images": [], "mean": {}, "std": {}}
 
 
 def test_what_is_not_finite_is_null_in_the_json() -> None:
     rows = [ScoreRow(Path("a.png"), "", {"light": float("nan")}), ScoreRow(Path("b.png"), "", {"light": 1.0})]
-    told = json.loads(scores_json(rows))
-    assert [image["scores"]["light"] for image in told["images"]] == [None, 1.0]
-    assert told["mean"]["light"] is None and "nan" in printed(rows)
+    document = json.loads(scores_json(rows))
+    assert [image["scores"]["light"] for image in document["images"]] == [None, 1.0]
+    assert document["mean"]["light"] is None and "nan" in printed(rows)
 
 
 def test_progress_is_shown_on_the_console_given(tmp_path: Path) -> None:

@@ -81,9 +81,9 @@ def test_gradient_is_that_of_one_graph(config: dict[str, Any], micro_batch: int)
 def test_grouping_by_depth_sweeps_little_for_nothing() -> None:
     """Image-steps back are those that are wanted."""
     policy = tiny_policy(steps=8)
-    objective, told = make(AlignProp, alignprop(), policy, micro_batch=2), []
+    objective, advances = make(AlignProp, alignprop(), policy, micro_batch=2), []
     this_round = round_of(policy, 6)
-    this_round.advance = told.append
+    this_round.advance = advances.append
     gradient_of(objective, policy, this_round)
     starts = objective.collect(policy, this_round).starts_n
-    assert sum(told) == 6 * 8 + sum(8 - start for start in starts)
+    assert sum(advances) == 6 * 8 + sum(8 - start for start in starts)

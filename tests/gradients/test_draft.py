@@ -91,11 +91,11 @@ def test_more_noise_samples_lower_the_variance() -> None:
 
     def spread(samples: int) -> float:
         objective = make(Draft, draft(noise_samples=samples), policy)
-        found = torch.stack(
+        gradients = torch.stack(
             [gradient_of(objective, policy, round_of(policy, 1, number=1))[0]]
             + [_with_new_seed(objective, policy, seed) for seed in range(5)]
         )
-        return float(found.std(dim=0).norm())
+        return float(gradients.std(dim=0).norm())
 
     def _with_new_seed(objective: Any, policy: Any, seed: int) -> torch.Tensor:
         """The same x_0, other noise to go back."""
@@ -218,11 +218,11 @@ def test_progress_is_all_told() -> None:
     """The image-steps that a round announces are those it reports."""
     policy = tiny_policy(steps=6)
     for config in (draft(last_steps=4), draft(noise_samples=3)):
-        objective, told = make(Draft, config, policy, micro_batch=2), []
+        objective, advances = make(Draft, config, policy, micro_batch=2), []
         this_round = round_of(policy, 5)
-        this_round.advance = told.append
+        this_round.advance = advances.append
         gradient_of(objective, policy, this_round)
-        assert sum(told) == 5 * objective.passes(policy)
+        assert sum(advances) == 5 * objective.passes(policy)
         assert set(this_round.clock.seconds) == {"rollout", "reward", "train"}
 
 
@@ -232,7 +232,7 @@ def test_batches_are_even(count: int, most: int, size: int) -> None:
 
 
 class Ink:
-    """Mean brightness."""
+    """A reward that is the mean brightness of each image: B."""
 
     differentiable, networks = True, ()
 

@@ -34,8 +34,8 @@ MAGNITUDES = [1e-3, 3e-2, 1.0, 30.0, 1e3]
 def run_modes(world_size: int, modes: tuple[str, ...]) -> list[dict[str, dict]]:
     """Of each rank, results by mode."""
     arguments = {"device": "cpu", "modes": [MODES[mode] for mode in modes], "steps": 50, "magnitudes": MAGNITUDES}
-    found = run_ranks("engine_parity", world_size, arguments, Path(mkdtemp()))
-    return [dict(zip(modes, rank, strict=True)) for rank in found]
+    rank_results = run_ranks("engine_parity", world_size, arguments, Path(mkdtemp()))
+    return [dict(zip(modes, rank, strict=True)) for rank in rank_results]
 
 
 def results(world_size: int, mode: str) -> list[dict]:

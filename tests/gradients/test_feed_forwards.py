@@ -53,9 +53,9 @@ def test_it_keeps_its_norms_input_alone(dtype: torch.dtype, trained: bool) -> No
     lean = copy.deepcopy(plain)
     recompute_feed_forwards(lean, again)
     x, text = torch.randn(ROWS, TOKENS, FEATURES, dtype=dtype), torch.randn(ROWS, 3, 6, dtype=dtype)
-    (expected, before), (found, after) = run(plain, x, text), run(lean, x, text)
+    (expected, before), (actual_tensors, after) = run(plain, x, text), run(lean, x, text)
     assert again.calls == trained  # by hand where it is frozen
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(expected, actual_tensors, strict=True))
     size, tokens = x.element_size(), ROWS * TOKENS
     statistics = 2 * tokens * max(size, 4)
     gone = tokens * FEATURES * size * (8 + (1 + 4 if trained else 0))
@@ -73,9 +73,9 @@ def test_switched_off_it_is_diffusers() -> None:
     with torch.no_grad():
         assert torch.equal(made(x, encoder_hidden_states=text), expected[0])
     made.ff.gradient_checkpointing = False
-    found, after = run(made, x, text)
+    actual_tensors, after = run(made, x, text)
     assert again.calls == 0 and before == after
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(expected, actual_tensors, strict=True))
 
 
 def test_what_lies_between_a_norm_and_its_layer_counts() -> None:
@@ -85,8 +85,8 @@ def test_what_lies_between_a_norm_and_its_layer_counts() -> None:
     (expected,) = torch.autograd.grad(made.ff(2 * made.norm3(x)).sum(), x)
     recompute_feed_forwards(made, again)
     for change in (lambda y: 2 * y, lambda y: y.mul_(2)):
-        (found,) = torch.autograd.grad(made.ff(change(made.norm3(x))).sum(), x)
-        assert torch.equal(found, expected)
+        (gradient,) = torch.autograd.grad(made.ff(change(made.norm3(x))).sum(), x)
+        assert torch.equal(gradient, expected)
     assert again.calls == 2
 
 

@@ -92,15 +92,15 @@ def test_the_gradient_is_the_same(make: Any, after: int) -> None:
     """From the first gradient, in a later piece, and for DRaFT in the middle of its way back: it keeps two of four
     steps, so that its third and fourth graphs are made when two pulls have been added already. 1e-4 and not 1e-5: the
     whitened advantages cancel."""
-    wanted, told, refused, _ = gradient(make, rows=6, after=0)
+    wanted, expected_metrics, refused, _ = gradient(make, rows=6, after=0)
     assert refused == 0
-    found, metrics, refused, objective = gradient(make, rows=2, after=after)
+    halved_gradient, metrics, refused, objective = gradient(make, rows=2, after=after)
     assert refused == 2  # six rows, then three; two fit
-    assert relative(found, wanted) < 1e-4
+    assert relative(halved_gradient, wanted) < 1e-4
     assert objective.size.rows == 2
     for key in ("costate_norm", "clip_fraction", "last_steps_mean"):
-        if key in told:
-            assert metrics[key] == pytest.approx(told[key], rel=1e-3)
+        if key in expected_metrics:
+            assert metrics[key] == pytest.approx(expected_metrics[key], rel=1e-3)
 
 
 @pytest.mark.parametrize("make", [reinforce, draft])

@@ -88,8 +88,8 @@ def test_gradient_is_that_of_one_graph(kind: str, reduction: str) -> None:
         square = ((mean - base) ** 2).flatten(start_dim=1) / (2 * policy.schedule.sigma[step] ** 2)
         kl = square.mean(dim=1) if reduction == "mean" else square.sum(dim=1)
         loss = loss + weights[step] / 6 * (-(experience.advantages_n * value) + 0.3 * kl).sum()
-    found = torch.autograd.grad(loss, list(policy.trainable().values()))
-    truth = torch.cat([entry.flatten() for entry in found])
+    gradients = torch.autograd.grad(loss, list(policy.trainable().values()))
+    truth = torch.cat([entry.flatten() for entry in gradients])
     assert relative([gradient(objective, policy, experience)], [truth]) < 1e-5
     assert relative([gradient(reinforce(policy, micro_batch=5, **settings), policy, experience)], [truth]) > 1e-2
 

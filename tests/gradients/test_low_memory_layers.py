@@ -27,16 +27,16 @@ def kept_bytes(run: Any) -> tuple[Any, int]:
 
 def before_and_after(layer: Any, x: torch.Tensor) -> list[tuple[list[torch.Tensor], int]]:
     """(output and every gradient, kept bytes) of the layer as it is and made lean."""
-    found = []
+    gradients_and_bytes = []
     for lean in (False, True):
         if lean:
             make_lean(layer)
         leaf = x.clone().requires_grad_()
         y, kept = kept_bytes(lambda leaf=leaf: layer(leaf))
         trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-        found.append(([y.detach(), *torch.autograd.grad(y, (leaf, *trained), torch.ones_like(y))], kept))
-    assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
-    return found
+        gradients_and_bytes.append(([y.detach(), *torch.autograd.grad(y, (leaf, *trained), torch.ones_like(y))], kept))
+    assert all(torch.equal(a, b) for a, b in zip(gradients_and_bytes[0][0], gradients_and_bytes[1][0], strict=True))
+    return gradients_and_bytes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
@@ -94,8 +94,8 @@ def test_what_lies_between_a_norm_and_its_silu_counts() -> None:
     normed = torch.nn.functional.group_norm(x, 2, norm.weight, norm.bias)
     (expected,) = torch.autograd.grad(torch.nn.functional.silu(2 * normed).sum(), x)
     for change in (lambda y: y * 2, lambda y: y.mul_(2)):
-        (found,) = torch.autograd.grad(silu(change(norm(x))).sum(), x)
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        (gradient,) = torch.autograd.grad(silu(change(norm(x))).sum(), x)
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
 
 
 def test_a_unet_with_an_adapter() -> None:
@@ -106,14 +106,14 @@ def test_a_unet_with_an_adapter() -> None:
     lean = copy.deepcopy(plain)
     make_lean(lean)
     x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 12, plain.config["cross_attention_dim"])
-    found = []
+    gradients_and_bytes = []
     for network in (plain, lean):
         leaf = x.clone().requires_grad_()
         y, kept = kept_bytes(lambda network=network, leaf=leaf: network(leaf, torch.tensor([3, 500]), text).sample)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        found.append(([y.detach(), *torch.autograd.grad(y, (leaf, *trained), torch.ones_like(y))], kept))
-    assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
-    assert found[1][1] <= 0.92 * found[0][1]
+        gradients_and_bytes.append(([y.detach(), *torch.autograd.grad(y, (leaf, *trained), torch.ones_like(y))], kept))
+    assert all(torch.equal(a, b) for a, b in zip(gradients_and_bytes[0][0], gradients_and_bytes[1][0], strict=True))
+    assert gradients_and_bytes[1][1] <= 0.92 * gradients_and_bytes[0][1]
     assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), lean.state_dict().values(), strict=True))
 
 
@@ -123,9 +123,12 @@ def test_a_decoder() -> None:
     lean = copy.deepcopy(plain)
     make_lean(lean)
     z = torch.randn(1, 4, 8, 8)
-    found = []
+    gradients_and_bytes = []
     for vae in (plain, lean):
         leaf = z.clone().requires_grad_()
         y, kept = kept_bytes(lambda vae=vae, leaf=leaf: vae.decode(leaf).sample)
-        found.append((torch.autograd.grad(y, leaf, torch.ones_like(y))[0], kept))
-    assert torch.equal(found[0][0], found[1][0]) and found[1][1] <= 0.75 * found[0][1]
+        gradients_and_bytes.append((torch.autograd.grad(y, leaf, torch.ones_like(y))[0], kept))
+    assert (
+        torch.equal(gradients_and_bytes[0][0], gradients_and_bytes[1][0])
+        and gradients_and_bytes[1][1] <= 0.75 * gradients_and_bytes[0][1]
+    )

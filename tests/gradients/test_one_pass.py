@@ -71,7 +71,7 @@ def test_single_precision() -> None:
 def test_checkpointing_guidance_and_prompts_of_a_text_model() -> None:
     """A guided Stable Diffusion, advantages by prompt, feed-forwards or blocks recomputed or not, guidance in one call
     or two: as replaying, <= 1e-4. LoRA on attention and convolutions."""
-    found = []
+    gradients = []
     for one_pass, checkpointing, in_two in (
         (False, "none", False),
         (True, "none", False),
@@ -88,9 +88,9 @@ def test_checkpointing_guidance_and_prompts_of_a_text_model() -> None:
         texts = ["a", "b"] * 3
         this_round.batch = type(batch)(batch.images, texts, batch.num_images, batch.noise, texts)
         objective = objective_of(policy, one_pass=one_pass, per_prompt=True, prompt_memory=0)
-        found.append(gradient(objective, policy, objective.collect(policy, this_round)))
-    assert found[0].norm() > 0
-    assert all(relative([other], [found[0]]) < 1e-4 for other in found[1:])
+        gradients.append(gradient(objective, policy, objective.collect(policy, this_round)))
+    assert gradients[0].norm() > 0
+    assert all(relative([other], [gradients[0]]) < 1e-4 for other in gradients[1:])
 
 
 @pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=2, convolutions=True)], ids=["whole", "LoRA"])
@@ -101,13 +101,13 @@ def test_the_second_update_replays(adapter: AdapterConfig | None, dtype: torch.d
     policy = tiny_policy(steps=8, adapter=adapter, dtype=dtype)
     objective, experience = collected(policy, inner_updates=2)
     objective.pieces.gradients.zero()
-    told: list[Metrics] = []
+    metrics: list[Metrics] = []
     sums = []
     for part in objective.updates(experience):
-        told.append(objective.differentiate(policy, part))
+        metrics.append(objective.differentiate(policy, part))
         sums.append(torch.cat([total.flatten() for total in objective.pieces.gradients.sums]))
         objective.pieces.gradients.zero()
-    assert told[1]["clip_fraction"] == told[1]["approx_kl"] == 0.0
+    assert metrics[1]["clip_fraction"] == metrics[1]["approx_kl"] == 0.0
     bound = 1e-4
     if dtype == torch.float16:
         ranks = Ranks(0, 1, CPU)
@@ -115,21 +115,21 @@ def test_the_second_update_replays(adapter: AdapterConfig | None, dtype: torch.d
         bound = half_precision.most(rounding_of(policy, truth, experience, ranks, steps=8, adapter=adapter))
     assert relative([sums[1]], [sums[0]]) < bound
     for name in ("log_prob_mean", "log_prob_sum"):
-        assert told[0][name] == pytest.approx(told[1][name], rel=1e-6)
-    assert told[0]["step_gradient_norm"][:7] == pytest.approx(told[1]["step_gradient_norm"][:7], rel=1e-5)
+        assert metrics[0][name] == pytest.approx(metrics[1][name], rel=1e-6)
+    assert metrics[0]["step_gradient_norm"][:7] == pytest.approx(metrics[1]["step_gradient_norm"][:7], rel=1e-5)
 
 
 def test_same_images_rewards_and_diagnostics_as_replaying() -> None:
     """As replaying gives, to rounding, without a trajectory."""
     policy = tiny_policy(steps=8, adapter=AdapterConfig(rank=2))
     both = {one_pass: collected(policy, one_pass=one_pass) for one_pass in (False, True)}
-    (replaying, replayed), (taking, taken) = both[False], both[True]
-    assert torch.allclose(taken.rewards_N, replayed.rewards_N, atol=1e-6)
-    assert taken.trajectory.num_bytes == 0 and replayed.trajectory.num_bytes > 0
-    told = replaying.differentiate(policy, replayed), taking.differentiate(policy, taken)
-    assert told[0].keys() == told[1].keys()
+    (replaying, replayed), (taking, one_pass_experience) = both[False], both[True]
+    assert torch.allclose(one_pass_experience.rewards_N, replayed.rewards_N, atol=1e-6)
+    assert one_pass_experience.trajectory.num_bytes == 0 and replayed.trajectory.num_bytes > 0
+    metrics = replaying.differentiate(policy, replayed), taking.differentiate(policy, one_pass_experience)
+    assert metrics[0].keys() == metrics[1].keys()
     assert relative(list(taking.pieces.gradients.sums), list(replaying.pieces.gradients.sums)) < 1e-4
-    assert taken.eligibilities == [] and taking.passes(policy) == 8 and replaying.passes(policy) == 15
+    assert one_pass_experience.eligibilities == [] and taking.passes(policy) == 8 and replaying.passes(policy) == 15
 
 
 @pytest.mark.parametrize("one_pass", [False, True])
@@ -145,8 +145,8 @@ def test_steps_outside_an_adapters_window_take_no_part(one_pass: bool) -> None:
     truth = torch.cat([g.flatten() for g in torch.autograd.grad(terms, list(policy.trainable().values()))])
     assert truth.norm() > 0
     assert relative([gradient(objective, policy, experience)], [truth]) < 1e-5
-    told = objective.differentiate(policy, experience)
-    assert [norm is not None for norm in told["step_gradient_norm"]] == [2 <= step < 5 for step in range(8)]
+    metrics = objective.differentiate(policy, experience)
+    assert [norm is not None for norm in metrics["step_gradient_norm"]] == [2 <= step < 5 for step in range(8)]
 
 
 def test_what_it_keeps() -> None:
@@ -185,15 +185,15 @@ def recipe(**sections: Any) -> Recipe:
 
 
 @pytest.mark.parametrize(
-    ("method", "told"),
+    ("method", "message"),
     [
         ({"kind": "reinforce", "baseline": "predicted_image"}, "memory.one_pass goes with method.baseline: none"),
         ({"kind": "reinforce", "kl_weight": 0.1}, "memory.one_pass goes with method.baseline: none"),
         ({"kind": "draft"}, "memory.one_pass is for method.kind: reinforce, got draft"),
     ],
 )
-def test_where_it_does_not_go(method: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_where_it_does_not_go(method: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         recipe(method=method)
     assert recipe().memory.one_pass is True
 

@@ -171,7 +171,7 @@ def numbers(value: Any) -> list[float]:
 def test_what_earlier_pieces_added_stays(method: str) -> None:
     """The second of two pieces, fp32: the gradient and the diagnostics of a run without failures, <= 1e-6."""
     rows = WHOLE.get(method, IMAGES) // 2
-    wanted, told, count = outcome(method, torch.float32, rows)
+    wanted, expected_metrics, count = outcome(method, torch.float32, rows)
     redone = 0
     for number in range(count // 2, count + 1, 4):
         try:
@@ -179,10 +179,10 @@ def test_what_earlier_pieces_added_stays(method: str) -> None:
         except torch.OutOfMemoryError:
             continue
         assert (gradient - wanted).norm() <= 1e-6 * wanted.norm(), f"allocation {number} of {count}"
-        assert metrics.keys() == told.keys()
-        for key in told:
+        assert metrics.keys() == expected_metrics.keys()
+        for key in expected_metrics:
             if key != "step_gradient_norm" or method == "kl":  # else a mean over micro-batches, of which there are more
-                assert numbers(metrics[key]) == pytest.approx(numbers(told[key]), rel=1e-4), key
+                assert numbers(metrics[key]) == pytest.approx(numbers(expected_metrics[key]), rel=1e-4), key
         redone += took > count
     assert redone > 5
 
@@ -223,7 +223,7 @@ def test_a_gradient_is_added_without_memory(dtype: torch.dtype) -> None:
     """The same bits as with it, subnormal numbers and the largest ones too."""
     torch.manual_seed(1)
     parameters = [torch.zeros(257, dtype=dtype) for _ in range(2)]
-    found = []
+    sums = []
     for failing in ((), range(1, 100)):
         torch.manual_seed(2)
         gradients = Gradients(parameters)
@@ -233,5 +233,5 @@ def test_a_gradient_is_added_without_memory(dtype: torch.dtype) -> None:
             with Short(failing):
                 gradients.add([values[0], None], unscale)
                 gradients.add(values, unscale)
-        found.append(torch.cat(list(gradients.sums)))
-    assert torch.equal(found[0], found[1]) and found[0].norm() > 0
+        sums.append(torch.cat(list(gradients.sums)))
+    assert torch.equal(sums[0], sums[1]) and sums[0].norm() > 0

@@ -62,8 +62,8 @@ def test_the_coefficient_is_that_of_the_others() -> None:
     values_KN = torch.tensor([[1.0, 2.0, 3.0]])
     rewards_N = torch.tensor([-2.0, -1.0, 3.0])
     assert step_advantages(rewards_N, rewards_N, values_KN, spread=1.0)[0].tolist() == [-1.0, -1.0, 2.0]
-    found = step_advantages(rewards_N / 4, rewards_N / 4, values_KN, spread=1.0)[0]
-    assert found.tolist() == pytest.approx([-0.5 + 0.75, -0.25, 0.75 - 0.5])
+    advantages = step_advantages(rewards_N / 4, rewards_N / 4, values_KN, spread=1.0)[0]
+    assert advantages.tolist() == pytest.approx([-0.5 + 0.75, -0.25, 0.75 - 0.5])
 
 
 @pytest.mark.parametrize("advantage", ["whiten", "center", "leave_one_out"])
@@ -101,8 +101,8 @@ def test_gradient_is_that_of_one_graph() -> None:
             mean = policy.mean(x_t, [step] * IMAGES)
             value = log_prob(x_s, mean, step_sigma([step] * IMAGES, policy.schedule, mean), reduction="mean")
             loss = loss - (advantages_Kn[step] * value).sum() / IMAGES
-        found = torch.autograd.grad(loss, list(policy.trainable().values()))
-        return torch.cat([entry.flatten() for entry in found])
+        gradients = torch.autograd.grad(loss, list(policy.trainable().values()))
+        return torch.cat([entry.flatten() for entry in gradients])
 
     with_baseline = truth(experience.step_advantages_Kn)
     assert (got - with_baseline).norm() <= 1e-5 * with_baseline.norm()

@@ -94,8 +94,8 @@ def autograd_truth(policy, experience: Experience, config: ReinforceConfig, weig
         mean = policy.mean(x_t, steps)
         value = log_prob(x_s, mean, step_sigma(steps, policy.schedule, mean), reduction=config.log_prob_reduction)
         loss = loss - (experience.advantages_n * value).sum() * weights[step] / images
-    found = torch.autograd.grad(loss, list(policy.trainable().values()))
-    return torch.cat([entry.flatten() for entry in found])
+    gradients = torch.autograd.grad(loss, list(policy.trainable().values()))
+    return torch.cat([entry.flatten() for entry in gradients])
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

@@ -195,8 +195,8 @@ def test_costate_norms_and_clipping() -> None:
         x = policy.mean(x.requires_grad_(), [step] * IMAGES)
         states.append(x)
     loss = -waves().parts[0].reward(policy.decode(x), []).sum()
-    for step, found in enumerate(torch.autograd.grad(loss, states)):
-        truth = float(found.flatten(1).norm(dim=1).square().mean().sqrt())
+    for step, costate in enumerate(torch.autograd.grad(loss, states)):
+        truth = float(costate.flatten(1).norm(dim=1).square().mean().sqrt())
         assert metrics["costate_norm"][step] == pytest.approx(truth, rel=1e-4)
     assert all(norm > 0 for norm in metrics["step_gradient_norm"])
     bound = metrics["costate_norm"][0] / 2

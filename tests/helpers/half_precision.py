@@ -47,7 +47,7 @@ def most(plain_error: float) -> float:
 
 
 def check(got: Sequence[torch.Tensor], plain: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> None:
-    """Both inequalities above."""
+    """Asserts that `got` is near both `exact` and `plain`, by the two inequalities above."""
     bound = most(relative_error(plain, exact))
     for name, reference in (("exact", exact), ("plain", plain)):
         error = relative_error(got, reference)
@@ -80,6 +80,6 @@ def _graph(fn: Network, x: torch.Tensor, dy: torch.Tensor, parameters: Sequence[
     """Output, dx and parameter gradients of one plain autograd graph."""
     leaf = x.clone().requires_grad_()
     y = fn(leaf)
-    found = torch.autograd.grad(y, (leaf, *parameters), dy, allow_unused=True)
+    all_gradients = torch.autograd.grad(y, (leaf, *parameters), dy, allow_unused=True)
     zeros = (torch.zeros_like(tensor) for tensor in (leaf, *parameters))
-    return [y.detach(), *(zero if one is None else one for zero, one in zip(zeros, found, strict=True))]
+    return [y.detach(), *(zero if one is None else one for zero, one in zip(zeros, all_gradients, strict=True))]

@@ -43,7 +43,7 @@ def waves(*weights: float, chunk: int = 32, device: torch.device = CPU) -> Weigh
 
 
 def knobs(micro_batch: int = 4, **changes: Any) -> Knobs:
-    """The plain ones."""
+    """Knobs at their plain values but for `changes`, with a rollout batch of 4."""
     return resolved(MemoryConfig(**{"micro_batch": micro_batch, "rollout_batch": 4, **changes}))
 
 
@@ -75,9 +75,9 @@ def gradient_of(objective: Any, policy: Any, this_round: Round) -> tuple[torch.T
 def flat_gradient(loss: torch.Tensor, policy: Any) -> torch.Tensor:
     """Of a scalar in one graph, with respect to everything that is trained."""
     parameters = list(policy.trainable().values())
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return torch.cat(
-        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, gradients, strict=True)]
     )
 
 

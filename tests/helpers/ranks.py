@@ -28,10 +28,10 @@ def once(run: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
                 outcomes[arguments] = run(*arguments, **named), None
             except (Exception, pytest.fail.Exception) as failure:  # what pytest's time limit raises is no Exception
                 outcomes[arguments] = None, failure
-        found, failure = outcomes[arguments]
+        return_value, failure = outcomes[arguments]
         if failure is not None:
             raise failure
-        return cast(Result, found)
+        return cast(Result, return_value)
 
     return result
 

@@ -41,7 +41,7 @@ FILES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 
 
 def room_of(module: str) -> str:
-    """chain.ddim -> chain."""
+    """The room that a dotted module name belongs to: chain.ddim -> chain."""
     return module.partition(".")[0]
 
 

@@ -128,14 +128,14 @@ def test_kept_rows_replace_their_own_and_follow_the_suites_order(tmp_path: Path)
 def test_a_case_runs_in_a_process_of_its_own_and_its_failure_is_a_row() -> None:
     """TRL is not in memdiff's environment: that is what the row says, and provenance is there all the same."""
     case = Case("peers", "x", "trl_ddpo", {"steps": 2, "sizes": (1, 2)}, threads=1)
-    found = runner.run_case(case)
-    assert found["outcome"] == "failed"
-    assert found["message"] == "ModuleNotFoundError: No module named 'trl'"
-    provenance = found["provenance"]
+    result_row = runner.run_case(case)
+    assert result_row["outcome"] == "failed"
+    assert result_row["message"] == "ModuleNotFoundError: No module named 'trl'"
+    provenance = result_row["provenance"]
     assert provenance["threads"] == 1
     assert provenance["torch"] == torch.__version__
     assert {"commit", "clean", "date", "cpu", "cores", "device", "seconds_in_all"} <= provenance.keys()
-    assert found["settings"] == {"steps": 2, "sizes": [1, 2]}, "as it will be read again"
+    assert result_row["settings"] == {"steps": 2, "sizes": [1, 2]}, "as it will be read again"
 
 
 def test_a_process_that_dies_is_a_row_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -144,10 +144,10 @@ def test_a_process_that_dies_is_a_row_too(monkeypatch: pytest.MonkeyPatch, tmp_p
     dead.write_text("#!/bin/sh\necho no room left >&2\nkill -9 $$\n")
     dead.chmod(0o755)
     monkeypatch.setattr(runner, "PEERS", tmp_path)
-    found = runner.run_case(Case("peers", "x", "bare", {}, environment="peers", ranks=2))
-    assert found["outcome"] == "failed"
-    assert "-9" in found["message"]
-    assert "no room left" in found["message"]
+    result_row = runner.run_case(Case("peers", "x", "bare", {}, environment="peers", ranks=2))
+    assert result_row["outcome"] == "failed"
+    assert "-9" in result_row["message"]
+    assert "no room left" in result_row["message"]
 
 
 def test_out_of_memory_is_an_outcome() -> None:
@@ -170,13 +170,13 @@ def test_bytes_and_seconds_of_a_hand_worked_update() -> None:
             c = b[:100] + 1
         del b, c
 
-    found = bytes_of(update, device=CPU, weights=[weight], timeline=True)
-    others = found["resident_bytes"] - 4000  # tensors of other tests
-    assert found["peak_bytes"] - others == 4 * 1750
-    assert {name: size - others for name, size in found["peak_phases"].items()} == {"first": 7000, "second": 5400}
-    assert found["peak_items"]["weights"] == 4000
-    assert found["peak_items"]["activations"] == 3000
-    line = found["timeline"]
+    figures = bytes_of(update, device=CPU, weights=[weight], timeline=True)
+    others = figures["resident_bytes"] - 4000  # tensors of other tests
+    assert figures["peak_bytes"] - others == 4 * 1750
+    assert {name: size - others for name, size in figures["peak_phases"].items()} == {"first": 7000, "second": 5400}
+    assert figures["peak_items"]["weights"] == 4000
+    assert figures["peak_items"]["activations"] == 3000
+    line = figures["timeline"]
     assert max(line["live_bytes"]["activations"]) == 3000
     assert set(line["phases"]) == {"first", "second", ""}
     seconds = seconds_of(update, updates=3, warmup=2, device=CPU)
@@ -322,22 +322,22 @@ def test_a_tree_with_changes_is_not_clean(tmp_path: Path) -> None:
     (tmp_path / "memdiff" / "a.py").write_text("1")
     git("add", ".")
     git("commit", "-m", "a")
-    found = of_tree(tmp_path)
-    assert found["clean"] is True
-    assert len(found["commit"]) == 12
+    facts = of_tree(tmp_path)
+    assert facts["clean"] is True
+    assert len(facts["commit"]) == 12
     (tmp_path / "benchmarks" / "results" / "cpu.jsonl").write_text("{}")
     (tmp_path / "benchmarks" / "README.md").write_text("a table")
     assert of_tree(tmp_path)["clean"] is True, "results are not what was measured"
     (tmp_path / "memdiff" / "new.py").write_text("2")
     assert of_tree(tmp_path)["clean"] is False
-    assert of_tree(tmp_path / "memdiff" / "..")["commit"] == found["commit"]
+    assert of_tree(tmp_path / "memdiff" / "..")["commit"] == facts["commit"]
 
 
 def test_the_process_names_its_versions() -> None:
-    found = of_process()
-    assert found["torch"] == torch.__version__
-    assert found["threads"] == torch.get_num_threads()
-    assert "trl" not in found
+    facts = of_process()
+    assert facts["torch"] == torch.__version__
+    assert facts["threads"] == torch.get_num_threads()
+    assert "trl" not in facts
 
 
 def test_the_peers_reward_is_the_mean_of_the_pixels() -> None:

@@ -15,7 +15,7 @@ CHEAP = ("reinforce/lora_one_pass", "kept/sample_ddpm")
 
 
 @pytest.fixture(scope="module")
-def taken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def current_record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A record of the cheap cases by today's code."""
     folder = tmp_path_factory.mktemp("recorder") / "record"
     shutil.copytree(RECORD / KEPT, folder / KEPT)
@@ -23,9 +23,9 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_cheap_cases_are_as_recorded(taken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cheap_cases_are_as_recorded(current_record: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Bit for bit where libraries and processor are the record's, else close."""
-    code = main(["compare", str(RECORD), str(taken)])
+    code = main(["compare", str(RECORD), str(current_record)])
     assert code == 0, capsys.readouterr().out
 
 
@@ -35,17 +35,17 @@ def _moved(value: Any) -> Any:
 
 
 def test_every_value_that_moved_is_told_at_once(
-    taken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    current_record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One gradient and one row's number: exit 1, both named with their case, and no other."""
     changed = tmp_path / "record"
-    shutil.copytree(taken, changed)
+    shutil.copytree(current_record, changed)
     values = compare.read_cases(changed)
     one = values["reinforce/lora_one_pass"]
     one["gradients"][1] = _moved(one["gradients"][1])
     one["rows"][0]["reward_mean"] += 0.01
     compare.write_cases(changed, values, order=[case.name for case in CASES])
-    assert main(["compare", str(changed), str(taken)]) == 1
+    assert main(["compare", str(changed), str(current_record)]) == 1
     lines = capsys.readouterr().out.strip().splitlines()
     assert [line.partition(": stored")[0] for line in lines[:-1]] == [
         "reinforce/lora_one_pass: gradients[1]",
@@ -55,11 +55,11 @@ def test_every_value_that_moved_is_told_at_once(
 
 
 def test_elsewhere_numbers_are_compared_and_it_says_so(
-    taken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    current_record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another torch: checksums may differ, numbers a hundredth apart may not; `--exact` asks for checksums again."""
     changed = tmp_path / "record"
-    shutil.copytree(taken, changed)
+    shutil.copytree(current_record, changed)
     environment = json.loads((changed / compare.ENVIRONMENT).read_text())
     environment["packages"]["torch"] = "2.99.0"
     (changed / compare.ENVIRONMENT).write_text(json.dumps(environment))
@@ -67,12 +67,12 @@ def test_elsewhere_numbers_are_compared_and_it_says_so(
     weights = next(iter(values["reinforce/lora_one_pass"]["weights"].values()))
     weights["sha256"] = "0" * 24
     compare.write_cases(changed, values, order=[case.name for case in CASES])
-    assert main(["compare", str(changed), str(taken)]) == 0
+    assert main(["compare", str(changed), str(current_record)]) == 0
     assert "torch" in capsys.readouterr().out
-    assert main(["compare", str(changed), str(taken), "--exact"]) == 1
+    assert main(["compare", str(changed), str(current_record), "--exact"]) == 1
     weights["norm"] *= 1.01
     compare.write_cases(changed, values, order=[case.name for case in CASES])
-    assert main(["compare", str(changed), str(taken)]) == 1
+    assert main(["compare", str(changed), str(current_record)]) == 1
 
 
 def test_the_record_holds_every_case() -> None:

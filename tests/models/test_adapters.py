@@ -358,12 +358,14 @@ def test_diffusers_writes_the_same_file(kind: str, tmp_path: Path) -> None:
         unet_lora_layers=get_peft_model_state_dict(policy.unet),
         **_collate_lora_metadata({"unet": policy.unet}),
     )
-    found = []
+    file_contents = []
     for folder in ("ours", "theirs"):
         with safe_open(tmp_path / folder / DIFFUSERS_NAME, framework="pt") as file:
             header = file.metadata()
-        found.append((load_file(tmp_path / folder / DIFFUSERS_NAME), json.loads(header.pop(DIFFUSERS_KEY)), header))
-    (ours, about_ours, rest_ours), (theirs, about_theirs, rest_theirs) = found
+        file_contents.append(
+            (load_file(tmp_path / folder / DIFFUSERS_NAME), json.loads(header.pop(DIFFUSERS_KEY)), header)
+        )
+    (ours, about_ours, rest_ours), (theirs, about_theirs, rest_theirs) = file_contents
     assert rest_ours == rest_theirs == {"format": "pt"}
     for about in (about_ours, about_theirs):  # sets in no order
         about["unet.target_modules"] = sorted(about["unet.target_modules"])
@@ -387,26 +389,26 @@ def test_files_that_do_not_fit_are_told(tmp_path: Path) -> None:
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
 
-    def told(state: dict[str, torch.Tensor], network: torch.nn.Module | None = None) -> str:
+    def error_message(state: dict[str, torch.Tensor], network: torch.nn.Module | None = None) -> str:
         save_file(state, file)
         with pytest.raises(ConfigError) as error:
             inject.attach(network or tiny_unet(), [(folder, 1.0)])
         return str(error.value)
 
-    assert "belongs to another network" in told(state, other)
-    assert "this one has no layer somewhere" in told(
+    assert "belongs to another network" in error_message(state, other)
+    assert "this one has no layer somewhere" in error_message(
         {name.replace("mid_block", "somewhere"): tensor for name, tensor in state.items()}
     )
-    assert "not finite" in told(state | {first: torch.full_like(state[first], torch.nan)})
-    assert "don't belong together" in told({name: tensor for name, tensor in state.items() if name != first})
-    assert "LoRA of the denoiser" in told(state | {"text_encoder.layers.0.q.lora_A.weight": torch.ones(2, 4)})
-    assert "LoRA of the denoiser" in told(state | {"lora_unet_mid_block.alpha": torch.ones(1)})
-    assert "is empty" in told({})
+    assert "not finite" in error_message(state | {first: torch.full_like(state[first], torch.nan)})
+    assert "don't belong together" in error_message({name: tensor for name, tensor in state.items() if name != first})
+    assert "LoRA of the denoiser" in error_message(state | {"text_encoder.layers.0.q.lora_A.weight": torch.ones(2, 4)})
+    assert "LoRA of the denoiser" in error_message(state | {"lora_unet_mid_block.alpha": torch.ones(1)})
+    assert "is empty" in error_message({})
     save_file(state, file)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
-    assert "DoRA" in told(state)
+    assert "DoRA" in error_message(state)
     config.write_text("not JSON")
-    assert "rank and alpha can't be read" in told(state)
+    assert "rank and alpha can't be read" in error_message(state)
     file.write_bytes(b"\x80PNG")
     with pytest.raises(ConfigError, match="can't be read as safetensors"):
         inject.attach(tiny_unet(), [(file, 1.0)])

@@ -97,12 +97,14 @@ def test_some_modules_are_trained_and_the_rest_stays() -> None:
             policy.train_only(modules)
         x = torch.randn(4, *policy.shape, generator=torch.Generator().manual_seed(2))
         parameters = policy.trainable()
-        found = torch.autograd.grad(policy.mean(x, [0, 1, 2, 3]).sin().sum(), list(parameters.values()))
-        return dict(zip(parameters, found, strict=True))
+        parameter_gradients = torch.autograd.grad(policy.mean(x, [0, 1, 2, 3]).sin().sum(), list(parameters.values()))
+        return dict(zip(parameters, parameter_gradients, strict=True))
 
     every, chosen = gradients(), gradients(*MIDDLE)
     assert set(chosen) == {name for name in every if name.startswith(MIDDLE)} and len(chosen) < len(every) / 2
-    flat = [torch.cat([found[name].flatten() for name in chosen]) for found in (chosen, every)]
+    flat = [
+        torch.cat([parameter_gradients[name].flatten() for name in chosen]) for parameter_gradients in (chosen, every)
+    ]
     assert (flat[0] - flat[1]).norm() <= 1e-5 * flat[1].norm()
 
 
@@ -199,7 +201,7 @@ def test_an_image_depends_on_its_number_alone() -> None:
 
 def test_activation_checkpointing_frees_memory_and_keeps_gradients(generator: torch.Generator) -> None:
     """The same gradients bit for bit, from fewer bytes saved for the backward."""
-    x, saved, found = torch.randn(4, 1, 8, 8, generator=generator), [], []
+    x, saved, parameter_gradients = torch.randn(4, 1, 8, 8, generator=generator), [], []
     for checkpointing in (False, True):
         policy = tiny_policy(checkpointing=checkpointing)
         kept: list[int] = []
@@ -211,6 +213,6 @@ def test_activation_checkpointing_frees_memory_and_keeps_gradients(generator: to
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = policy.mean(x, [0, 1, 2, 3]).square().sum()
         saved.append(sum(kept))
-        found.append(torch.autograd.grad(loss, list(policy.trainable().values())))
+        parameter_gradients.append(torch.autograd.grad(loss, list(policy.trainable().values())))
     assert saved[1] < 0.6 * saved[0]
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*parameter_gradients, strict=True))

@@ -159,10 +159,10 @@ def test_200_samples_hold_the_share_and_are_recognised(samples_200: Tensor):
 
 def test_samples_are_not_copies(samples_200: Tensor):
     """The median sample is at least 0.8 times as far from augmented training digits as the median held-out digit."""
-    found = measure.memorisation(
+    distances = measure.memorisation(
         samples_200, load_classifier("judge"), training.Settings(**CARD["settings"]["ddpm"]), copies=5
     )
-    assert found["samples 0-4"]["median"] > 0.8 * found["held_out 0-4"]["median"]
+    assert distances["samples 0-4"]["median"] > 0.8 * distances["held_out 0-4"]["median"]
 
 
 @pytest.mark.slow

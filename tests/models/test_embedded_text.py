@@ -128,10 +128,10 @@ def test_the_folder_is_a_small_stable_diffusion_pipeline(pipeline: StableDiffusi
 
 def test_the_autoencoder_returns_held_out_pictures_and_passes_gradients(pipeline: StableDiffusionPipeline):
     """rms error under 0.05 of 0..1, unit latents to a third, and a clamp to 0..1 stops at most 2 % of the pixels."""
-    found = measure_text.autoencoding(pipeline, text_training.TEXT)
-    assert found == pytest.approx(CARD["autoencoding"], abs=2e-3)
-    assert found["rms_error"] < 0.05 and found["inside"] > 0.98
-    assert 0.67 < found["latent_std"] < 1.1
+    figures = measure_text.autoencoding(pipeline, text_training.TEXT)
+    assert figures == pytest.approx(CARD["autoencoding"], abs=2e-3)
+    assert figures["rms_error"] < 0.05 and figures["inside"] > 0.98
+    assert 0.67 < figures["latent_std"] < 1.1
 
 
 def test_the_decoder_clamp_included_has_gradients_of_the_ink(pipeline: StableDiffusionPipeline):
@@ -172,8 +172,8 @@ def test_guidance_and_prompt_matter_and_the_seed_decides(pipeline: StableDiffusi
 
 def test_samples_are_not_copies(samples_60: Tensor):
     """The median sample is at least 0.7 times as far from the training pictures as the median held-out picture."""
-    found = measure_text.memorisation(samples_60, text_training.TEXT, copies=1)
-    assert found["samples"]["median"] > 0.7 * found["held_out"]["median"]
+    distances = measure_text.memorisation(samples_60, text_training.TEXT, copies=1)
+    assert distances["samples"]["median"] > 0.7 * distances["held_out"]["median"]
 
 
 def test_nearest_distances_find_a_copy():
@@ -190,7 +190,7 @@ def test_the_card_says_at_least_what_was_promised():
         for name, each in (("vae", text_training.VAE), ("text", text_training.TEXT))
     }
     guided = [
-        found["named"] for name, found in CARD["recognition"].items() if "guidance" in name and " 1.0" not in name
+        rates["named"] for name, rates in CARD["recognition"].items() if "guidance" in name and " 1.0" not in name
     ]
     assert len(guided) == 6 and min(guided) >= 0.9
     assert min(CARD["samples"]["named_of_digit"].values()) >= 0.8

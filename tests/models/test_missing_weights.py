@@ -271,9 +271,9 @@ def test_parts_of_another_class_are_told(pipelines: Path, tmp_path: Path) -> Non
     """Before any weights are read; of whatever kind the index's entry is."""
     folder, _ = copy_of(pipelines, "sd", "unet", tmp_path)
     index = json.loads((folder / "model_index.json").read_text())
-    for entry, found in ((["diffusers", "UNet2DModel"], "UNet2DModel"), ([None, None], "none"), (3, "none")):
+    for entry, class_name in ((["diffusers", "UNet2DModel"], "UNet2DModel"), ([None, None], "none"), (3, "none")):
         (folder / "model_index.json").write_text(json.dumps(index | {"unet": entry}))
-        assert f"unet must be a UNet2DConditionModel, got {found}" in refusal(folder)
+        assert f"unet must be a UNet2DConditionModel, got {class_name}" in refusal(folder)
     (folder / "model_index.json").write_text(json.dumps(index | {"text_encoder": ["os", "system"]}))
     assert "text_encoder must be a text model of transformers, got system" in refusal(folder)
 

@@ -126,7 +126,7 @@ def test_a_guided_steps_gradient_is_plain_autograds(adapter: AdapterConfig | Non
 
 def test_memory_knobs_change_no_gradient() -> None:
     """One pass or two, feed-forwards or blocks recomputed or not: the same mean, dx and parameter gradient, to 1e-5."""
-    x, found, kept = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [], []
+    x, gradients, kept = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [], []
     for in_two, checkpointing in (
         (False, "none"),
         (True, "none"),
@@ -142,11 +142,11 @@ def test_memory_knobs_change_no_gradient() -> None:
         )  # fmt: skip
         spread(policy)
         policy.encode(TEXTS)
-        found.append(gradients_of(policy, x, [0, 2], TEXTS))
+        gradients.append(gradients_of(policy, x, [0, 2], TEXTS))
         leaf = x.clone().requires_grad_()
         kept.append(saved_bytes(lambda policy=policy, leaf=leaf: policy.mean(leaf, [0, 2], TEXTS)))
-    for other in found[1:]:
-        assert all(relative_norm(other[part], found[0][part]) < 1e-5 for part in PARTS)
+    for other in gradients[1:]:
+        assert all(relative_norm(other[part], gradients[0][part]) < 1e-5 for part in PARTS)
     assert kept[2] < 0.9 * min(kept[:2]) and max(kept[3:]) < 0.6 * min(kept[:2])
 
 

@@ -62,7 +62,9 @@ def test_prompts_are_encoded_once_and_encoders_leave(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(text_encoders, "place", watched)
     policy.device = policy.text.device = torch.device("cpu", 0)
-    policy.networks["text_encoder"].register_forward_hook(lambda *given: runs.append(len(given[1][0])))
+    policy.networks["text_encoder"].register_forward_hook(
+        lambda *hook_arguments: runs.append(len(hook_arguments[1][0]))
+    )
     policy.encode(TEXTS)
     policy.encode([TEXTS[1], "", TEXTS[0]])
     assert moves == ["cpu:0", "cpu"] and runs == [text_encoders.ENCODE_BATCH]
@@ -121,22 +123,22 @@ def test_a_guided_steps_gradient_is_plain_autograds(adapter: AdapterConfig | Non
 
 def test_one_pass_or_two_is_the_same() -> None:
     """Guidance as one call of 2B rows and as two of B rows: mean, dx and parameter gradient to 1e-5 relative."""
-    x, found, calls = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [], []
+    x, gradients, calls = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [], []
     for in_two in (False, True):
         policy = tiny_stable_diffusion(guidance=6.0, guidance_passes=2 if in_two else 1, adapter=AdapterConfig(rank=2))
         spread(policy)
         policy.encode(TEXTS)
-        policy.unet.register_forward_hook(lambda *given: calls.append(len(given[1][0])))
-        found.append(gradients_of(policy, x, [0, 2], TEXTS))
+        policy.unet.register_forward_hook(lambda *hook_arguments: calls.append(len(hook_arguments[1][0])))
+        gradients.append(gradients_of(policy, x, [0, 2], TEXTS))
     assert calls == [4, 2, 2]
-    assert all(relative_norm(found[0][part], found[1][part]) < 1e-5 for part in PARTS)
+    assert all(relative_norm(gradients[0][part], gradients[1][part]) < 1e-5 for part in PARTS)
 
 
 @pytest.mark.parametrize("guidance", [None, 1.0, 0.5, 0.0])
 def test_without_guidance_there_is_no_second_branch(guidance: float | None) -> None:
     policy, calls = tiny_stable_diffusion(guidance=guidance), []
     policy.encode(TEXTS)
-    policy.unet.register_forward_hook(lambda *given: calls.append(len(given[1][0])))
+    policy.unet.register_forward_hook(lambda *hook_arguments: calls.append(len(hook_arguments[1][0])))
     policy.mean(torch.zeros(2, *policy.shape), [0, 0], TEXTS)
     assert calls == [2]
 
@@ -156,30 +158,33 @@ def test_rows_stand_at_steps_and_prompts_of_their_own() -> None:
 
 def test_vae_checkpointing_changes_memory_alone() -> None:
     """none, blocks, layers: the same images and the same gradient bit for bit, from ever fewer kept bytes."""
-    x_0, found, kept = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [], []
+    x_0, images_and_gradients, kept = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [], []
     for mode in ("none", "blocks", "layers"):
         policy = tiny_stable_diffusion(vae_checkpointing=mode)
         leaf = x_0.clone().requires_grad_()
         kept.append(saved_bytes(lambda policy=policy, leaf=leaf: policy.decode(leaf)))
         images = policy.decode(leaf)
-        found.append([images.detach(), *torch.autograd.grad(images.square().sum(), leaf)])
+        images_and_gradients.append([images.detach(), *torch.autograd.grad(images.square().sum(), leaf)])
     with torch.no_grad():
         reference = tiny_stable_diffusion_pipeline().vae.decode(x_0 / 0.18215).sample
-    assert relative([found[0][0]], [(reference / 2 + 0.5).clamp(0, 1)]) < 1e-6
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    assert relative([images_and_gradients[0][0]], [(reference / 2 + 0.5).clamp(0, 1)]) < 1e-6
+    for other in images_and_gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(images_and_gradients[0], other, strict=True))
     assert kept[2] < kept[1] < 0.4 * kept[0]
 
 
 def test_images_may_be_decoded_one_at_a_time() -> None:
     """Batches of one or two, the last filled up: the same images and gradients as all at once, to rounding."""
-    x_0, found, calls = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [], []
+    x_0, images_and_gradients, calls = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [], []
     for batch in (3, 1, 2):
         policy, leaf = tiny_stable_diffusion(decode_batch=batch), x_0.clone().requires_grad_()
-        policy.networks["vae"].register_forward_hook(lambda *given: calls.append(len(given[1][0])))
+        policy.networks["vae"].register_forward_hook(lambda *hook_arguments: calls.append(len(hook_arguments[1][0])))
         images = policy.decode(leaf)
-        found.append([images.detach(), *torch.autograd.grad(images.square().sum(), leaf)])
-    assert calls == [3, 1, 1, 1, 2, 2] and max(relative(other, found[0]) for other in found[1:]) < 1e-5
+        images_and_gradients.append([images.detach(), *torch.autograd.grad(images.square().sum(), leaf)])
+    assert (
+        calls == [3, 1, 1, 1, 2, 2]
+        and max(relative(other, images_and_gradients[0]) for other in images_and_gradients[1:]) < 1e-5
+    )
 
 
 def test_images_that_are_not_finite_are_told() -> None:
@@ -196,7 +201,7 @@ def test_images_that_are_not_finite_are_told() -> None:
 @pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=2)], ids=["full", "lora"])
 def test_activation_checkpointing_changes_memory_alone(adapter: AdapterConfig | None) -> None:
     """In eval mode, guided: the same gradients bit for bit, each way from fewer kept bytes than the one before."""
-    x, found, kept = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [], []
+    x, gradient_lists, kept = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [], []
     for checkpointing in get_args(ActivationCheckpointing):
         policy = tiny_stable_diffusion(guidance=4.0, adapter=adapter, activation_checkpointing=checkpointing)
         spread(policy)
@@ -204,8 +209,10 @@ def test_activation_checkpointing_changes_memory_alone(adapter: AdapterConfig | 
         assert not policy.unet.training
         leaf = x.clone().requires_grad_()
         kept.append(saved_bytes(lambda policy=policy, leaf=leaf: policy.mean(leaf, [1, 1], TEXTS)))
-        found.append(gradients_of(policy, x, [1, 1], TEXTS))
-    assert all(torch.equal(a, b) for others in found[1:] for a, b in zip(found[0], others, strict=True))
+        gradient_lists.append(gradients_of(policy, x, [1, 1], TEXTS))
+    assert all(
+        torch.equal(a, b) for others in gradient_lists[1:] for a, b in zip(gradient_lists[0], others, strict=True)
+    )
     assert kept[1] < 0.9 * kept[0] and kept[2] < 0.6 * kept[0]
 
 

@@ -200,8 +200,8 @@ def test_the_cpu_allocates_what_the_ledger_counts() -> None:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         draft_round(policy, None)
     live = peak = 0
-    found: Any = profiler.profiler
-    events = [event for event in found.kineto_results.events() if event.name() == "[memory]"]
+    inner_profiler: Any = profiler.profiler
+    events = [event for event in inner_profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
         live += event.nbytes()
         peak = max(peak, live)
@@ -222,7 +222,7 @@ def test_an_evaluation_takes_what_the_plan_measures() -> None:
     time, is below it."""
     recipe = digits(evaluate={"images": 40, "rewards": [{"kind": "digits", "name": "held_out", "classifier": "judge"}]})
     knobs = EVERYTHING_HERE
-    found = measure(recipe, knobs, precision="fp32", images=1, evaluated=40, paths=False)
+    measurement = measure(recipe, knobs, precision="fp32", images=1, evaluated=40, paths=False)
     options = model_options(recipe, resolved(MemoryConfig()), precision="fp32")
     policy = load_policy(recipe.model, recipe.sampler, options, device=HOST)
     reward, held_out = (build_weighted(parts, device=HOST) for parts in (recipe.reward, recipe.evaluate.rewards))
@@ -235,13 +235,13 @@ def test_an_evaluation_takes_what_the_plan_measures() -> None:
     )  # fmt: skip
     with Ledger() as ledger:
         evaluate(parts, lambda count: None)
-    assert found.evaluated_images == 40 and found.sizes.held_out == sum(
+    assert measurement.evaluated_images == 40 and measurement.sizes.held_out == sum(
         tensor.nbytes
         for part in held_out.parts
         for network in part.reward.networks
         for tensor in (*network.parameters(), *network.buffers())
     )
-    assert sum(found.evaluated.values()) == pytest.approx(ledger.peak_bytes, rel=0.01)
+    assert sum(measurement.evaluated.values()) == pytest.approx(ledger.peak_bytes, rel=0.01)
 
 
 def test_the_evaluation_by_hand() -> None:
@@ -369,7 +369,7 @@ def measured() -> tuple[Recipe, dict[Recompute, PieceCosts]]:
     )
     rank_round = rank_round_of(recipe, ranks=1, precision="fp16")
     rounds = measure_recomputes(recipe, rank_round, "fp16")
-    return recipe, {recompute: PieceCosts.of(found) for recompute, found in rounds.items()}
+    return recipe, {recompute: PieceCosts.of(measurements) for recompute, measurements in rounds.items()}
 
 
 def chosen(measured: tuple[Recipe, dict[Recompute, PieceCosts]], budget: int, **memory: Any) -> Plan:
@@ -447,11 +447,11 @@ def console_text(plan: Plan) -> str:
 def test_suggestions_of_a_run_that_ran_out(measured: tuple[Recipe, dict[Recompute, PieceCosts]]) -> None:
     """The three settings that save most, as --set takes them, largest first; each is a key of a recipe."""
     recipe, _ = measured
-    told = three_best(chosen(measured, 100 * GIB, kept_steps=0, micro_batch=8).changes)
-    assert len(told) == 3 and any("memory.activation_checkpointing=blocks" in text for text in told)
-    saved = [float(text.partition("saves ")[2].split(" ")[0]) for text in told]
+    suggestions = three_best(chosen(measured, 100 * GIB, kept_steps=0, micro_batch=8).changes)
+    assert len(suggestions) == 3 and any("memory.activation_checkpointing=blocks" in text for text in suggestions)
+    saved = [float(text.partition("saves ")[2].split(" ")[0]) for text in suggestions]
     assert saved == sorted(saved, reverse=True)
-    for text in told:
+    for text in suggestions:
         key, value = text.removeprefix("--set ").split(" ")[0].split("=")
         check_recipe(recipe.model_dump(mode="json") | {"memory": {key.removeprefix("memory."): value}}, source="test")
 
@@ -496,7 +496,7 @@ def test_states_of_zero_2() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"gpu": "t5"}, "rtx4090"),
         ({"gpu": "t4", "budget_gib": 3.0}, "give one"),
@@ -504,10 +504,10 @@ def test_states_of_zero_2() -> None:
         ({"gpu": "t4", "as_yaml": True}, "give one"),
     ],
 )
-def test_bad_input_is_told_in_one_line(options: dict[str, Any], told: str) -> None:
-    given = {"gpu": None, "budget_gib": None, "ranks": 1, **options}
-    with pytest.raises(ConfigError, match=told) as raised:
-        plan_recipe(RECIPES / "digits_draft.yaml", [], as_json=True, **given)
+def test_bad_input_is_told_in_one_line(options: dict[str, Any], message: str) -> None:
+    arguments = {"gpu": None, "budget_gib": None, "ranks": 1, **options}
+    with pytest.raises(ConfigError, match=message) as raised:
+        plan_recipe(RECIPES / "digits_draft.yaml", [], as_json=True, **arguments)
     assert raised.value.exit_code == 2 and "\n" not in str(raised.value)
 
 
@@ -546,7 +546,10 @@ def test_figures_of_the_public_architectures() -> None:
     t4 = find_gpu("t4")
     sd = read_recipe(RECIPES / "sd15_alignprop_t4.yaml", ["method.truncation=fixed", "run.images_per_round=1"])
     rank_round = rank_round_of(sd, ranks=1, precision="fp16")
-    costs = {recompute: PieceCosts.of(found) for recompute, found in measure_recomputes(sd, rank_round, "fp16").items()}
+    costs = {
+        recompute: PieceCosts.of(measurements)
+        for recompute, measurements in measure_recomputes(sd, rank_round, "fp16").items()
+    }
     here = sd.model_copy(update={"memory": MemoryConfig(**RESIDENT, micro_batch=1)})
     budgets = ((here, 4.0, 2.0), (sd, 2.6, 2.0), (sd, 14.0, 1.45))
     for recipe, budget, most in budgets:
@@ -564,7 +567,8 @@ def test_figures_of_sdxl() -> None:
     recipe = read_recipe(RECIPES / "sdxl_draft_t4.yaml", ["run.images_per_round=1"])
     rank_round = rank_round_of(recipe, ranks=1, precision="fp16")
     costs = {
-        recompute: PieceCosts.of(found) for recompute, found in measure_recomputes(recipe, rank_round, "fp16").items()
+        recompute: PieceCosts.of(measurements)
+        for recompute, measurements in measure_recomputes(recipe, rank_round, "fp16").items()
     }
     here = recipe.model_copy(update={"memory": MemoryConfig(**RESIDENT, kept_steps=0)})
     for variant, budget in ((here, 11.5), (recipe, 7.0)):
@@ -588,7 +592,8 @@ def test_sdxl_fits_a_t4_with_a_reward_of_clip_h_size() -> None:
     recipe = read_recipe(RECIPES / "sdxl_draft_t4.yaml", ["reward=[{kind: hpsv2}]"])
     rank_round = rank_round_of(recipe, ranks=1, precision="fp16")
     costs = {
-        recompute: PieceCosts.of(found) for recompute, found in measure_recomputes(recipe, rank_round, "fp16").items()
+        recompute: PieceCosts.of(measurements)
+        for recompute, measurements in measure_recomputes(recipe, rank_round, "fp16").items()
     }
     here = recipe.model_copy(update={"memory": MemoryConfig(**RESIDENT, micro_batch=1, kept_steps=0)})
     assert all(piece_costs.sizes.rewards == pytest.approx(2 * 632_076_800, rel=1e-3) for piece_costs in costs.values())

@@ -62,9 +62,9 @@ def test_the_engine_takes_what_the_arithmetic_says(world_size: int, tmp_path: Pa
         {"precision": "fp16", "bits": 8, "ema": None, "bucket": 40_960},
         {"precision": "fp32", "bits": 32, "ema": 0.9, "bucket": 40_960},
     ]
-    found = run_ranks("engine_bytes", world_size, {"modes": modes, "sizes": SIZES}, tmp_path)
+    rank_results = run_ranks("engine_bytes", world_size, {"modes": modes, "sizes": SIZES}, tmp_path)
     for number, mode in enumerate(modes):
-        ranks = [rank[number] for rank in found]
+        ranks = [rank[number] for rank in rank_results]
         said = training_states(
             sum(SIZES),
             ranks=world_size,

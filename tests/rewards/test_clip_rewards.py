@@ -80,12 +80,12 @@ def truth_clip(model: CLIPModel, *, scaled: bool) -> Callable[[torch.Tensor, Seq
 
     @torch.no_grad()
     def scores(images_BCHW: torch.Tensor, prompts: Sequence[str]) -> list:
-        found = []
+        similarities = []
         for image_CHW, prompt in zip(standardised(images_BCHW), prompts, strict=True):
             ids = torch.tensor([ids_by_hand(prompt, model.text_model.config.vocab_size)])
             logit = model(input_ids=ids, pixel_values=image_CHW[None]).logits_per_image.item()
-            found.append(logit if scaled else logit / model.logit_scale.exp().item())
-        return found
+            similarities.append(logit if scaled else logit / model.logit_scale.exp().item())
+        return similarities
 
     return scores
 
@@ -121,10 +121,10 @@ def truth_open_clip(model: OpenClip) -> Callable[[torch.Tensor, Sequence[str]], 
 def test_scores_equal_an_independent_computation(kind: str, tmp_path: Path) -> None:
     """Weights in the published file format give what transformers' whole model, or open_clip's forward, gives."""
     reward, truth = make(kind, tmp_path / "model")
-    found = reward(images(8), TEXTS)
-    assert found.dtype == torch.float32 and found.shape == (8,)
-    assert found.tolist() == pytest.approx(truth(images(8), TEXTS), abs=1e-5)
-    assert found.std() > 1e-3  # the images and prompts do matter
+    scores = reward(images(8), TEXTS)
+    assert scores.dtype == torch.float32 and scores.shape == (8,)
+    assert scores.tolist() == pytest.approx(truth(images(8), TEXTS), abs=1e-5)
+    assert scores.std() > 1e-3  # the images and prompts do matter
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,9 +152,9 @@ def test_half_precision_is_within_a_hundredth(kind: str, tmp_path: Path) -> None
     full, _ = make(kind, tmp_path / "model", precision="fp32")
     half, _ = make(kind, tmp_path / "model", precision="fp16")
     assert next(half.networks[0].parameters()).dtype == torch.float16
-    expected, found = full(images(8), TEXTS), half(images(8), TEXTS)
-    assert found.dtype == torch.float32
-    assert (found - expected).abs().max() <= 1e-2 * expected.abs().max()
+    expected, half_scores = full(images(8), TEXTS), half(images(8), TEXTS)
+    assert half_scores.dtype == torch.float32
+    assert (half_scores - expected).abs().max() <= 1e-2 * expected.abs().max()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -279,8 +279,8 @@ def test_hps_reads_a_transformers_folder_too(tmp_path: Path) -> None:
     """format: transformers takes a converted CLIPModel; the score stays the bare cosine."""
     model = write_clip(tmp_path / "model", tiny_clip_config())
     part = HpsConfig(kind="hpsv2", path=str(tmp_path / "model"), format="transformers")
-    found = load_clip(part, CPU)(images(3), TEXTS[:3])
-    assert found.tolist() == pytest.approx(truth_clip(model, scaled=False)(images(3), TEXTS[:3]), abs=1e-5)
+    scores = load_clip(part, CPU)(images(3), TEXTS[:3])
+    assert scores.tolist() == pytest.approx(truth_clip(model, scaled=False)(images(3), TEXTS[:3]), abs=1e-5)
 
 
 def test_both_hps_versions_are_found_by_name(tmp_path: Path) -> None:
@@ -288,8 +288,8 @@ def test_both_hps_versions_are_found_by_name(tmp_path: Path) -> None:
         write_hps(tmp_path / "model", tiny_open_clip(seed), version=version)
     for version, seed in (("2.0", 3), ("2.1", 4)):
         part: Any = {"kind": "hpsv2", "path": str(tmp_path / "model"), "version": version}
-        found = load_clip(HpsConfig(**part), CPU)(images(2), TEXTS[:2])
-        assert found.tolist() == pytest.approx(truth_open_clip(tiny_open_clip(seed))(images(2), TEXTS[:2]), abs=1e-5)
+        scores = load_clip(HpsConfig(**part), CPU)(images(2), TEXTS[:2])
+        assert scores.tolist() == pytest.approx(truth_open_clip(tiny_open_clip(seed))(images(2), TEXTS[:2]), abs=1e-5)
 
 
 def noise(height: int, width: int) -> torch.Tensor:
@@ -306,20 +306,20 @@ def test_cropping_is_clips_own(height: int, width: int) -> None:
     pixels_HWC = noise(height, width)
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
     expected: Any = processor(Image.fromarray(pixels_HWC.numpy()), return_tensors="pt", do_normalize=False)
-    found = fit_square(pixels_HWC.permute(2, 0, 1)[None].float() / 255, 32, "crop")
-    assert found.shape == (1, 3, 32, 32)
-    assert (found - expected["pixel_values"]).abs().max() <= 1.5 / 255
+    pixels = fit_square(pixels_HWC.permute(2, 0, 1)[None].float() / 255, 32, "crop")
+    assert pixels.shape == (1, 3, 32, 32)
+    assert (pixels - expected["pixel_values"]).abs().max() <= 1.5 / 255
 
 
 def test_padding_is_hpsv2s_own() -> None:
     """hpsv2's ResizeMaxSize: 40 x 64 -> 20 x 32, then 6 black rows above and 6 below; the rest as PIL resizes it."""
     pixels_HWC = noise(40, 64)
     resized = Image.fromarray(pixels_HWC.numpy()).resize((32, 20), Image.Resampling.BICUBIC)
-    found = fit_square(pixels_HWC.permute(2, 0, 1)[None].float() / 255, 32, "pad")[0]
-    assert found.shape == (3, 32, 32)
-    assert found[:, :6].abs().max() == 0 and found[:, 26:].abs().max() == 0
+    pixels = fit_square(pixels_HWC.permute(2, 0, 1)[None].float() / 255, 32, "pad")[0]
+    assert pixels.shape == (3, 32, 32)
+    assert pixels[:, :6].abs().max() == 0 and pixels[:, 26:].abs().max() == 0
     expected = torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255
-    assert (found[:, 6:26] - expected).abs().max() <= 1.5 / 255
+    assert (pixels[:, 6:26] - expected).abs().max() <= 1.5 / 255
 
 
 def _part(settings: dict) -> Any:
@@ -502,11 +502,11 @@ def test_pickscore_at_full_size(tmp_path: Path) -> None:
     )  # fmt: skip
     folder = tmp_path / "model"
     write_clip(folder, config, dtype=torch.float16)
-    found = _load("pickscore", folder)(images(2, 256), TEXTS[:2]).tolist()
+    scores = _load("pickscore", folder)(images(2, 256), TEXTS[:2]).tolist()
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(986.1e6, rel=1e-4)
     expected = truth_clip(model, scaled=True)(fit_square(images(2, 256), 224, "crop"), TEXTS[:2])
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert scores == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -523,5 +523,5 @@ def test_hpsv2_at_full_size(tmp_path: Path) -> None:
     write_hps(tmp_path / "model", model, dtype=torch.float16)
     expected = truth_open_clip(model)(fit_square(images(2, 256), 224, "crop"), TEXTS[:2])
     del model
-    found = _load("hpsv2", tmp_path / "model")(images(2, 256), TEXTS[:2])
-    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+    scores = _load("hpsv2", tmp_path / "model")(images(2, 256), TEXTS[:2])
+    assert scores.tolist() == pytest.approx(expected, abs=1e-4)

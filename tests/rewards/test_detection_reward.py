@@ -82,19 +82,19 @@ def truth(model: Any, images_BCHW: torch.Tensor, part: DetectionConfig) -> list[
     padded = torch.tensor([ids + [0] * (16 - len(ids))])
     mask = torch.tensor([[1] * len(ids) + [0] * (16 - len(ids))])
     pixels_BCHW = (images_BCHW - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
-    found = []
+    rewards = []
     for pixels_CHW in pixels_BCHW:
         output = model(input_ids=padded, attention_mask=mask, pixel_values=pixels_CHW[None])
         logits = output.logits[0, :, 0].double().tolist()
         if part.mode == "add":
-            found.append(math.log(1 / (1 + math.exp(-max(logits)))))
+            rewards.append(math.log(1 / (1 + math.exp(-max(logits)))))
         elif part.mode == "remove":
-            found.append(math.log(1 - 1 / (1 + math.exp(-max(logits)))))
+            rewards.append(math.log(1 - 1 / (1 + math.exp(-max(logits)))))
         else:
             assert part.count is not None
             total = count_by_hand(logits, output.pred_boxes[0].double().tolist(), part.threshold)
-            found.append(-abs(total - part.count))
-    return found
+            rewards.append(-abs(total - part.count))
+    return rewards
 
 
 def count_by_hand(logits: list[float], boxes: list[list[float]], threshold: float) -> float:
@@ -121,10 +121,10 @@ def overlap_by_hand(a: list[float], b: list[float]) -> float:
 def test_scores_equal_an_independent_computation(kind: str, settings: dict, tmp_path: Path) -> None:
     """Weights in the published file format give what transformers' whole model and the formula give; <= 1e-5."""
     reward, model = make(kind, tmp_path / "model", **settings)
-    found = reward(images(6), [""] * 6)
-    assert found.dtype == torch.float32 and found.shape == (6,)
-    assert found.tolist() == pytest.approx(truth(model, images(6), reward.part), abs=1e-5)
-    assert found.std() > 1e-4
+    scores = reward(images(6), [""] * 6)
+    assert scores.dtype == torch.float32 and scores.shape == (6,)
+    assert scores.tolist() == pytest.approx(truth(model, images(6), reward.part), abs=1e-5)
+    assert scores.std() > 1e-4
 
 
 @pytest.mark.slow
@@ -133,8 +133,8 @@ def test_owlvit_at_full_size(tmp_path: Path) -> None:
     model = write("owlvit", tmp_path / "model", full=True)
     for settings in MODES:
         part = DetectionConfig(kind="detection", path=str(tmp_path / "model"), object="a cat", **settings)
-        found = load_detection(part, CPU)(images(1, 768, 768), [""])
-        assert found.tolist() == pytest.approx(truth(model, images(1, 768, 768), part), abs=1e-4)
+        scores = load_detection(part, CPU)(images(1, 768, 768), [""])
+        assert scores.tolist() == pytest.approx(truth(model, images(1, 768, 768), part), abs=1e-4)
 
 
 def test_signs(tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_half_precision_is_within_a_hundredth(kind: str, tmp_path: Path) -> None
     half, _ = make(kind, tmp_path / "model", precision="fp16")
     dtypes = {name.split(".")[0]: p.dtype for name, p in half.detector.named_parameters()}
     assert dtypes["class_head"] == torch.float32 and dtypes["layer_norm"] == torch.float16
-    expected, found = full(images(6), [""] * 6), half(images(6), [""] * 6)
-    assert (found - expected).abs().max() <= 1e-2 * expected.abs().max()
+    expected, half_scores = full(images(6), [""] * 6), half(images(6), [""] * 6)
+    assert (half_scores - expected).abs().max() <= 1e-2 * expected.abs().max()
 
 
 @pytest.mark.parametrize("settings", MODES)
@@ -195,8 +195,8 @@ def test_chunks_do_not_matter(settings: dict, tmp_path: Path) -> None:
     reward, _ = make("owlv2", tmp_path / "model", **settings)
     whole = score(reward, images(8), [""] * 8, chunk=8, name="cat")
     for chunk in (1, 2):
-        found = score(reward, images(8), [""] * 8, chunk=chunk, name="cat")
-        torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-6)
+        chunked_scores = score(reward, images(8), [""] * 8, chunk=chunk, name="cat")
+        torch.testing.assert_close(chunked_scores, whole, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", DETECTORS)
@@ -262,8 +262,8 @@ def test_preprocessing_is_the_processors_own(height: int, width: int, tmp_path: 
     pixels_HWC = (64 + 128 * images(1, height, width)[0]).permute(1, 2, 0).to(torch.uint8)
     processor = OwlViTImageProcessorPil(size={"height": 32, "width": 32})
     expected: Any = processor(Image.fromarray(pixels_HWC.numpy()), return_tensors="pt")
-    found = reward.pixels(pixels_HWC.permute(2, 0, 1)[None].float() / 255)
-    assert (found - expected["pixel_values"]).abs().max() <= 1.5 / 255 / min(CLIP_STD)
+    pixels = reward.pixels(pixels_HWC.permute(2, 0, 1)[None].float() / 255)
+    assert (pixels - expected["pixel_values"]).abs().max() <= 1.5 / 255 / min(CLIP_STD)
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 20), (18, 24)])
@@ -276,9 +276,9 @@ def test_owlv2_pads_below_and_right(height: int, width: int, tmp_path: Path) -> 
     expected: Any = processor(
         [image_CHW.numpy().astype(np.float32)], return_tensors="pt", input_data_format="channels_first"
     )
-    found = reward.pixels(image_CHW[None])
-    assert found.shape == (1, 3, 32, 32)
-    difference = (found - expected["pixel_values"])[..., 1:-1, 1:-1].abs()
+    pixels = reward.pixels(image_CHW[None])
+    assert pixels.shape == (1, 3, 32, 32)
+    difference = (pixels - expected["pixel_values"])[..., 1:-1, 1:-1].abs()
     assert difference.max() <= 1e-4
 
 

@@ -75,11 +75,11 @@ def test_at_most_64_images_are_embedded_by_the_first_part_that_can(generator: to
     """100 images in chunks of 10: 64 are embedded, by the second part; without such a part there is no such number."""
     images_NCHW, reward = torch.rand(100, 1, 3, 3, generator=generator), Embedding()
     parts = [WeightedPart("a", Embedding()), WeightedPart("b", reward, chunk=10, features=reward.features)]
-    found = diversity(WeightedReward(parts, device=CPU), images_NCHW, ALONE, num_images=100)
+    diversities = diversity(WeightedReward(parts, device=CPU), images_NCHW, ALONE, num_images=100)
     assert reward.embedded == [10] * 6 + [4]
-    assert float(found["diversity_feature"]) == float(feature_diversity(images_NCHW[:64].flatten(1), ALONE))
+    assert float(diversities["diversity_feature"]) == float(feature_diversity(images_NCHW[:64].flatten(1), ALONE))
     plain = diversity(WeightedReward(parts[:1], device=CPU), images_NCHW, ALONE, num_images=100)
-    assert list(plain) == ["diversity_pixel"] and plain["diversity_pixel"] == found["diversity_pixel"]
+    assert list(plain) == ["diversity_pixel"] and plain["diversity_pixel"] == diversities["diversity_pixel"]
 
 
 FIRST = {
@@ -109,13 +109,13 @@ CASES: list[tuple[dict[str, Any], str | None]] = [
 @pytest.mark.parametrize(("row", "words"), CASES, ids=range(len(CASES)))
 def test_alarms(row: dict[str, Any], words: str | None) -> None:
     """Each on its own side of its bound; one line."""
-    told = alarms(row, FIRST, GUARDS, ["judge"])
-    assert len(told) == (words is not None)
-    assert all(words in alarm and "\n" not in alarm for alarm in told if words)
+    messages = alarms(row, FIRST, GUARDS, ["judge"])
+    assert len(messages) == (words is not None)
+    assert all(words in alarm and "\n" not in alarm for alarm in messages if words)
 
 
 def test_guards_can_be_switched_off() -> None:
-    """null: never."""
+    """With both bounds null, a row that would raise two alarms raises none."""
     off = GuardsConfig(held_out_drop=None, diversity=None)
     row = {"evaluate/reward_mean": 0.5, "evaluate/reward/judge": 0.0, "diversity_pixel": 0.0}
     assert len(alarms(row, FIRST, GUARDS, ["judge"])) == 2 and alarms(row, FIRST, off, ["judge"]) == []
@@ -130,11 +130,11 @@ def test_the_first_values_are_remembered() -> None:
 def test_alarms_are_in_the_report(tmp_path: Path) -> None:
     """Round and text of each; hostile ones as text; none: no section."""
     rows = [{"round": 1, "reward_mean": 0.1, "alarms": []}, {"round": 2, "reward_mean": 0.2, "alarms": []}]
-    for told in ([], ["images grow <script>alike</script>", 7]):
-        rows[1]["alarms"] = told
+    for raised_alarms in ([], ["images grow <script>alike</script>", 7]):
+        rows[1]["alarms"] = raised_alarms
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         page = write_report(tmp_path).read_text()
-        assert ('id="alarms"' in page) == bool(told)
+        assert ('id="alarms"' in page) == bool(raised_alarms)
     assert "images grow &lt;script&gt;alike&lt;/script&gt;" in page and '<th scope="row">2</th>' in page
 
 

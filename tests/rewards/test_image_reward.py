@@ -39,11 +39,11 @@ from tests.helpers.image_reward_small import (
 
 def test_key_map_takes_the_packages_625_tensors_to_our_620_one_to_one():
     """Names and shapes of the package's own state dict, recorded by the oracle, against ImageRewardNet's."""
-    given = {name: torch.empty(shape, device="meta") for name, shape in RECORD["shapes"].items()}
+    package_state = {name: torch.empty(shape, device="meta") for name, shape in RECORD["shapes"].items()}
     with torch.device("meta"):
         wanted = ImageRewardNet(vision_config(), text_config()).state_dict()
-    mapped = to_blip(given)
-    assert (len(given), len(mapped)) == (625, 620)
+    mapped = to_blip(package_state)
+    assert (len(package_state), len(mapped)) == (625, 620)
     assert {name: tensor.shape for name, tensor in mapped.items()} == {n: t.shape for n, t in wanted.items()}
     assert sum(tensor.numel() for tensor in mapped.values()) == 446_206_689
 

@@ -64,13 +64,13 @@ def test_scores_and_gradients_are_the_packages(full, truth, record_property):
     scores = full.net.head(features)
     gradient = torch.autograd.grad(scores.sum(), images)[0].double().numpy()
     direction = fill.generator(SEED, "direction").random(gradient.shape[1:]) - 0.5
-    found = {
+    outputs = {
         "scores": scores.detach().numpy(),
         "gradient_norms": np.linalg.norm(gradient.reshape(len(lengths), -1), axis=1),
         "gradient_projections": (gradient * direction).sum(axis=(1, 2, 3)),
         "gradient_strided": gradient[:, :, 3::7, 3::7],
     }
-    for name, got in found.items():
+    for name, got in outputs.items():
         worst = np.abs(got - truth[name]).max() / np.abs(truth[name]).max()
         record_property(name, worst)
         assert worst < TOLERANCE, name

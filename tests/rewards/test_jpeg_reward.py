@@ -37,9 +37,9 @@ def test_size_is_pillows_own(quality: int | None, channels: int) -> None:
         file = io.BytesIO()
         Image.fromarray(pixels.squeeze()).save(file, "JPEG", quality=quality or 95)
         expected.append(len(file.getvalue()) / 1000)
-    found = load_jpeg(JpegConfig(kind="jpeg", prefer="large", quality=quality))(images_BCHW, [""] * 4)
-    assert found.dtype == torch.float32
-    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+    sizes = load_jpeg(JpegConfig(kind="jpeg", prefer="large", quality=quality))(images_BCHW, [""] * 4)
+    assert sizes.dtype == torch.float32
+    assert sizes.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_signs_of_size() -> None:
@@ -62,8 +62,8 @@ def test_an_image_that_is_not_finite_scores_nan() -> None:
     images_BCHW = noise(3)
     whole = load_jpeg(JpegConfig(kind="jpeg"))(images_BCHW, [""] * 3)
     images_BCHW[1, 0, 0, 0] = float("inf")
-    found = load_jpeg(JpegConfig(kind="jpeg"))(images_BCHW, [""] * 3)
-    assert found[1].isnan() and torch.equal(found[[0, 2]], whole[[0, 2]])
+    scores = load_jpeg(JpegConfig(kind="jpeg"))(images_BCHW, [""] * 3)
+    assert scores[1].isnan() and torch.equal(scores[[0, 2]], whole[[0, 2]])
 
 
 def test_values_outside_the_range_saturate() -> None:
@@ -80,8 +80,8 @@ def test_chunks_do_not_matter(measure: Any) -> None:
     reward = load_jpeg(JpegConfig(kind="jpeg", measure=measure))
     whole = score(reward, noise(8), [""] * 8, chunk=8, name="jpeg")
     for chunk in (1, 2):
-        found = score(reward, noise(8), [""] * 8, chunk=chunk, name="jpeg")
-        torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-6)
+        chunked_scores = score(reward, noise(8), [""] * 8, chunk=chunk, name="jpeg")
+        torch.testing.assert_close(chunked_scores, whole, rtol=1e-6, atol=1e-6)
 
 
 def distance(**settings: Any) -> JpegDistance:

@@ -173,7 +173,7 @@ def test_a_pickle_under_the_name_of_safetensors_is_not_unpickled(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ([torch.zeros(1)], "got list"),
         ({}, "got dict"),
@@ -183,9 +183,9 @@ def test_a_pickle_under_the_name_of_safetensors_is_not_unpickled(tmp_path):
         ({"a": torch.eye(2).to_sparse()}, "dense tensors"),
     ],
 )
-def test_anything_but_named_dense_tensors_is_refused(tmp_path, content, told):
+def test_anything_but_named_dense_tensors_is_refused(tmp_path, content, message):
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         load_weights(tmp_path / "w.pt", cache=tmp_path)
 
 
@@ -200,14 +200,14 @@ def test_strict_assignment_takes_the_tensors_without_a_copy_and_keeps_requires_g
     """A module on the meta device becomes real; its parameters are the very memory that was given."""
     with torch.device("meta"):
         module = torch.nn.Linear(4, 3).requires_grad_(False)
-    given = {"weight": torch.randn(3, 4), "bias": torch.randn(3)}
-    assign_strictly(module, given, "w.pt")
-    assert module.weight.data_ptr() == given["weight"].data_ptr()
+    state = {"weight": torch.randn(3, 4), "bias": torch.randn(3)}
+    assign_strictly(module, state, "w.pt")
+    assert module.weight.data_ptr() == state["weight"].data_ptr()
     assert not module.weight.requires_grad
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"weight": None}, "1 missing: weight"),
         ({"extra": torch.zeros(1), "more": torch.zeros(1)}, "2 unexpected: extra, more"),
@@ -219,12 +219,12 @@ def test_strict_assignment_takes_the_tensors_without_a_copy_and_keeps_requires_g
         ({f"x{n}": torch.zeros(1) for n in range(9)}, "9 unexpected: x0, x1, x2, ..."),
     ],
 )
-def test_another_architecture_is_told_in_one_line_and_changes_nothing(change, told):
+def test_another_architecture_is_told_in_one_line_and_changes_nothing(change, message):
     module = torch.nn.Linear(4, 3)
     before = module.weight.clone()
-    given = {"weight": torch.zeros(3, 4), "bias": torch.zeros(3), **change}
-    with pytest.raises(ConfigError, match=f"^w.pt does not hold the weights of Linear: {told}"):
-        assign_strictly(module, {name: tensor for name, tensor in given.items() if tensor is not None}, "w.pt")
+    state = {"weight": torch.zeros(3, 4), "bias": torch.zeros(3), **change}
+    with pytest.raises(ConfigError, match=f"^w.pt does not hold the weights of Linear: {message}"):
+        assign_strictly(module, {name: tensor for name, tensor in state.items() if tensor is not None}, "w.pt")
     assert torch.equal(module.weight, before)
 
 

@@ -163,8 +163,8 @@ def test_a_skeleton_is_the_network_without_its_weights(
     part, _ = made(kind, tmp_path, monkeypatch)
     loaded, skeleton = (build_weighted([part], device=CPU, skeleton=skeleton).parts[0] for skeleton in (False, True))
     for network, bare in zip(loaded.reward.networks, skeleton.reward.networks, strict=True):
-        wanted, found = ({n: (t.shape, t.dtype) for n, t in net.state_dict().items()} for net in (network, bare))
-        assert found == wanted and type(bare) is type(network) and not bare.training
+        wanted, bare_tensors = ({n: (t.shape, t.dtype) for n, t in net.state_dict().items()} for net in (network, bare))
+        assert bare_tensors == wanted and type(bare) is type(network) and not bare.training
         assert not any(parameter.requires_grad for parameter in bare.parameters())
     assert type(skeleton.reward) is type(loaded.reward) and (skeleton.features is None) is (loaded.features is None)
     batch_BCHW = images().requires_grad_(skeleton.reward.differentiable)
@@ -262,10 +262,12 @@ def test_weight_files_beside_the_recipe_are_found(tmp_path: Path) -> None:
         {"kind": "aesthetic", "head": "sub/head.pth"},
         {"kind": "hpsv2", "path": "sub/HPS_v2.1_compressed.pt", "prompt": "a"},
     ]
-    found: Any = read_recipe(recipe_with(tmp_path, *parts)).reward
-    assert found[0].path == str(tmp_path / "sub/ImageReward.pt") and found[1].head == str(tmp_path / "sub/head.pth")
-    assert found[2].path == str(tmp_path / "sub/HPS_v2.1_compressed.pt")
-    assert found[1].path == "openai/clip-vit-large-patch14"
+    reward_parts: Any = read_recipe(recipe_with(tmp_path, *parts)).reward
+    assert reward_parts[0].path == str(tmp_path / "sub/ImageReward.pt") and reward_parts[1].head == str(
+        tmp_path / "sub/head.pth"
+    )
+    assert reward_parts[2].path == str(tmp_path / "sub/HPS_v2.1_compressed.pt")
+    assert reward_parts[1].path == "openai/clip-vit-large-patch14"
 
 
 @pytest.mark.slow

@@ -68,10 +68,10 @@ def test_digits_score_is_the_softmax_sum(classifier: Any, scans: torch.Tensor):
     for digits in ((5, 6, 7, 8, 9), (0,), (3, 1)):
         truth = softmax_BK[:, list(digits)].sum(dim=1)
         config = DigitsConfig(kind="digits", digits=digits, classifier=classifier, mode="probability")
-        found = load_digits(config, CPU)(scans, [""] * 24)
-        torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6)
-        found = load_digits(config.model_copy(update={"mode": "log_probability"}), CPU)(scans, [""] * 24)
-        torch.testing.assert_close(found, truth.log(), rtol=1e-5, atol=1e-5)
+        scores = load_digits(config, CPU)(scans, [""] * 24)
+        torch.testing.assert_close(scores, truth, rtol=1e-5, atol=1e-6)
+        scores = load_digits(config.model_copy(update={"mode": "log_probability"}), CPU)(scans, [""] * 24)
+        torch.testing.assert_close(scores, truth.log(), rtol=1e-5, atol=1e-5)
     everything = DigitsConfig(kind="digits", digits=tuple(range(10)), mode="probability")
     torch.testing.assert_close(load_digits(everything, CPU)(scans, [""] * 24), torch.ones(24))
 
@@ -79,8 +79,8 @@ def test_digits_score_is_the_softmax_sum(classifier: Any, scans: torch.Tensor):
 def test_digits_reward_knows_digits(scans: torch.Tensor):
     """Real held-out digits of 5-9 get a 1, real ones of 0-4 a 0, with few exceptions."""
     labels = real_digits("held_out")[1][:24]
-    found = load_digits(DigitsConfig(kind="digits"), CPU)(scans, [""] * 24)
-    assert ((found == 1) == (labels >= 5)).float().mean() > 0.9 and set(found.tolist()) == {0.0, 1.0}
+    scores = load_digits(DigitsConfig(kind="digits"), CPU)(scans, [""] * 24)
+    assert ((scores == 1) == (labels >= 5)).float().mean() > 0.9 and set(scores.tolist()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("mode", ["probability", "log_probability", "confident", "binary", "share"])
@@ -132,9 +132,9 @@ def python_reward(
 def test_numbers_may_come_in_any_form(tmp_path: Path, body: str):
     """A tensor, an array in any memory order, a list or a tuple of one number an image: scores in fp32."""
     images = torch.rand(5, 3, 4, 4)
-    found = score(python_reward(tmp_path, body), images, ["a"] * 5, chunk=2, name="mine")
-    assert found.dtype == torch.float32 and found.shape == (5,)
-    torch.testing.assert_close(found, images.mean(dim=(1, 2, 3)), rtol=1e-6, atol=1e-6)
+    fp32_scores = score(python_reward(tmp_path, body), images, ["a"] * 5, chunk=2, name="mine")
+    assert fp32_scores.dtype == torch.float32 and fp32_scores.shape == (5,)
+    torch.testing.assert_close(fp32_scores, images.mean(dim=(1, 2, 3)), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -224,8 +224,8 @@ def test_a_function_that_writes_changes_nothing_else(write: str, chunk: int, tmp
     digits = WeightedPart("digits", load_digits(DigitsConfig(kind="digits", mode="probability"), CPU))
     alone = WeightedReward([digits], device=CPU).raw(images, ["a"] * 5)
     prompts = ["a"] * 5
-    found = WeightedReward([WeightedPart("writer", writer, chunk=chunk), digits], device=CPU).raw(images, prompts)
-    assert torch.equal(found[1:], alone) and torch.equal(images, before) and prompts == ["a"] * 5
+    raw_scores = WeightedReward([WeightedPart("writer", writer, chunk=chunk), digits], device=CPU).raw(images, prompts)
+    assert torch.equal(raw_scores[1:], alone) and torch.equal(images, before) and prompts == ["a"] * 5
 
 
 def test_a_function_may_keep_its_buffers(tmp_path: Path, scans: torch.Tensor):
@@ -310,8 +310,8 @@ def test_chunks_do_not_matter(chunk: int):
     """Seven images at once, two at a time or one by one: the same scores to 1e-6, in batches of at most `chunk`."""
     images = torch.rand(7, 3, 8, 8)
     reward = Brightness()
-    found = WeightedReward([WeightedPart("mean", reward, chunk=chunk)], device=CPU).raw(images, [""] * 7)
-    torch.testing.assert_close(found[0], images.mean(dim=(1, 2, 3)), rtol=0, atol=1e-6)
+    raw_scores = WeightedReward([WeightedPart("mean", reward, chunk=chunk)], device=CPU).raw(images, [""] * 7)
+    torch.testing.assert_close(raw_scores[0], images.mean(dim=(1, 2, 3)), rtol=0, atol=1e-6)
     assert max(reward.sizes) <= chunk and sum(reward.sizes) == 7
 
 
@@ -320,8 +320,8 @@ def test_chunks_do_not_matter_to_a_network(chunk: int, scans: torch.Tensor):
     """Nor to the digit classifier, whose kernels differ by batch size: 1e-6 in probability."""
     reward = load_digits(DigitsConfig(kind="digits", mode="probability"), CPU)
     whole = score(reward, scans[:7], [""] * 7, chunk=7, name="digits")
-    found = score(reward, scans[:7], [""] * 7, chunk=chunk, name="digits")
-    torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
+    chunked_scores = score(reward, scans[:7], [""] * 7, chunk=chunk, name="digits")
+    torch.testing.assert_close(chunked_scores, whole, rtol=0, atol=1e-6)
 
 
 def test_no_images_and_no_parts():
@@ -370,8 +370,8 @@ def test_the_target_share_gradient():
     p = theta.sigmoid()
     (truth,) = torch.autograd.grad(-((p.mean() - 0.4) ** 2), theta, retain_graph=True)
     rewards = towards_share(p.detach(), 0.4)
-    (found,) = torch.autograd.grad((rewards * p.log()).mean(), theta)
-    torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-15)
+    (policy_gradient,) = torch.autograd.grad((rewards * p.log()).mean(), theta)
+    torch.testing.assert_close(policy_gradient, truth, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])

@@ -185,9 +185,9 @@ def sections(section: type[Section] = Section) -> Iterator[type[Section]]:
 
 def test_no_path_is_forgotten() -> None:
     """Every key of any section whose value is looked for on the disk."""
-    found = set()
+    path_keys = set()
     for section in sections():
         for validator in section.__pydantic_decorators__.field_validators.values():
             if "resolve_" in inspect.getsource(validator.func):
-                found |= set(validator.info.fields)
-    assert found == set(PATH_KEYS)
+                path_keys |= set(validator.info.fields)
+    assert path_keys == set(PATH_KEYS)

@@ -145,13 +145,13 @@ def test_copies_that_people_make_are_left_alone(checkpoints: Checkpoints, copies
     """
     for name in copies:
         shutil.copytree(checkpoints.folder / "round_000003", checkpoints.folder / name)
-    found = checkpoints.latest()
-    assert found is not None and found[0].name == "round_000004" and found[1]["round"] == 4
+    checkpoint = checkpoints.latest()
+    assert checkpoint is not None and checkpoint[0].name == "round_000004" and checkpoint[1]["round"] == 4
     for round_number in (5, 6):
         save(checkpoints, round_number)
     assert names(checkpoints.folder) == sorted([*copies, "round_000005", "round_000006"])
-    found = checkpoints.latest()
-    assert found is not None and found[1]["round"] == 6
+    checkpoint = checkpoints.latest()
+    assert checkpoint is not None and checkpoint[1]["round"] == 6
 
 
 def test_foreign_folders_alone_are_no_checkpoints(tmp_path: Path) -> None:
@@ -186,8 +186,8 @@ def test_nothing_is_deleted_for_a_checkpoint_that_does_not_verify(
     save(few, 5)
     assert names(few.folder) == ["round_000003", "round_000004", "round_000005"]
     monkeypatch.undo()
-    found = few.latest()
-    assert found is not None and found[1]["round"] == 4
+    checkpoint = few.latest()
+    assert checkpoint is not None and checkpoint[1]["round"] == 4
     save(few, 4)
     assert names(few.folder) == ["round_000003", "round_000004", "round_000005"][2 - keep :]
 

@@ -55,8 +55,8 @@ def main(arguments: dict[str, Any], result: Path) -> None:
     allow_half()
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.device("cpu"))
     start_process_group(ranks)
-    found = [bytes_of(mode, arguments["sizes"], ranks) for mode in arguments["modes"]]
-    result.write_text(json.dumps(found))
+    mode_bytes = [bytes_of(mode, arguments["sizes"], ranks) for mode in arguments["modes"]]
+    result.write_text(json.dumps(mode_bytes))
 
 
 if __name__ == "__main__":

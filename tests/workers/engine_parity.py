@@ -44,7 +44,7 @@ class Brightness:
 
 
 def knobs(micro_batch: int, **changes: Any) -> Knobs:
-    """The plain ones."""
+    """Knobs at their plain values but for `changes`, with a rollout batch of 3."""
     return everything_here(micro_batch, rollout_batch=3, **changes)
 
 

@@ -20,11 +20,11 @@ VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 def largest(ranks: Ranks) -> dict[str, str]:
     """The maximum over ranks where the last rank's middle value is not finite, as text."""
-    found = {}
+    maxima = {}
     for name, value in VALUES.items():
         values = torch.tensor([1.0 + ranks.rank, value if ranks.rank == ranks.world_size - 1 else 2.0, -3.0])
-        found[name] = str(ranks.max(values).tolist())
-    return found | {"whole": str(ranks.max(torch.tensor([ranks.rank, -ranks.rank])).tolist())}
+        maxima[name] = str(ranks.max(values).tolist())
+    return maxima | {"whole": str(ranks.max(torch.tensor([ranks.rank, -ranks.rank])).tolist())}
 
 
 def refusals(ranks: Ranks) -> dict[str, str]:

@@ -99,12 +99,12 @@ def read_adapter(path: Path) -> StoredAdapter:
         raise ConfigError(f"{file} holds DoRA, which memdiff does not apply; it takes plain LoRA")
     factors: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in state.items():
-        found = FACTOR.fullmatch(plain_name(name))
-        if found is None or name.startswith("text_encoder"):
+        match = FACTOR.fullmatch(plain_name(name))
+        if match is None or name.startswith("text_encoder"):
             raise ConfigError(f"{file} holds {name}; memdiff applies LoRA of the denoiser, named lora_A and lora_B")
         if not tensor.isfinite().all():
             raise ConfigError(f"{file} holds values that are not finite, in {name}")
-        factors.setdefault(found["layer"], {})[found["side"]] = tensor.float()
+        factors.setdefault(match["layer"], {})[match["side"]] = tensor.float()
     if not factors:
         raise ConfigError(f"{file} is empty")
     return StoredAdapter(

@@ -112,13 +112,13 @@ class LeanSilu(torch.nn.SiLU):
     """A SiLU that, behind a `LeanGroupNorm`, keeps the norm's input in the place of its own."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Any shape."""
+        """SiLU of each element, any shape; behind a lean norm only that norm's input is kept."""
         normed: _Normed | None = getattr(input, "normed", None)
         if normed is None or normed.version != input._version:
             return super().forward(input)
         layer = normed.layer
-        found = _NormedSilu.apply(normed.x_BCHW, layer.weight, layer.bias, input.detach(), normed)
-        return found  # pyright: ignore[reportReturnType]
+        output = _NormedSilu.apply(normed.x_BCHW, layer.weight, layer.bias, input.detach(), normed)
+        return output  # pyright: ignore[reportReturnType]
 
 
 class _NormedSilu(Function):
