@@ -30,7 +30,7 @@ class MarkingClock(Clock):
         super().__init__(device)
         self.mark = mark
 
-    def phase(self, name: str) -> AbstractContextManager[None]:
+    def phase(self, name: str) -> AbstractContextManager[None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A context whose time and memory count towards the phase `name`."""
         return self.mark(name)
 

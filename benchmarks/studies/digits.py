@@ -102,6 +102,7 @@ def picture(results: list[dict[str, Any]], folder: Path, file: Path) -> None:
         axis.imshow(np.asarray(image_grid(255 - pixels if pixels.mean() > 127 else pixels, columns=8)))
         axis.set_title(title)
         axis.axis("off")
+    rounds, shares = (), ()
     for result in results:
         rounds, shares = zip(*result["evaluated"], strict=True)
         axes[2].plot(rounds, shares, marker="o", markersize=3, label=f"seed {result['seed']}")

@@ -207,11 +207,6 @@ class DeepSpeedEngine:
         if self._average is not None:
             torch._foreach_copy_(self._average, average)
 
-    def optimizer_bytes(self) -> int:
-        """Masters and moments of this rank, wherever they lie."""
-        states = [t for s in self._zero.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
-        return sum(t.numel() * t.element_size() for t in (*self._partitions, *states))
-
 
 def make_optimizer(
     parameters: tuple[torch.nn.Parameter, ...], config: OptimizerConfig, *, offload: bool

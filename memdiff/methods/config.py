@@ -199,7 +199,7 @@ class LastStepsConfig(DirectConfig):
 class DraftConfig(LastStepsConfig):
     """The reward's gradient through the last steps: DRaFT, DRaFT-K, DRaFT-LV (Clark et al. 2023)."""
 
-    kind: Literal["draft"]
+    kind: Literal["draft"]  # pyright: ignore[reportIncompatibleVariableOverride] - frozen, so narrower is safe
     last_steps: LastSteps = Field(default=1, description="K, the differentiated steps. all: the whole chain.")
     noise_samples: Int | None = Field(
         default=None,
@@ -227,7 +227,7 @@ class DraftConfig(LastStepsConfig):
 class AlignPropConfig(LastStepsConfig):
     """Backpropagation through a random number of last steps (Prabhudesai et al. 2023)."""
 
-    kind: Literal["alignprop"]
+    kind: Literal["alignprop"]  # pyright: ignore[reportIncompatibleVariableOverride] - frozen, so narrower is safe
     truncation: Literal["random", "fixed"] = Field(
         default="random", description="random: K uniform over 1..last_steps, drawn for each image. fixed: last_steps."
     )
@@ -254,7 +254,7 @@ class AlignPropConfig(LastStepsConfig):
 class ReflConfig(DirectConfig):
     """One late step, which predicts the image at once (ReFL: Xu et al. 2023)."""
 
-    kind: Literal["refl"]
+    kind: Literal["refl"]  # pyright: ignore[reportIncompatibleVariableOverride] - frozen, so narrower is safe
     first_step: Int = Field(default=30, ge=0, description="Of the range that the step is drawn from; 0: the noisiest.")
     last_step: Int = Field(default=39, ge=0, description="The last of that range, included.")
     scale: Float = Field(default=1e-3, gt=0, description="Of the loss.")

@@ -58,12 +58,13 @@ class Draft(RewardGradient[DraftConfig]):
         ab_t = policy.schedule.alpha_bar_t[last]
         renoise = Noise(seed=noise.seed, stream=Stream.RENOISE, round_number=noise.round, shape=policy.shape)
         each = replace(rows, weight=rows.weight / self.config.noise_samples)
-        scores = []
+        scored, scores = None, []
         for sample in range(self.config.noise_samples):
             e_BCHW = place(renoise.step(rows.images, sample), policy.device)
             x_t_BCHW = ab_t**0.5 * group.x_BCHW + (1 - ab_t) ** 0.5 * e_BCHW
             scored = sweep.run(policy, this_round, each, x_t_BCHW, begin=last, pull_back=self.scoring.pull_back)
             scores.append(scored.raw_PB)
+        assert scored is not None, "noise_samples is 1 or more"
         return replace(scored, raw_PB=torch.stack(scores).mean(dim=0))
 
     def rehearsed_start(self, policy: Policy) -> int:

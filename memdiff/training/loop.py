@@ -87,7 +87,7 @@ class Run:
             reset_peak(parts.ranks)
             this_round = new_round(parts, number, clock, self.progress)
             experience = parts.objective.collect(parts.policy, this_round)
-            updates = []
+            part, diagnostics, updates = None, {}, []
             for part in parts.objective.updates(experience):
                 diagnostics = parts.objective.differentiate(parts.policy, part)
                 with clock.phase("train"):

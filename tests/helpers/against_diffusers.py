@@ -17,7 +17,9 @@ class GivenNoise(DDIMScheduler):
 
     noise: Noise
 
-    def step(self, model_output: Any, timestep: Any, sample: Any, eta: float = 0.0, **rest: Any) -> Any:
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride] - the arguments that are not named go on as they are
+        self, model_output: Any, timestep: Any, sample: Any, eta: float = 0.0, **rest: Any
+    ) -> Any:
         rest.pop("generator", None)
         number = self.timesteps.tolist().index(int(timestep))
         drawn = self.noise.step(range(len(sample)), number) if eta > 0 else None
