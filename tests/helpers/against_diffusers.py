@@ -7,6 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from memdiff.chain.noise import Noise, Stream
+from memdiff.models.policy import rollout
 
 TEXTS = ["a red cat", "seven dogs and a very long tail of words"]  # the second is cut off
 PARTS = (slice(0, 1), slice(1, 2), slice(2, None))  # of `gradients_of`: mean, dx, parameters
@@ -47,6 +48,13 @@ def diffusers_images(pipeline: Any, noise: Noise, **options: Any) -> tuple[torch
 
 def noise_of(policy: Any) -> Noise:
     return Noise(seed=1, stream=Stream.SAMPLE, round_number=0, shape=policy.shape)
+
+
+def sampled(policy: Any) -> tuple[Noise, torch.Tensor]:
+    """The noise, and the latents x_0 that the policy makes of it for TEXTS in fp32."""
+    policy.encode(TEXTS)
+    noise = noise_of(policy)
+    return noise, rollout(policy, noise, range(2), TEXTS, batch=2, storage=torch.float32)
 
 
 def saved_bytes(run: Any) -> int:

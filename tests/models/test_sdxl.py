@@ -29,6 +29,7 @@ from tests.helpers.against_diffusers import (
     noise_of,
     relative,
     relative_norm,
+    sampled,
     saved_bytes,
     spread,
 )
@@ -65,9 +66,7 @@ def test_embeddings_are_the_pipelines(negative: str | None) -> None:
 def test_chains_are_the_pipelines(eta: float, guidance: float | None, prediction: str, negative: str | None) -> None:
     """The whole call of StableDiffusionXLPipeline with DDIM from the same noise: latents and images to 1e-5."""
     policy = tiny_sdxl(eta=eta, guidance=guidance, prediction_type=prediction, sampler={"negative_prompt": negative})
-    policy.encode(TEXTS)
-    noise = noise_of(policy)
-    x_0 = rollout(policy, noise, range(2), TEXTS, batch=2, storage=torch.float32)
+    noise, x_0 = sampled(policy)
     pipeline = tiny_sdxl_pipeline(prediction_type=prediction)
     latents, images = diffusers_images(
         pipeline, noise, eta=eta, guidance_scale=1.0 if guidance is None else guidance,
@@ -215,9 +214,7 @@ def test_a_normalised_latent_space_is_undone() -> None:
     pipeline = tiny_sdxl_pipeline()
     pipeline.vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.5, 2.0, 1.0])
     policy = SdxlPolicy(parts_of(pipeline), SamplerConfig(steps=4, eta=0), ModelOptions(), device=CPU)
-    policy.encode(TEXTS)
-    noise = noise_of(policy)
-    x_0 = rollout(policy, noise, range(2), TEXTS, batch=2, storage=torch.float32)
+    noise, x_0 = sampled(policy)
     _, images = diffusers_images(pipeline, noise, eta=0.0, guidance_scale=1.0)
     assert (policy.decode(x_0) - images).abs().max() < 1e-5
 
@@ -227,9 +224,7 @@ def test_full_fine_tuning_is_saved_as_a_pipeline(tmp_path: Path) -> None:
     policy = tiny_sdxl(eta=0.0, guidance=3.0)
     spread(policy)
     policy.save(tmp_path, {name: p.detach().clone() for name, p in policy.trainable().items()})
-    policy.encode(TEXTS)
-    noise = noise_of(policy)
-    x_0 = rollout(policy, noise, range(2), TEXTS, batch=2, storage=torch.float32)
+    noise, x_0 = sampled(policy)
     pipeline: Any = StableDiffusionXLPipeline.from_pretrained(tmp_path)
     latents, images = diffusers_images(pipeline, noise, eta=0.0, guidance_scale=3.0)
     assert relative([x_0], [latents]) < 1e-5 and (policy.decode(x_0) - images).abs().max() < 1e-5
@@ -240,9 +235,7 @@ def test_lora_is_saved_for_load_lora_weights(tmp_path: Path) -> None:
     policy = tiny_sdxl(eta=0.0, guidance=3.0, adapter=AdapterConfig(rank=2, alpha=8))
     spread(policy)
     policy.save(tmp_path, {name: p.detach().clone() for name, p in policy.trainable().items()})
-    policy.encode(TEXTS)
-    noise = noise_of(policy)
-    x_0 = rollout(policy, noise, range(2), TEXTS, batch=2, storage=torch.float32)
+    noise, x_0 = sampled(policy)
     pipeline = tiny_sdxl_pipeline()
     pipeline.load_lora_weights(tmp_path)
     latents, _ = diffusers_images(pipeline, noise, eta=0.0, guidance_scale=3.0)

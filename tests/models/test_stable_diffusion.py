@@ -30,6 +30,7 @@ from tests.helpers.against_diffusers import (
     noise_of,
     relative,
     relative_norm,
+    sampled,
     saved_bytes,
     spread,
 )
@@ -83,9 +84,7 @@ def test_chains_are_the_pipelines(eta: float, guidance: float | None, prediction
     policy = tiny_stable_diffusion(
         eta=eta, guidance=guidance, prediction_type=prediction, sampler={"negative_prompt": negative}
     )
-    policy.encode(TEXTS)
-    noise = noise_of(policy)
-    x_0 = rollout(policy, noise, range(2), TEXTS, batch=2, storage=torch.float32)
+    noise, x_0 = sampled(policy)
     pipeline = tiny_stable_diffusion_pipeline(prediction_type=prediction)
     latents, images = diffusers_images(
         pipeline, noise, eta=eta, guidance_scale=1.0 if guidance is None else guidance,
@@ -398,9 +397,7 @@ def test_full_fine_tuning_is_saved_as_a_pipeline(checkpointing: ActivationCheckp
     with torch.no_grad():
         for name, parameter in policy.trainable().items():
             parameter.copy_(weights[name])
-    policy.encode(TEXTS)
-    noise = noise_of(policy)
-    x_0 = rollout(policy, noise, range(2), TEXTS, batch=2, storage=torch.float32)
+    noise, x_0 = sampled(policy)
     pipeline: Any = StableDiffusionPipeline.from_pretrained(tmp_path)
     latents, images = diffusers_images(pipeline, noise, eta=0.0, guidance_scale=3.0)
     assert relative([x_0], [latents]) < 1e-5 and (policy.decode(x_0) - images).abs().max() < 1e-5
@@ -411,9 +408,7 @@ def test_lora_is_saved_for_load_lora_weights(tmp_path: Path) -> None:
     policy = tiny_stable_diffusion(eta=0.0, guidance=3.0, adapter=AdapterConfig(rank=2, alpha=8))
     spread(policy)
     policy.save(tmp_path, {name: p.detach().clone() for name, p in policy.trainable().items()})
-    policy.encode(TEXTS)
-    noise = noise_of(policy)
-    x_0 = rollout(policy, noise, range(2), TEXTS, batch=2, storage=torch.float32)
+    noise, x_0 = sampled(policy)
     pipeline = tiny_stable_diffusion_pipeline()
     untrained, _ = diffusers_images(pipeline, noise, eta=0.0, guidance_scale=3.0)
     pipeline.load_lora_weights(tmp_path)
