@@ -54,9 +54,9 @@ def measure_parts(parts: Parts, settings: Mapping[str, Any]) -> dict[str, Any]:
         def update(mark: Phase) -> None:
             clock = MarkingClock(ranks.device, mark)
             this_round = new_round(parts, next(numbers), clock, progress)
-            experience = parts.objective.collect(parts.policy, this_round)
-            for part in parts.objective.updates(experience):
-                parts.objective.differentiate(parts.policy, part)
+            experience = parts.method.collect(parts.policy, this_round)
+            for part in parts.method.updates(experience):
+                parts.method.differentiate(parts.policy, part)
                 with mark("apply"):
                     parts.engine.apply()
 

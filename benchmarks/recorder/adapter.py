@@ -111,7 +111,7 @@ def _listen(parts: Parts, seen: Seen, rehearsing: list[bool]) -> None:
 
     for owner, name, listener in (
         (parts.policy, "decode", decoded),
-        (parts.objective, "differentiate", differentiated),
+        (parts.method, "differentiate", differentiated),
         (parts.engine, "apply", applied),
     ):
         setattr(owner, name, _telling(getattr(owner, name), listener))

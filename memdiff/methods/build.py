@@ -4,15 +4,15 @@ from typing import Any, assert_never
 
 from memdiff.memory.knobs import Knobs
 from memdiff.methods.config import AlignPropConfig, DraftConfig, MethodConfig, ReflConfig, ReinforceConfig
-from memdiff.methods.method import Objective
+from memdiff.methods.method import Method
 from memdiff.rewards.weighted_sum import WeightedReward
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import Pieces
 
 
-def build_objective(
+def build_method(
     method: MethodConfig, reward: WeightedReward, pieces: Pieces, ranks: Ranks, knobs: Knobs
-) -> Objective[Any]:
+) -> Method[Any]:
     """The algorithm that a recipe names. Raises ConfigError where the reward has no gradient and it needs one."""
     match method:
         case ReinforceConfig():

@@ -52,7 +52,7 @@ class Clock:
 
 @dataclass
 class Round:
-    """What an objective is told of the round it works in."""
+    """What a method knows of the round it works in."""
 
     batch: Batch
     clock: Clock

@@ -24,7 +24,7 @@ class Outcome(Protocol):
 E = TypeVar("E", bound=Outcome)
 
 
-class Objective(Protocol[E]):
+class Method(Protocol[E]):
     """One algorithm. A round: `collect`, then for each of `updates` one `differentiate`, after which the loop applies.
 
     Gradients go to the pieces' sums: W times this rank's share of the gradient of the loss, whose images are averaged

@@ -12,7 +12,7 @@ load              From a recipe's `model` to a policy: what kind of pipeline lie
 networks          Networks from folders and hub ids by diffusers' and transformers' own loading
 options           How a model is run and trained, besides what it is
 pixels            From decoded images to bytes
-policy            What objectives, the trainer and the sampler know of a model
+policy            What methods, the trainer and the sampler know of a model
 precision         Precisions and their dtypes
 quiet             Keeps the libraries' own bars and advice out of what a person reads
 scheduler         A pipeline's scheduler, whatever its class, as DDIM; and its noise schedule as plain numbers

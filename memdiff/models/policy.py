@@ -1,4 +1,4 @@
-"""What objectives, the trainer and the sampler know of a model.
+"""What methods, the trainer and the sampler know of a model.
 
 Shapes: B rows, C channels, H W pixels of what is denoised (image or latent), c h w of the decoded image.
 """

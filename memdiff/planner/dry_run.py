@@ -15,7 +15,7 @@ import torch
 
 from memdiff.memory.knobs import TABLE, Knobs
 from memdiff.memory.offload import decoding, offload_idle, scoring
-from memdiff.methods.build import build_objective
+from memdiff.methods.build import build_method
 from memdiff.methods.experience import Batch, Clock, Round
 from memdiff.methods.workload import Chain, Workload
 from memdiff.models.load import skeleton_policy
@@ -99,14 +99,14 @@ def measure(
             offload_idle(policy, eval_reward, knobs)
             method = recipe.method.shortened(steps) if cut_method else recipe.method
             # One rank of several differs from one alone in what it has to do, not in how.
-            objective = build_objective(method, reward, pieces, Ranks(0, 1, GPU), knobs)
+            algorithm = build_method(method, reward, pieces, Ranks(0, 1, GPU), knobs)
             with ledger.phase("encode"), memory_tag("weights"):
                 policy.encode(prompts)
             noise = BlankNoise(policy.shape)
             this_round = Round(Batch(range(images), prompts, images, noise, prompts), _Phases(ledger))
-            experience = objective.collect(policy, this_round)
-            for part in objective.updates(experience):
-                objective.differentiate(policy, part)
+            experience = algorithm.collect(policy, this_round)
+            for part in algorithm.updates(experience):
+                algorithm.differentiate(policy, part)
             evaluation_bytes = _evaluation(ledger, policy, reward, eval_reward, knobs, evaluated) if evaluated else {}
         return Measured(
             images=images,

@@ -11,8 +11,8 @@ from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, check_precision
 from memdiff.memory.knobs import Knobs, MemoryConfig, resolve_by_rules, resolved
 from memdiff.memory.offload import offload_idle
-from memdiff.methods.build import build_objective
-from memdiff.methods.method import Objective
+from memdiff.methods.build import build_method
+from memdiff.methods.method import Method
 from memdiff.models.load import load_policy
 from memdiff.models.policy import Policy
 from memdiff.models.precision import resolve_precision
@@ -44,7 +44,7 @@ class Parts:
     held_out: Sequence[str]  # names of the latter
     engine: DeepSpeedEngine
     pieces: Pieces
-    objective: Objective[Any]
+    method: Method[Any]
     knobs: Knobs
     plan: "Plan | None"  # on GPUs
 
@@ -87,7 +87,7 @@ def connect(
     precision: str,
     ds_config_file: Path | None = None,
 ) -> Parts:
-    """Engine, pieces and objective around a policy and its rewards; what is idle leaves the device."""
+    """Engine, pieces and method around a policy and its rewards; what is idle leaves the device."""
     trainable = policy.trainable()
     engine = DeepSpeedEngine(
         trainable,
@@ -104,11 +104,11 @@ def connect(
     )
     eval_reward = WeightedReward([*reward.parts, *held_out.parts], device=reward.device)
     pieces = Pieces(engine.gradients)
-    objective = build_objective(recipe.method, reward, pieces, ranks, knobs)
+    method = build_method(recipe.method, reward, pieces, ranks, knobs)
     offload_idle(policy, eval_reward, knobs)
     prompts = PromptSet.read(recipe.prompts)
     return Parts(
-        recipe, ranks, policy, prompts, reward, eval_reward, held_out.names, engine, pieces, objective, knobs, plan
+        recipe, ranks, policy, prompts, reward, eval_reward, held_out.names, engine, pieces, method, knobs, plan
     )
 
 

@@ -86,15 +86,15 @@ class Run:
             clock = Clock(parts.ranks.device)
             reset_peak(parts.ranks)
             this_round = new_round(parts, number, clock, self.progress)
-            experience = parts.objective.collect(parts.policy, this_round)
+            experience = parts.method.collect(parts.policy, this_round)
             part, diagnostics, updates = None, {}, []
-            for part in parts.objective.updates(experience):
-                diagnostics = parts.objective.differentiate(parts.policy, part)
+            for part in parts.method.updates(experience):
+                diagnostics = parts.method.differentiate(parts.policy, part)
                 with clock.phase("train"):
                     updates.append(parts.engine.apply())
             self.run_state.round, self.run_state.images = number, self.run_state.images + this_round.batch.num_images
             self.run_state.statistics = to_json(parts.reward.statistics)
-            self.run_state.objective = parts.objective.state()
+            self.run_state.objective = parts.method.state()
             row = round_row(parts, self.run_state, experience, updates, diagnostics, clock)
             del experience, part  # or this round's trajectory would live on beside the next one's
             self.finish(row)
@@ -207,7 +207,7 @@ def restore(
         checkpoints.load(parts.engine, path)
         run_state = RunState(**{key: state[key] for key in vars(run_state)})
         parts.reward.statistics = from_json(run_state.statistics)
-        parts.objective.restore(run_state.objective)
+        parts.method.restore(run_state.objective)
         progress.say(f"resuming after round {run_state.round} from {path}")
     if parts.ranks.is_first:
         folder.drop_rows_after(run_state.round if latest else -1)
@@ -221,7 +221,7 @@ def new_round(parts: Parts, number: int, clock: Clock, progress: RunProgress) ->
     recipe, policy = parts.recipe, parts.policy
     block = parts.ranks.block(recipe.run.images_per_round)
     noise = Noise(seed=recipe.run.seed, stream=Stream.ROLLOUT, round_number=number, shape=policy.shape)
-    progress.begin(f"round {number}", len(block) * parts.objective.passes(policy))
+    progress.begin(f"round {number}", len(block) * parts.method.passes(policy))
     count = recipe.run.images_per_round
     all_prompts = parts.prompts.of(recipe.run.seed, number, range(count), count)
     prompts = all_prompts[block.start : block.stop]
@@ -240,8 +240,8 @@ def rehearse(parts: Parts) -> None:
     noise = Noise(seed=parts.recipe.run.seed, stream=Stream.PROBE, round_number=0, shape=policy.shape)
     prompts = parts.prompts.of_evaluation(range(count))
     policy.encode(prompts)
-    while not fits(parts.objective.rehearse, policy, noise, count, prompts):
-        parts.objective.halve()
+    while not fits(parts.method.rehearse, policy, noise, count, prompts):
+        parts.method.halve()
     with torch.no_grad(), decoding(policy, knobs):
         images_BCHW = policy.decode(noise.initial(range(count)).to(policy.device))
         with scoring(parts.eval_reward, knobs):

@@ -45,10 +45,10 @@ def round_of(policy: Any, prompts: list[str], number: int) -> Round:
 def test_reinforce_uses_them(memory: int) -> None:
     """With memory 0 each prompt's advantages of a round average 0; with memory 4 they are the store's own."""
     policy = tiny_policy()
-    objective = reinforce(policy, per_prompt=True, prompt_memory=memory)
+    method = reinforce(policy, per_prompt=True, prompt_memory=memory)
     prompts, store = ["a", "b", "a", "b", "a", "a"], PromptRewards(4)
     for number in (1, 2):
-        experience = objective.collect(policy, round_of(policy, prompts, number))
+        experience = method.collect(policy, round_of(policy, prompts, number))
         if memory:
             truth = store.advantages(experience.rewards_N, prompts, whiten=True, epsilon=1e-6)
             assert torch.equal(experience.advantages_n, truth)
@@ -56,4 +56,4 @@ def test_reinforce_uses_them(memory: int) -> None:
             for prompt in "ab":
                 members = [row for row, other in enumerate(prompts) if other == prompt]
                 assert float(experience.advantages_n[members].mean()) == pytest.approx(0, abs=1e-6)
-    assert set(objective.state()) == ({"a", "b"} if memory else set())
+    assert set(method.state()) == ({"a", "b"} if memory else set())

@@ -81,10 +81,10 @@ def one_round(*, on_host: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=device)
     place = "host" if on_host else "gpu"
     settings = knobs(16, trajectory=place, accumulators=place)
-    objective = Reinforce(ReinforceConfig(kind="reinforce"), reward, Pieces(gradients), Ranks(0, 1, device), settings)
+    method = Reinforce(ReinforceConfig(kind="reinforce"), reward, Pieces(gradients), Ranks(0, 1, device), settings)
     noise = Noise(seed=3, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
-    experience = objective.collect(policy, Round(Batch(range(6), [""] * 6, 6, noise), Clock(device)))
-    objective.differentiate(policy, experience)
+    experience = method.collect(policy, Round(Batch(range(6), [""] * 6, 6, noise), Clock(device)))
+    method.differentiate(policy, experience)
     return experience.trajectory.final(range(6)), [total.cpu() for total in gradients.sums]
 
 

@@ -18,9 +18,9 @@ def alignprop(**config: Any) -> AlignPropConfig:
 
 def depths(steps: int, rounds: int, images: int, **config: Any) -> list[int]:
     policy = tiny_policy(steps=2)
-    objective = make(AlignProp, alignprop(**config), policy)
+    method = make(AlignProp, alignprop(**config), policy)
     return [
-        objective.depth(seed=7, round_number=round_number, image=image, steps=steps)
+        method.depth(seed=7, round_number=round_number, image=image, steps=steps)
         for round_number in range(rounds)
         for image in range(images)
     ]
@@ -56,10 +56,10 @@ def test_options_of_the_draw() -> None:
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_draw_what_one_rank_draws(world_size: int) -> None:
     policy = tiny_policy(steps=9)
-    objective = make(AlignProp, alignprop(), policy)
-    alone = list(objective.collect(policy, round_of(policy, 7)).starts_n)
+    method = make(AlignProp, alignprop(), policy)
+    alone = list(method.collect(policy, round_of(policy, 7)).starts_n)
     blocks = [
-        objective.collect(policy, round_of(policy, 7, ranks=Ranks(rank, world_size, CPU))).starts_n
+        method.collect(policy, round_of(policy, 7, ranks=Ranks(rank, world_size, CPU))).starts_n
         for rank in range(world_size)
     ]
     assert [start for block in blocks for start in block] == alone
@@ -71,9 +71,9 @@ def test_gradient_is_that_of_one_graph(config: dict[str, Any], micro_batch: int)
     """Images of different depth in one micro-batch: <= 1e-5 relative to one graph cut at each image's own step."""
     policy = tiny_policy(steps=8, clip=True)
     this_round = round_of(policy, 7)
-    objective = make(AlignProp, alignprop(**config), policy, micro_batch=micro_batch, kept_steps=2)
-    starts = objective.collect(policy, this_round).starts_n
-    got, metrics = gradient_of(objective, policy, this_round)
+    method = make(AlignProp, alignprop(**config), policy, micro_batch=micro_batch, kept_steps=2)
+    starts = method.collect(policy, this_round).starts_n
+    got, metrics = gradient_of(method, policy, this_round)
     assert distance(got, truth_of(policy, this_round, starts)) <= 1e-5
     assert metrics["last_steps_mean"] == pytest.approx(sum(8 - start for start in starts) / 7)
 
@@ -81,9 +81,9 @@ def test_gradient_is_that_of_one_graph(config: dict[str, Any], micro_batch: int)
 def test_grouping_by_depth_sweeps_little_for_nothing() -> None:
     """Image-steps back are those that are wanted."""
     policy = tiny_policy(steps=8)
-    objective, advances = make(AlignProp, alignprop(), policy, micro_batch=2), []
+    method, advances = make(AlignProp, alignprop(), policy, micro_batch=2), []
     this_round = round_of(policy, 6)
     this_round.advance = advances.append
-    gradient_of(objective, policy, this_round)
-    starts = objective.collect(policy, this_round).starts_n
+    gradient_of(method, policy, this_round)
+    starts = method.collect(policy, this_round).starts_n
     assert sum(advances) == 6 * 8 + sum(8 - start for start in starts)

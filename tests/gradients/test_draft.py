@@ -68,8 +68,8 @@ def test_low_variance_gradient_by_hand(samples: int, eta: float) -> None:
     """x_0 without a graph, noised n times to the last timestep, one step each, gradients averaged."""
     policy = tiny_policy(steps=5, eta=eta, clip=True)
     this_round = round_of(policy, IMAGES)
-    objective = make(Draft, draft(noise_samples=samples), policy, micro_batch=2)
-    got, metrics = gradient_of(objective, policy, this_round)
+    algorithm = make(Draft, draft(noise_samples=samples), policy, micro_batch=2)
+    got, metrics = gradient_of(algorithm, policy, this_round)
     batch, ab_t = this_round.batch, policy.schedule.alpha_bar_t[-1]
     with torch.no_grad():
         x_0 = chain(policy, this_round, [5] * IMAGES)
@@ -90,14 +90,14 @@ def test_more_noise_samples_lower_the_variance() -> None:
     policy = tiny_policy(steps=5)
 
     def spread(samples: int) -> float:
-        objective = make(Draft, draft(noise_samples=samples), policy)
+        algorithm = make(Draft, draft(noise_samples=samples), policy)
         gradients = torch.stack(
-            [gradient_of(objective, policy, round_of(policy, 1, number=1))[0]]
-            + [_with_new_seed(objective, policy, seed) for seed in range(5)]
+            [gradient_of(algorithm, policy, round_of(policy, 1, number=1))[0]]
+            + [_with_new_seed(algorithm, policy, seed) for seed in range(5)]
         )
         return float(gradients.std(dim=0).norm())
 
-    def _with_new_seed(objective: Any, policy: Any, seed: int) -> torch.Tensor:
+    def _with_new_seed(algorithm: Any, policy: Any, seed: int) -> torch.Tensor:
         """The same x_0, other noise to go back."""
         this_round = round_of(policy, 1, number=1)
         fixed = this_round.batch.noise
@@ -113,7 +113,7 @@ def test_more_noise_samples_lower_the_variance() -> None:
             this_round.batch.images, this_round.batch.prompts, 1,
             Reseeded(seed=100 + seed, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape),
         )  # fmt: skip
-        return gradient_of(objective, policy, this_round.__class__(batch, this_round.clock))[0]
+        return gradient_of(algorithm, policy, this_round.__class__(batch, this_round.clock))[0]
 
     assert spread(8) < 0.75 * spread(1)
 
@@ -150,14 +150,14 @@ def test_normalised_parts_use_the_rounds_before() -> None:
     reward = WeightedReward(
         [WeightedPart("a", Waves(1.3), 0.5, normalised=True), WeightedPart("b", Waves(2.3), 2.0)], device=CPU
     )
-    objective = make(Draft, draft(last_steps=1), policy, reward)
+    algorithm = make(Draft, draft(last_steps=1), policy, reward)
     for number in (1, 2):
         this_round = round_of(policy, IMAGES, number=number)
         with torch.no_grad():
             images = policy.decode(chain(policy, this_round, [2] * IMAGES))
             scores = reward.parts[0].reward(images, [])
         before = reward.statistics["a"]
-        got, _ = gradient_of(objective, policy, this_round)
+        got, _ = gradient_of(algorithm, policy, this_round)
         std = float(scores.std(correction=0)) if number == 1 else before.std
         same = WeightedReward(
             [WeightedPart("a", Waves(1.3), 0.5 / (std + EPSILON)), WeightedPart("b", Waves(2.3), 2.0)], device=CPU
@@ -206,11 +206,11 @@ def test_scores_that_are_not_finite_name_the_image() -> None:
 def test_rehearsal_makes_every_kind_of_piece_and_leaves_the_weights() -> None:
     policy = tiny_policy(steps=6)
     for config in (draft(last_steps="all"), draft(noise_samples=2)):
-        objective = make(Draft, config, policy, kept_steps=2)
+        algorithm = make(Draft, config, policy, kept_steps=2)
         before = [parameter.detach().clone() for parameter in policy.trainable().values()]
         noise = Noise(seed=0, stream=Stream.PROBE, round_number=0, shape=policy.shape)
-        objective.rehearse(policy, noise, 3, ["text"])
-        assert 0 < float(objective.pieces.gradients.max_abs()) < math.inf
+        algorithm.rehearse(policy, noise, 3, ["text"])
+        assert 0 < float(algorithm.pieces.gradients.max_abs()) < math.inf
         assert all(torch.equal(a, b) for a, b in zip(before, policy.trainable().values(), strict=True))
 
 
@@ -218,11 +218,11 @@ def test_progress_is_all_told() -> None:
     """The image-steps that a round announces are those it reports."""
     policy = tiny_policy(steps=6)
     for config in (draft(last_steps=4), draft(noise_samples=3)):
-        objective, advances = make(Draft, config, policy, micro_batch=2), []
+        algorithm, advances = make(Draft, config, policy, micro_batch=2), []
         this_round = round_of(policy, 5)
         this_round.advance = advances.append
-        gradient_of(objective, policy, this_round)
-        assert sum(advances) == 5 * objective.passes(policy)
+        gradient_of(algorithm, policy, this_round)
+        assert sum(advances) == 5 * algorithm.passes(policy)
         assert set(this_round.clock.seconds) == {"rollout", "reward", "train"}
 
 
@@ -246,7 +246,7 @@ def test_it_learns(config: dict[str, Any]) -> None:
     policy = tiny_policy(steps=5, eta=0.0)
     engine = ReferenceEngine(policy.trainable(), OptimizerConfig(learning_rate=3e-3), ALONE)
     reward = WeightedReward([WeightedPart("ink", Ink())], device=CPU)
-    objective = Draft(draft(**config), reward, Pieces(engine.gradients), ALONE, knobs(8))
+    algorithm = Draft(draft(**config), reward, Pieces(engine.gradients), ALONE, knobs(8))
 
     def brightness() -> float:
         this_round = round_of(policy, 16, number=999)
@@ -255,7 +255,7 @@ def test_it_learns(config: dict[str, Any]) -> None:
 
     before = brightness()
     for number in range(1, 11):
-        (part,) = objective.updates(objective.collect(policy, round_of(policy, 8, number=number)))
-        objective.differentiate(policy, part)
+        (part,) = algorithm.updates(algorithm.collect(policy, round_of(policy, 8, number=number)))
+        algorithm.differentiate(policy, part)
         engine.apply()
     assert brightness() > before + 0.1

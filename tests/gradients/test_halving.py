@@ -71,11 +71,11 @@ def gradient(make: Callable[[WeightedReward, Pieces], Any], *, rows: int, after:
     policy = SmallCard(tiny_policy(steps=4), rows, after)
     gradients = Gradients(list(policy.trainable().values()))
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=CPU)
-    objective = make(reward, Pieces(gradients))
+    method = make(reward, Pieces(gradients))
     noise = Noise(seed=1, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
     this_round = Round(Batch(range(6), [""] * 6, 6, noise), Clock(CPU))
-    metrics = objective.differentiate(policy, objective.collect(policy, this_round))
-    return gradients.sums, metrics, policy.refused, objective
+    metrics = method.differentiate(policy, method.collect(policy, this_round))
+    return gradients.sums, metrics, policy.refused, method
 
 
 def reinforce(reward: WeightedReward, pieces: Pieces) -> Reinforce:
@@ -94,10 +94,10 @@ def test_the_gradient_is_the_same(make: Any, after: int) -> None:
     whitened advantages cancel."""
     wanted, expected_metrics, refused, _ = gradient(make, rows=6, after=0)
     assert refused == 0
-    halved_gradient, metrics, refused, objective = gradient(make, rows=2, after=after)
+    halved_gradient, metrics, refused, method = gradient(make, rows=2, after=after)
     assert refused == 2  # six rows, then three; two fit
     assert relative(halved_gradient, wanted) < 1e-4
-    assert objective.size.rows == 2
+    assert method.size.rows == 2
     for key in ("costate_norm", "clip_fraction", "last_steps_mean"):
         if key in expected_metrics:
             assert metrics[key] == pytest.approx(expected_metrics[key], rel=1e-3)

@@ -54,12 +54,12 @@ def test_gradient_and_metric_by_hand() -> None:
     plain: Any = AnchoredGaussian(0.3)
     with_kl: Any = AnchoredGaussian(0.3)
     without = reinforce(plain, advantage="center")
-    objective = reinforce(with_kl, advantage="center", kl_weight=0.7)
+    method = reinforce(with_kl, advantage="center", kl_weight=0.7)
     before = gradient(without, plain, without.collect(plain, round_of(plain, 50)))
-    experience = objective.collect(with_kl, round_of(with_kl, 50))
-    after = gradient(objective, with_kl, experience)
+    experience = method.collect(with_kl, round_of(with_kl, 50))
+    after = gradient(method, with_kl, experience)
     assert float(after - before) == pytest.approx(0.7 * 4 * 0.2, rel=1e-5)
-    assert objective.differentiate(with_kl, experience)["kl_to_base"] == pytest.approx(2 * 0.2**2, rel=1e-5)
+    assert method.differentiate(with_kl, experience)["kl_to_base"] == pytest.approx(2 * 0.2**2, rel=1e-5)
 
 
 def policies(kind: str):
@@ -75,8 +75,8 @@ def test_gradient_is_that_of_one_graph(kind: str, reduction: str) -> None:
     weights = (1.0, 0.5, 0.0, 2.0, 9.0)
     moved(policy)
     settings = {"log_prob_reduction": reduction, "step_weights": weights}
-    objective = reinforce(policy, micro_batch=5, kl_weight=0.3, **settings)
-    experience = objective.collect(policy, round_of(policy, 6))
+    method = reinforce(policy, micro_batch=5, kl_weight=0.3, **settings)
+    experience = method.collect(policy, round_of(policy, 6))
     config, loss, images = ReinforceConfig.model_validate({"kind": "reinforce", **settings}), torch.zeros(()), range(6)
     for step in policy.schedule.steps_with_density:
         x_t, x_s = experience.trajectory.transitions([(image, step) for image in images])
@@ -90,7 +90,7 @@ def test_gradient_is_that_of_one_graph(kind: str, reduction: str) -> None:
         loss = loss + weights[step] / 6 * (-(experience.advantages_n * value) + 0.3 * kl).sum()
     gradients = torch.autograd.grad(loss, list(policy.trainable().values()))
     truth = torch.cat([entry.flatten() for entry in gradients])
-    assert relative([gradient(objective, policy, experience)], [truth]) < 1e-5
+    assert relative([gradient(method, policy, experience)], [truth]) < 1e-5
     assert relative([gradient(reinforce(policy, micro_batch=5, **settings), policy, experience)], [truth]) > 1e-2
 
 
@@ -104,20 +104,20 @@ def test_zero_at_the_base(kind: str, dtype: torch.dtype) -> None:
     """
     adapter = AdapterConfig(rank=2) if kind == "lora" else None
     policy = tiny_policy(dtype=dtype, adapter=adapter, keep_base=adapter is None)
-    objective, plain = reinforce(policy, kl_weight=1.0), reinforce(policy)
-    experience = objective.collect(policy, round_of(policy, 6))
-    with_kl, without = gradient(objective, policy, experience).clone(), gradient(plain, policy, experience)
+    method, plain = reinforce(policy, kl_weight=1.0), reinforce(policy)
+    experience = method.collect(policy, round_of(policy, 6))
+    with_kl, without = gradient(method, policy, experience).clone(), gradient(plain, policy, experience)
     rounding = {torch.float16: 2e-3, torch.float32: 0.0 if kind == "lora" else 1e-6}[dtype]
     assert relative([with_kl], [without]) <= rounding
-    assert objective.differentiate(policy, experience)["kl_to_base"] <= rounding**2
+    assert method.differentiate(policy, experience)["kl_to_base"] <= rounding**2
     moved(policy)
-    assert objective.differentiate(policy, experience)["kl_to_base"] > 1e-4
+    assert method.differentiate(policy, experience)["kl_to_base"] > 1e-4
     assert "kl_to_base" not in plain.differentiate(policy, experience)
 
 
 def test_no_weight_asks_for_no_base() -> None:
     """A policy without a copy of its base trains as before where the weight is 0."""
     policy: Any = GaussianPolicy(0.3)
-    objective = reinforce(policy, advantage="center")
-    experience = objective.collect(policy, round_of(policy, 10))
-    assert "kl_to_base" not in objective.differentiate(policy, experience)
+    method = reinforce(policy, advantage="center")
+    experience = method.collect(policy, round_of(policy, 10))
+    assert "kl_to_base" not in method.differentiate(policy, experience)

@@ -34,8 +34,8 @@ def objective_of(policy: Any, *, one_pass: bool = True, micro_batch: int = 4, **
 
 
 def collected(policy: Any, images: int = 6, **options: Any) -> tuple[Reinforce, Experience]:
-    objective = objective_of(policy, **options)
-    return objective, objective.collect(policy, round_of(policy, images))
+    algorithm = objective_of(policy, **options)
+    return algorithm, algorithm.collect(policy, round_of(policy, images))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -50,22 +50,22 @@ def test_gradient_is_that_of_one_graph(reduction: str, adapter: AdapterConfig | 
     """
     policy = tiny_policy(steps=16, adapter=adapter, dtype=torch.float64)
     images = 8  # 1/8 is exact in fp32, which advantages are in
-    objective, experience = collected(
+    algorithm, experience = collected(
         policy, images, micro_batch=3, log_prob_reduction=reduction, step_weights=weights, inner_updates=2,
         advantage_clip=1.0,
     )  # fmt: skip
     numbers = [1.0] * 15 + [0.0] if weights == "uniform" else [*WEIGHTS[:15], 0.0]
-    truth = autograd_truth(policy, experience, objective.config, numbers)
+    truth = autograd_truth(policy, experience, algorithm.config, numbers)
     assert truth.norm() > 0
-    assert relative([gradient(objective, policy, experience)], [truth]) < 1e-10
+    assert relative([gradient(algorithm, policy, experience)], [truth]) < 1e-10
 
 
 def test_single_precision() -> None:
     """<= 1e-4: what the advantages cancel (their sum is 0) is summed up first, so that it is rounded first."""
     policy = tiny_policy(steps=16)
-    objective, experience = collected(policy, inner_updates=2)
-    truth = autograd_truth(policy, experience, objective.config, [1.0] * 16)
-    assert relative([gradient(objective, policy, experience)], [truth]) < 1e-4
+    algorithm, experience = collected(policy, inner_updates=2)
+    truth = autograd_truth(policy, experience, algorithm.config, [1.0] * 16)
+    assert relative([gradient(algorithm, policy, experience)], [truth]) < 1e-4
 
 
 def test_checkpointing_guidance_and_prompts_of_a_text_model() -> None:
@@ -87,8 +87,8 @@ def test_checkpointing_guidance_and_prompts_of_a_text_model() -> None:
         batch = this_round.batch
         texts = ["a", "b"] * 3
         this_round.batch = type(batch)(batch.images, texts, batch.num_images, batch.noise, texts)
-        objective = objective_of(policy, one_pass=one_pass, per_prompt=True, prompt_memory=0)
-        gradients.append(gradient(objective, policy, objective.collect(policy, this_round)))
+        algorithm = objective_of(policy, one_pass=one_pass, per_prompt=True, prompt_memory=0)
+        gradients.append(gradient(algorithm, policy, algorithm.collect(policy, this_round)))
     assert gradients[0].norm() > 0
     assert all(relative([other], [gradients[0]]) < 1e-4 for other in gradients[1:])
 
@@ -99,14 +99,14 @@ def test_the_second_update_replays(adapter: AdapterConfig | None, dtype: torch.d
     """With weights as they were: every ratio is exactly 1, gradient and diagnostics are the first's; in fp16 the
     gradient is within twice what its rounding costs plain autograd."""
     policy = tiny_policy(steps=8, adapter=adapter, dtype=dtype)
-    objective, experience = collected(policy, inner_updates=2)
-    objective.pieces.gradients.zero()
+    algorithm, experience = collected(policy, inner_updates=2)
+    algorithm.pieces.gradients.zero()
     metrics: list[Metrics] = []
     sums = []
-    for part in objective.updates(experience):
-        metrics.append(objective.differentiate(policy, part))
-        sums.append(torch.cat([total.flatten() for total in objective.pieces.gradients.sums]))
-        objective.pieces.gradients.zero()
+    for part in algorithm.updates(experience):
+        metrics.append(algorithm.differentiate(policy, part))
+        sums.append(torch.cat([total.flatten() for total in algorithm.pieces.gradients.sums]))
+        algorithm.pieces.gradients.zero()
     assert metrics[1]["clip_fraction"] == metrics[1]["approx_kl"] == 0.0
     bound = 1e-4
     if dtype == torch.float16:
@@ -136,7 +136,7 @@ def test_same_images_rewards_and_diagnostics_as_replaying() -> None:
 def test_steps_outside_an_adapters_window_take_no_part(one_pass: bool) -> None:
     """An adapter in steps [2, 5) of 8: the gradient is that of these steps alone."""
     policy = tiny_policy(steps=8, adapter=AdapterConfig(rank=2, steps=(2, 5)))
-    objective, experience = collected(policy, one_pass=one_pass, inner_updates=2)
+    algorithm, experience = collected(policy, one_pass=one_pass, inner_updates=2)
     terms, images = torch.zeros(()), experience.trajectory.images
     for step in (2, 3, 4):
         x_t, x_s = experience.trajectory.transitions([(image, step) for image in range(images)])
@@ -144,33 +144,33 @@ def test_steps_outside_an_adapters_window_take_no_part(one_pass: bool) -> None:
         terms = terms + (experience.advantages_n * 0.5 * z.square().flatten(1).mean(1)).mean()
     truth = torch.cat([g.flatten() for g in torch.autograd.grad(terms, list(policy.trainable().values()))])
     assert truth.norm() > 0
-    assert relative([gradient(objective, policy, experience)], [truth]) < 1e-5
-    metrics = objective.differentiate(policy, experience)
+    assert relative([gradient(algorithm, policy, experience)], [truth]) < 1e-5
+    metrics = algorithm.differentiate(policy, experience)
     assert [norm is not None for norm in metrics["step_gradient_norm"]] == [2 <= step < 5 for step in range(8)]
 
 
 def test_what_it_keeps() -> None:
     """While it samples: an fp32 copy of what is trained for each image, no trajectory; after the update neither."""
     policy = tiny_policy(steps=5, adapter=AdapterConfig(rank=2))
-    objective = objective_of(policy)
+    algorithm = objective_of(policy)
     trained = sum(parameter.numel() for parameter in policy.trainable().values())
     with Ledger(device=CPU) as ledger:
-        experience = objective.collect(policy, round_of(policy, 6))
+        experience = algorithm.collect(policy, round_of(policy, 6))
         # Batches of four: the last one, of two, is filled up.
         assert ledger.live["trajectory"] == 0 and ledger.live["gradients"] == 8 * trained * 4
-        objective.differentiate(policy, experience)
+        algorithm.differentiate(policy, experience)
         assert ledger.live["gradients"] == 0
 
 
 def test_half_precision() -> None:
     """fp16 against the same trajectory, a pair at a time, at a fixed scale: twice what rounding costs that."""
     policy = tiny_policy(steps=16, dtype=torch.float16, adapter=AdapterConfig(rank=2))
-    objective, experience = collected(policy, IMAGES, inner_updates=2)
+    algorithm, experience = collected(policy, IMAGES, inner_updates=2)
     ranks = Ranks(0, 1, CPU)
     truth = plain_autograd(policy, experience, ranks, chunk=1)
     rounding = rounding_of(policy, truth, experience, ranks, steps=16, adapter=AdapterConfig(rank=2))
-    gradient(objective, policy, experience)
-    assert relative(list(objective.pieces.gradients.sums), truth) <= half_precision.most(rounding)
+    gradient(algorithm, policy, experience)
+    assert relative(list(algorithm.pieces.gradients.sums), truth) <= half_precision.most(rounding)
 
 
 def recipe(**sections: Any) -> Recipe:

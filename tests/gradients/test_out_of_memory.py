@@ -121,13 +121,13 @@ def outcome(
     kind, config = METHODS[method]
     gradients = Gradients(list(policy.trainable().values()))
     changes = {"kept_steps": 1, "rollout_batch": IMAGES}
-    objective = kind(config, waves(), Pieces(gradients), ALONE, knobs(rows, **changes))
-    experience = objective.collect(policy, round_of(policy, IMAGES))
+    algorithm = kind(config, waves(), Pieces(gradients), ALONE, knobs(rows, **changes))
+    experience = algorithm.collect(policy, round_of(policy, IMAGES))
     if method == "second update":
-        objective.differentiate(policy, experience)
+        algorithm.differentiate(policy, experience)
         gradients.zero()
     with Short(failing) as short:
-        metrics = objective.differentiate(policy, experience)
+        metrics = algorithm.differentiate(policy, experience)
     return torch.cat([total.flatten() for total in gradients.sums]), metrics, short.count
 
 
@@ -195,15 +195,15 @@ def test_one_pass_adds_all_of_a_piece_or_nothing(update: int) -> None:
         policy: Any = Line(torch.float32)
         gradients = Gradients(list(policy.trainable().values()))
         config = ReinforceConfig(kind="reinforce", inner_updates=2)
-        objective = ReinforceOnePass(config, waves(), Pieces(gradients), ALONE, knobs(4, one_pass=True))
-        experience = objective.collect(policy, round_of(policy, 4))
+        algorithm = ReinforceOnePass(config, waves(), Pieces(gradients), ALONE, knobs(4, one_pass=True))
+        experience = algorithm.collect(policy, round_of(policy, 4))
         if update == 2:
-            objective.differentiate(policy, experience)
+            algorithm.differentiate(policy, experience)
             gradients.zero()
         ended = False
         with Short(failing) as short:
             try:
-                objective.differentiate(policy, experience)
+                algorithm.differentiate(policy, experience)
             except (torch.OutOfMemoryError, OutOfMemoryError):
                 ended = True
         return torch.cat([total.flatten() for total in gradients.sums]), ended, short.count

@@ -70,11 +70,11 @@ def test_the_coefficient_is_that_of_the_others() -> None:
 def test_a_prediction_that_is_the_image_leaves_nothing(advantage: str) -> None:
     """The last step's mean is x_0 itself: its value is the reward, up to rounding, and its variance left is zero."""
     policy = tiny_policy(steps=6, clip=True)
-    objective = reinforce(policy, advantage=advantage, baseline="predicted_image")
-    experience = objective.collect(policy, round_of(policy, 64))
-    slopes = objective.reward.slopes()
+    method = reinforce(policy, advantage=advantage, baseline="predicted_image")
+    experience = method.collect(policy, round_of(policy, 64))
+    slopes = method.reward.slopes()
     last = predicted_rewards(
-        policy, experience.trajectory, experience.round, [5], objective.reward, slopes, ALONE, objective.knobs
+        policy, experience.trajectory, experience.round, [5], method.reward, slopes, ALONE, method.knobs
     )[0]
     assert torch.allclose(last, experience.rewards_N, atol=1e-4)
     left = experience.metrics["step_variance_left"]
@@ -88,11 +88,11 @@ def test_gradient_is_that_of_one_graph() -> None:
     from memdiff.chain.ddim import log_prob, step_sigma
 
     policy = tiny_policy(steps=8, clip=True)
-    objective = reinforce(policy, baseline="predicted_image")
-    experience = objective.collect(policy, round_of(policy, IMAGES))
+    method = reinforce(policy, baseline="predicted_image")
+    experience = method.collect(policy, round_of(policy, IMAGES))
     assert experience.step_advantages_Kn is not None
-    objective.differentiate(policy, experience)
-    got = torch.cat([total.flatten() for total in objective.pieces.gradients.sums])
+    method.differentiate(policy, experience)
+    got = torch.cat([total.flatten() for total in method.pieces.gradients.sums])
 
     def truth(advantages_Kn: torch.Tensor) -> torch.Tensor:
         loss = torch.zeros(())
@@ -113,12 +113,12 @@ def test_gradient_is_that_of_one_graph() -> None:
 def test_steps_without_a_weight_are_not_asked() -> None:
     """Two of seven steps: two values an image, and no advantage of the others changes."""
     policy = tiny_policy(steps=8, clip=True)
-    objective = reinforce(policy, baseline="predicted_image", step_weights=[0, 0, 0, 0, 0, 1, 1, 0])
-    experience = objective.collect(policy, round_of(policy, IMAGES))
+    method = reinforce(policy, baseline="predicted_image", step_weights=[0, 0, 0, 0, 0, 1, 1, 0])
+    experience = method.collect(policy, round_of(policy, IMAGES))
     assert experience.metrics["reward_queries"] == IMAGES * 3
     assert experience.step_advantages_Kn is not None
     assert torch.equal(experience.step_advantages_Kn[:5], experience.advantages_n.repeat(5, 1))
-    assert objective.passes(policy) == 8 + 2 * 2
+    assert method.passes(policy) == 8 + 2 * 2
 
 
 def test_share_parts_count_with_this_rounds_slope() -> None:

@@ -37,10 +37,10 @@ def test_gradient_by_hand(micro_batch: int, kept: int) -> None:
     """Images at steps of their own in one micro-batch: <= 1e-5 relative; the loss's scale is in it."""
     policy = tiny_policy(steps=10, clip=True)
     this_round, config = round_of(policy, 5), refl(scale=1e-3)
-    objective = make(Refl, config, policy, micro_batch=micro_batch, kept_steps=kept)
-    steps = list(objective.collect(policy, this_round).starts_n)
+    method = make(Refl, config, policy, micro_batch=micro_batch, kept_steps=kept)
+    steps = list(method.collect(policy, this_round).starts_n)
     assert len(set(steps)) > 1
-    got, metrics = gradient_of(objective, policy, this_round)
+    got, metrics = gradient_of(method, policy, this_round)
     assert distance(got, truth_of(policy, this_round, steps, config, waves())) <= 1e-5
     assert [norm is not None for norm in metrics["costate_norm"]] == [step in steps for step in range(10)]
 
@@ -64,14 +64,14 @@ def test_bounded_and_guided_text_model() -> None:
 
 def test_steps_are_uniform() -> None:
     """2,000 draws over 30..39, the paper's range: chi-squared, 9 degrees of freedom, mean 9, std 4.2, held to five."""
-    objective = make(Refl, refl(first_step=30, last_step=39), tiny_policy(steps=2))
-    counts = Counter(objective.step(seed=1, round_number=r, image=i) for r in range(20) for i in range(100))
+    method = make(Refl, refl(first_step=30, last_step=39), tiny_policy(steps=2))
+    counts = Counter(method.step(seed=1, round_number=r, image=i) for r in range(20) for i in range(100))
     assert set(counts) == set(range(30, 40))
     assert sum((count - 200) ** 2 / 200 for count in counts.values()) < 9 + 5 * 4.2
 
 
 def test_rehearsal() -> None:
     policy = tiny_policy(steps=10)
-    objective = make(Refl, refl(), policy)
-    objective.rehearse(policy, round_of(policy, 3).batch.noise, 3, [""])
-    assert float(objective.pieces.gradients.max_abs()) > 0
+    method = make(Refl, refl(), policy)
+    method.rehearse(policy, round_of(policy, 3).batch.noise, 3, [""])
+    assert float(method.pieces.gradients.max_abs()) > 0

@@ -60,29 +60,29 @@ def round_of(policy, images: int, number: int = 1) -> Round:
     return Round(Batch(range(images), [""] * images, images, noise), Clock(CPU))
 
 
-def gradient(objective: Reinforce, policy, experience: Experience) -> torch.Tensor:
-    objective.pieces.gradients.zero()
-    objective.differentiate(policy, experience)
-    return torch.cat([total.flatten() for total in objective.pieces.gradients.sums])
+def gradient(method: Reinforce, policy, experience: Experience) -> torch.Tensor:
+    method.pieces.gradients.zero()
+    method.differentiate(policy, experience)
+    return torch.cat([total.flatten() for total in method.pieces.gradients.sums])
 
 
 def test_gaussian_policy_sample_by_sample() -> None:
     """d log N(x; theta, 1) / d theta = x - theta, so the loss's gradient is -1/N sum_i A_i (x_i - theta), by hand."""
     policy: Any = GaussianPolicy(0.3)
-    objective = reinforce(policy, advantage="center", log_prob_reduction="sum")
-    experience = objective.collect(policy, round_of(policy, 100))
+    method = reinforce(policy, advantage="center", log_prob_reduction="sum")
+    experience = method.collect(policy, round_of(policy, 100))
     x_N = experience.trajectory.final(range(100)).flatten().double()
     truth = -((x_N - x_N.mean()) * (x_N - 0.3)).mean()
-    assert float(gradient(objective, policy, experience)) == pytest.approx(float(truth), rel=1e-5)
+    assert float(gradient(method, policy, experience)) == pytest.approx(float(truth), rel=1e-5)
 
 
 def test_gaussian_policy_in_expectation() -> None:
     """J = E[x] = theta, so dJ/dtheta = 1. With a leave-one-out baseline the estimator is unbiased and its variance is
     about Var[(x - theta)^2] / N = 2 / N: 4,096 samples give 1 +- 0.022; held to five of those."""
     policy: Any = GaussianPolicy(0.0)
-    objective = reinforce(policy, advantage="leave_one_out", micro_batch=512)
-    experience = objective.collect(policy, round_of(policy, 4096))
-    assert float(-gradient(objective, policy, experience)) == pytest.approx(1.0, abs=5 * math.sqrt(2 / 4096))
+    method = reinforce(policy, advantage="leave_one_out", micro_batch=512)
+    experience = method.collect(policy, round_of(policy, 4096))
+    assert float(-gradient(method, policy, experience)) == pytest.approx(1.0, abs=5 * math.sqrt(2 / 4096))
 
 
 def autograd_truth(policy, experience: Experience, config: ReinforceConfig, weights: Sequence[float]) -> torch.Tensor:
@@ -105,12 +105,12 @@ def test_gradient_is_that_of_one_graph(reduction: str, clip: bool, weights) -> N
     """A real UNet, 16 steps, clipping on and off, per-step weights: <= 1e-5 relative. The last step has no density,
     so its weight of 9 counts for nothing."""
     policy = tiny_policy(steps=16, clip=clip)
-    objective = reinforce(policy, log_prob_reduction=reduction, step_weights=weights)
-    experience = objective.collect(policy, round_of(policy, 6))
+    method = reinforce(policy, log_prob_reduction=reduction, step_weights=weights)
+    experience = method.collect(policy, round_of(policy, 6))
     numbers = [1.0] * 15 + [0.0] if weights == "uniform" else [1.0, 0.0, 2.0] * 5 + [0.0]
-    truth = autograd_truth(policy, experience, objective.config, numbers)
+    truth = autograd_truth(policy, experience, method.config, numbers)
     assert truth.norm() > 0
-    assert relative([gradient(objective, policy, experience)], [truth]) < 1e-5
+    assert relative([gradient(method, policy, experience)], [truth]) < 1e-5
 
 
 @pytest.mark.parametrize("micro_batch", [1, 7, 30, 128])
@@ -121,16 +121,16 @@ def test_grouping_and_checkpointing_do_not_matter(micro_batch: int, checkpointin
     plain = tiny_policy(steps=16, clip=True)
     reference = reinforce(plain, micro_batch=6)
     truth = gradient(reference, plain, reference.collect(plain, round_of(plain, 6)))
-    objective = reinforce(policy, micro_batch=micro_batch)
-    got = gradient(objective, policy, objective.collect(policy, round_of(policy, 6)))
+    method = reinforce(policy, micro_batch=micro_batch)
+    got = gradient(method, policy, method.collect(policy, round_of(policy, 6)))
     assert relative([got], [truth]) < 1e-5
 
 
 def test_same_shape_same_bits() -> None:
     """At equal batch shapes a round is bitwise reproducible."""
     policy = tiny_policy()
-    objective = reinforce(policy)
-    first, second = (gradient(objective, policy, objective.collect(policy, round_of(policy, 6))) for _ in range(2))
+    method = reinforce(policy)
+    first, second = (gradient(method, policy, method.collect(policy, round_of(policy, 6))) for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -138,17 +138,17 @@ def test_same_shape_same_bits() -> None:
 def test_first_ratio_is_exactly_one(dtype: torch.dtype) -> None:
     """The old log-probs are those of the first pass in its own grouping: no clipping, no KL, not even by rounding."""
     policy = tiny_policy(dtype=dtype)
-    objective = reinforce(policy, inner_updates=2, ratio_clip=1e-9)
-    experience = objective.collect(policy, round_of(policy, 6))
-    assert len(list(objective.updates(experience))) == 2
-    metrics = objective.differentiate(policy, experience)
+    method = reinforce(policy, inner_updates=2, ratio_clip=1e-9)
+    experience = method.collect(policy, round_of(policy, 6))
+    assert len(list(method.updates(experience))) == 2
+    metrics = method.differentiate(policy, experience)
     assert metrics["clip_fraction"] == 0 and metrics["approx_kl"] == 0
-    again = objective.differentiate(policy, experience)  # nothing was applied in between
+    again = method.differentiate(policy, experience)  # nothing was applied in between
     assert again["clip_fraction"] == 0 and again["approx_kl"] == 0
     with torch.no_grad():
         for parameter in policy.trainable().values():
             parameter.mul_(1.05)
-    moved = objective.differentiate(policy, experience)
+    moved = method.differentiate(policy, experience)
     assert moved["clip_fraction"] > 0.3 and moved["approx_kl"] > 0
 
 
@@ -168,9 +168,9 @@ def test_clipped_slope_is_the_surrogates_gradient(clip: float, generator: torch.
 def test_step_gradient_norm_is_that_of_the_networks_output() -> None:
     """The diagnostic, computed from log-probs alone, against autograd with respect to eps of every step."""
     policy = tiny_policy()
-    objective = reinforce(policy)
-    experience = objective.collect(policy, round_of(policy, 6))
-    got = objective.differentiate(policy, experience)["step_gradient_norm"]
+    method = reinforce(policy)
+    experience = method.collect(policy, round_of(policy, 6))
+    got = method.differentiate(policy, experience)["step_gradient_norm"]
     assert got[-1] is None
     for step in policy.schedule.steps_with_density:
         x_t, x_s = experience.trajectory.transitions([(image, step) for image in range(6)])
@@ -189,8 +189,8 @@ def test_equal_rewards_move_nothing() -> None:
             return torch.full((len(images_BCHW),), 0.1)
 
     policy = tiny_policy()
-    objective = reinforce(policy, reward=Constant())
-    assert float(gradient(objective, policy, objective.collect(policy, round_of(policy, 7))).abs().max()) == 0
+    method = reinforce(policy, reward=Constant())
+    assert float(gradient(method, policy, method.collect(policy, round_of(policy, 7))).abs().max()) == 0
 
 
 def test_trajectory_replays_what_was_sampled() -> None:
@@ -199,8 +199,8 @@ def test_trajectory_replays_what_was_sampled() -> None:
     z^2 averages 1 with a std of sqrt(2 / numbers); held to five of those plus fp16's rounding of x.
     """
     policy = tiny_policy(dtype=torch.float16, steps=10, clip=True)
-    objective = reinforce(policy)
-    experience = objective.collect(policy, round_of(policy, 12))
+    method = reinforce(policy)
+    experience = method.collect(policy, round_of(policy, 12))
     for step in policy.schedule.steps_with_density:
         x_t, x_s = experience.trajectory.transitions([(image, step) for image in range(12)])
         assert x_t.dtype == torch.float16
@@ -212,9 +212,9 @@ def test_trajectory_replays_what_was_sampled() -> None:
 
 def test_phases_are_timed_apart() -> None:
     policy = tiny_policy()
-    objective = reinforce(policy)
+    method = reinforce(policy)
     this_round = round_of(policy, 6)
-    objective.differentiate(policy, objective.collect(policy, this_round))
+    method.differentiate(policy, method.collect(policy, this_round))
     assert set(this_round.clock.seconds) == {"rollout", "reward", "train"}
     assert all(seconds > 0 for seconds in this_round.clock.seconds.values())
 
@@ -222,9 +222,9 @@ def test_phases_are_timed_apart() -> None:
 def test_rehearsal_leaves_no_trace_in_the_weights() -> None:
     """It runs a step and a piece at full batch size; the sums it leaves are finite, and the parameters the same."""
     policy = tiny_policy()
-    objective = reinforce(policy)
+    method = reinforce(policy)
     before = [parameter.detach().clone() for parameter in policy.trainable().values()]
     noise = Noise(seed=0, stream=Stream.PROBE, round_number=0, shape=policy.shape)
-    objective.rehearse(policy, noise, 3, [""])
+    method.rehearse(policy, noise, 3, [""])
     assert all(torch.equal(a, b) for a, b in zip(before, policy.trainable().values(), strict=True))
-    assert 0 < float(objective.pieces.gradients.max_abs()) < math.inf
+    assert 0 < float(method.pieces.gradients.max_abs()) < math.inf

@@ -89,8 +89,8 @@ def test_kept_steps_and_checkpointing_do_not_matter(kept: int, checkpointing: bo
     """Graphs kept from the rollout for none, some, all of 7 steps; micro-batches of 2 of 5 images: <= 1e-5."""
     policy = tiny_policy(steps=9, clip=True, checkpointing=checkpointing)
     this_round = round_of(policy, 5)
-    objective = make(Draft, draft(last_steps=7), policy, micro_batch=2, kept_steps=kept, decode_batch=2)
-    got, _ = gradient_of(objective, policy, this_round)
+    method = make(Draft, draft(last_steps=7), policy, micro_batch=2, kept_steps=kept, decode_batch=2)
+    got, _ = gradient_of(method, policy, this_round)
     plain = tiny_policy(steps=9, clip=True)
     assert distance(got, truth_of(plain, round_of(plain, 5), [2] * 5)) <= 1e-5
 
@@ -101,8 +101,8 @@ def test_grouping_does_not_matter(micro_batch: int, chunk: int) -> None:
     """Micro-batches, reward chunks, decoder batches; two parts with weights of either sign."""
     policy = tiny_policy(steps=4)
     this_round, reward = round_of(policy, 5), waves(1.0, -0.3, chunk=chunk)
-    objective = make(Draft, draft(last_steps=3), policy, reward, micro_batch=micro_batch, decode_batch=3)
-    got, _ = gradient_of(objective, policy, this_round)
+    method = make(Draft, draft(last_steps=3), policy, reward, micro_batch=micro_batch, decode_batch=3)
+    got, _ = gradient_of(method, policy, this_round)
     assert distance(got, truth_of(policy, this_round, [1] * 5, reward)) <= 1e-5
 
 
@@ -168,10 +168,10 @@ def test_straight_through_ignores_clipping_in_the_gradient_alone() -> None:
 
 def live_peak(steps: int, kept: int = 0, **sampler: Any) -> int:
     policy = tiny_policy(steps=steps, eta=0.0, side=16, **sampler)
-    objective = make(Draft, draft(last_steps="all"), policy, kept_steps=kept)
+    method = make(Draft, draft(last_steps="all"), policy, kept_steps=kept)
     this_round = round_of(policy, 4)
     with Ledger() as ledger:
-        gradient_of(objective, policy, this_round)
+        gradient_of(method, policy, this_round)
     return ledger.peak_bytes
 
 
@@ -216,7 +216,7 @@ def test_one_steps_gradient_norm() -> None:
 
 def test_same_round_same_bits() -> None:
     policy = tiny_policy(steps=5)
-    objective = make(Draft, draft(last_steps=5), policy, kept_steps=2)
-    first = gradient_of(objective, policy, round_of(policy, 5))[0]
-    assert torch.equal(first, gradient_of(objective, policy, round_of(policy, 5))[0])
+    method = make(Draft, draft(last_steps=5), policy, kept_steps=2)
+    first = gradient_of(method, policy, round_of(policy, 5))[0]
+    assert torch.equal(first, gradient_of(method, policy, round_of(policy, 5))[0])
     assert knobs().kept_steps == 0

@@ -62,13 +62,13 @@ def make(kind: Any, config: Any, policy: Any, reward: WeightedReward | None = No
     return kind(config, reward or waves(), pieces, ALONE, knobs(**changes))
 
 
-def gradient_of(objective: Any, policy: Any, this_round: Round) -> tuple[torch.Tensor, dict[str, Any]]:
+def gradient_of(method: Any, policy: Any, this_round: Round) -> tuple[torch.Tensor, dict[str, Any]]:
     """What one update of a round adds to the sums, flat, and its diagnostics."""
-    gradients = objective.pieces.gradients
+    gradients = method.pieces.gradients
     gradients.zero()
-    experience = objective.collect(policy, this_round)
-    (part,) = objective.updates(experience)
-    metrics = objective.differentiate(policy, part)
+    experience = method.collect(policy, this_round)
+    (part,) = method.updates(experience)
+    metrics = method.differentiate(policy, part)
     return torch.cat([total.flatten() for total in gradients.sums]), metrics | experience.metrics
 
 

@@ -326,9 +326,9 @@ def draft_round(policy: DdpmPolicy, ledger: Ledger | None) -> None:
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=HOST)
     gradients = Gradients(list(policy.trainable().values()))
     knobs = everything_here(8, rollout_batch=8, decode_batch=8, kept_steps=1)
-    objective = Draft(DraftConfig(kind="draft", last_steps="all"), reward, Pieces(gradients), Ranks(0, 1, HOST), knobs)
+    algorithm = Draft(DraftConfig(kind="draft", last_steps="all"), reward, Pieces(gradients), Ranks(0, 1, HOST), knobs)
     this_round = Round(Batch(range(8), [""] * 8, 8, NoNoise(policy.shape)), Phases(ledger))
-    objective.differentiate(policy, objective.collect(policy, this_round))
+    algorithm.differentiate(policy, algorithm.collect(policy, this_round))
 
 
 def test_moves_are_seen_and_mixing_is_an_error() -> None:

@@ -200,14 +200,14 @@ def test_idle_rewards_are_on_the_host_while_training(idle_off: bool, expected: l
     diary: list[str] = []
     policy = tiny_policy(steps=3)
     weighted = WeightedReward([WeightedPart("moving", Moving(diary))], device=torch.device("cpu:0"))
-    objective = Reinforce(
+    algorithm = Reinforce(
         ReinforceConfig(kind="reinforce"), weighted, Pieces(Gradients(list(policy.trainable().values()))),
         Ranks(0, 1, CPU), knobs(4, rewards="idle_off" if idle_off else "gpu"),
     )  # fmt: skip
     noise = Noise(seed=0, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
-    experience = objective.collect(policy, Round(Batch(range(2), [""] * 2, 2, noise), Clock(CPU)))
+    experience = algorithm.collect(policy, Round(Batch(range(2), [""] * 2, 2, noise), Clock(CPU)))
     assert diary == expected and str(HOST) == "cpu"
-    objective.differentiate(policy, experience)
+    algorithm.differentiate(policy, experience)
     assert diary == expected
 
 

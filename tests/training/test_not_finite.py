@@ -131,10 +131,10 @@ def refused(kind: Any, config: Any, *, after: int, normalised: bool = False) -> 
     policy = tiny_policy(steps=3)
     part = WeightedPart("mine", NotEverywhere(after), normalised=normalised)
     pieces = Pieces(Gradients(list(policy.trainable().values())))
-    objective = kind(config, WeightedReward([part], device=CPU), pieces, ALONE, knobs(2))
+    method = kind(config, WeightedReward([part], device=CPU), pieces, ALONE, knobs(2))
     noise = Noise(seed=1, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
     with pytest.raises(RewardError) as raised:
-        objective.collect(policy, Round(Batch(range(2), [""] * 2, 2, noise), Clock(CPU)))
+        method.collect(policy, Round(Batch(range(2), [""] * 2, 2, noise), Clock(CPU)))
     return str(raised.value)
 
 

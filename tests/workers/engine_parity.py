@@ -101,11 +101,11 @@ def probe(
     ds_config = make_ds_config(config, precision=precision, offload=offload, trainable_elements=count)
     engine = DeepSpeedEngine(policy.trainable(), config, ranks, ds_config=ds_config, gradients_on_host=offload)
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=ranks.device)
-    objective = Reinforce(ReinforceConfig(kind="reinforce"), reward, Pieces(engine.gradients), ranks, knobs(16))
+    method = Reinforce(ReinforceConfig(kind="reinforce"), reward, Pieces(engine.gradients), ranks, knobs(16))
     noise = Noise(seed=3, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
     block = ranks.block(IMAGES)
     this_round = Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device))
-    experience = objective.collect(policy, this_round)
+    experience = method.collect(policy, this_round)
     truth = plain_autograd(policy, experience, ranks, chunk=16)
     if precision not in shared:
         by_step = ReinforceConfig(kind="reinforce", baseline="predicted_image")
@@ -119,7 +119,7 @@ def probe(
             with_baseline.step_advantages_Kn.T.tolist(),
         )
     of_precision = shared[precision]
-    objective.differentiate(policy, experience)
+    method.differentiate(policy, experience)
     sums = [total.clone() for total in engine.gradients.sums]
     scale = engine.hand_over()
     wait(ranks.device)  # with offload DeepSpeed's copies to the host are still under way
@@ -170,12 +170,12 @@ def one_pass_errors(ranks: Ranks, dtype: torch.dtype) -> dict[str, float]:
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=ranks.device)
     pieces = Pieces(Gradients(list(policy.trainable().values())))
     config = ReinforceConfig(kind="reinforce", inner_updates=2)  # two, so that the trajectory is kept
-    objective = ReinforceOnePass(config, reward, pieces, ranks, knobs(4, one_pass=True))
+    method = ReinforceOnePass(config, reward, pieces, ranks, knobs(4, one_pass=True))
     noise = Noise(seed=3, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
     block = ranks.block(IMAGES)
-    experience = objective.collect(policy, Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device)))
+    experience = method.collect(policy, Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device)))
     truth = plain_autograd(policy, experience, ranks, chunk=16)
-    objective.differentiate(policy, experience)
+    method.differentiate(policy, experience)
     got = [ranks.sum(total) / ranks.world_size for total in pieces.gradients.sums]
     rounding = rounding_of(policy, truth, experience, ranks, steps=5, adapter=AdapterConfig(rank=2))
     return {"error_one_pass": relative(got, truth), "rounding_one_pass": rounding}

@@ -39,10 +39,10 @@ def probe(ranks: Ranks, *, kind: str, precision: str, offload: bool) -> dict[str
     count = sum(p.numel() for p in policy.trainable().values())
     ds_config = make_ds_config(config, precision=precision, offload=offload, trainable_elements=count)
     engine = DeepSpeedEngine(policy.trainable(), config, ranks, ds_config=ds_config, gradients_on_host=offload)
-    objective = objective_of(kind, Pieces(engine.gradients), ranks)
+    algorithm = objective_of(kind, Pieces(engine.gradients), ranks)
     this_round = round_of(policy, IMAGES, ranks=ranks)
-    experience = objective.collect(policy, this_round)
-    metrics = objective.differentiate(policy, experience)
+    experience = algorithm.collect(policy, this_round)
+    metrics = algorithm.differentiate(policy, experience)
     truth = ranks.sum(truth_of(policy, this_round, experience.starts_n).float())
     rounding = 0.0
     if precision == "fp16":
