@@ -1,4 +1,4 @@
-"""The cards a plan can be made for, and what a GPU holds beside a program's tensors. No torch.
+"""The cards a plan can be made for, and their overheads: context, NCCL, workspace, fragmentation. No torch.
 
 `total_gib` is what CUDA reports (torch.cuda.mem_get_info), which is less than the name of the card: the driver and, on
 cards with it, error correction take their part. It is read where a public out-of-memory message says it ("GPU 0 has a

@@ -1,4 +1,4 @@
-"""REINFORCE over the whole denoising chain (Williams 1992; as DDPO's importance-sampled form, Black et al. 2023).
+"""REINFORCE over the whole denoising chain (Williams 1992), with DDPO's ratio (Black et al. 2023) and DPOK's KL.
 
     grad J = 1/N sum_i A_i sum_k w_k grad log p(x_{k+1} | x_k)
 

@@ -1,4 +1,4 @@
-"""A rank's ancestors, and the watcher that ends the rank when one of them is gone. No torch.
+"""Who a rank's ancestors are, and the start of the watcher that waits for their end. No torch.
 
 `memdiff train` starts DeepSpeed's runner, that starts launch.py, and that the ranks. DeepSpeed's processes live on when
 another is killed, and so would the ranks. So each has a watcher, a small process beside it, that can also end a rank
