@@ -12,7 +12,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # ninja and the compiler wrappers lie beside the venv's python
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test test-slow test-gpu lint format bench bench-peers bench-gpu record-check clean
+.PHONY: setup demo test test-slow test-gpu lint format bench bench-digits bench-queries bench-rewards bench-lora-scale \
+	bench-peers bench-gpu record-check rooms clean
 
 setup: $(READY)
 
@@ -45,8 +46,14 @@ format: $(READY)
 
 bench: $(READY)
 	for suite in cpu chain world plan; do $(BIN)/python -m benchmarks run $$suite || exit 1; done
-	$(BIN)/python -m benchmarks.digits
-	$(BIN)/python -m benchmarks.queries
+	$(MAKE) bench-digits bench-queries
+
+bench-digits bench-queries bench-rewards: bench-%: $(READY)
+	$(BIN)/python -m benchmarks.studies.$*
+
+bench-lora-scale: $(READY)
+	$(if $(RUN),,$(error bench-lora-scale needs a run with an adapter: make bench-lora-scale RUN=runs/NAME))
+	$(BIN)/python -m benchmarks.studies.lora_scale $(RUN)
 
 bench-peers: $(READY)
 	PYTHON=$(PYTHON) sh benchmarks/peers/make_env.sh
@@ -57,6 +64,9 @@ bench-gpu: $(READY)
 
 record-check: $(READY)
 	$(BIN)/python -m benchmarks.recorder check
+
+rooms: $(READY)
+	$(BIN)/python -m tests.house.rooms
 
 clean:
 	rm -rf .cache .pytest_cache .ruff_cache build dist

@@ -1,4 +1,4 @@
-"""`python -m benchmarks run SUITE [--case NAME] [--check]`, `check`, `accept`, `tables`."""
+"""`python -m benchmarks run SUITE [--case NAME] [--check]`, `check`, `tables`."""
 
 import argparse
 import sys
@@ -29,13 +29,8 @@ def main(words: Sequence[str] | None = None) -> int:
         case "run":
             return _run(options)
         case "check":
-            stored = [name for name in SUITES if (runner.BASELINES / f"{name}.jsonl").is_file()]
-            return _check(options.suites or stored, runner.RESULTS)
-        case "accept":
-            for suite in options.suites:
-                rows = runner.read_rows(runner.RESULTS / f"{suite}.jsonl")
-                runner.write_rows(runner.BASELINES / f"{suite}.jsonl", rows)
-                print(f"{suite}: {len(rows)} rows are the baseline now")
+            measured = [name for name in SUITES if (runner.RESULTS / f"{name}.jsonl").is_file()]
+            return _check(options.suites or measured, runner.RESULTS, options.against)
         case _:
             tables.write_all()
     return 0
@@ -63,17 +58,19 @@ def _run(options: argparse.Namespace) -> int:
         tables.write_all()
     if any(row["outcome"] == "failed" for row in rows):
         return 1
-    return _check([options.suite], options.results, {case.name for case in chosen}) if options.check else 0
+    if not options.check:
+        return 0
+    return _check([options.suite], options.results, options.against, {case.name for case in chosen})
 
 
-def _check(suites: Sequence[str], results: Path, only: set[str] | None = None) -> int:
+def _check(suites: Sequence[str], results: Path, against: str, only: set[str] | None = None) -> int:
     worse = False
     for suite in suites:
         if suite not in SUITES:
             print(f"no suite {suite}; there are {', '.join(SUITES)}", file=sys.stderr)
             return 2
         rows = runner.read_rows(results / f"{suite}.jsonl")
-        stored = runner.read_rows(runner.BASELINES / f"{suite}.jsonl")
+        stored = runner.committed_rows(suite, against)
         if only is not None:
             rows, stored = ([row for row in some if row["case"] in only] for some in (rows, stored))
         findings = baseline.compare(rows, stored)
@@ -89,14 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("suite", choices=SUITES)
     run.add_argument("--case", action="append", metavar="NAME", help="only these; * matches anything")
     run.add_argument("--repeats", type=int, default=1, help="go through the cases so often; seconds are of all runs")
-    run.add_argument("--check", action="store_true", help="then compare with the baseline")
+    run.add_argument("--check", action="store_true", help="then compare with what is committed")
+    run.add_argument("--against", default="HEAD", metavar="COMMIT", help="whose results; default: HEAD")
     run.add_argument("--threads", type=int, help="in the place of the cases' own")
     run.add_argument("--results", type=Path, default=runner.RESULTS, help="elsewhere: the tables are left alone")
     run.add_argument("--list", action="store_true", help="name the cases and stop")
-    check = commands.add_parser("check", help="compare results with the stored baselines")
-    check.add_argument("suites", nargs="*", help=f"default: all with a baseline, of {', '.join(SUITES)}")
-    accept = commands.add_parser("accept", help="make the results the baseline")
-    accept.add_argument("suites", nargs="+", choices=SUITES)
+    check = commands.add_parser("check", help="compare results with those of a commit")
+    check.add_argument("suites", nargs="*", help=f"default: all that have results, of {', '.join(SUITES)}")
+    check.add_argument("--against", default="HEAD", metavar="COMMIT", help="default: HEAD")
     commands.add_parser("tables", help="write the tables and pictures of the README again from the results")
     return parser
 

@@ -44,19 +44,19 @@ def compare(rows: Sequence[Row], baseline: Sequence[Row]) -> list[Finding]:
 
 
 def _figures(row: Row, old: Row) -> list[Finding]:
-    found = []
+    findings = []
     for figure, tolerance in TOLERANCES.items():
         if figure not in row["figures"] or figure not in old["figures"]:
             continue
         new, was = float(row["figures"][figure]), float(old["figures"][figure])
         why = _incomparable(figure, row, old)
         if why is not None:
-            found.append(Finding(row["case"], figure, "not compared", why))
+            findings.append(Finding(row["case"], figure, "not compared", why))
             continue
         change = round(new / was - 1, 9) if was else (0.0 if new == was else float("inf"))
         verdict: Verdict = "worse" if change > tolerance else "better" if change < -tolerance else "same"
-        found.append(Finding(row["case"], figure, verdict, f"{was:,.6g} -> {new:,.6g} ({change:+.1%})"))
-    return found
+        findings.append(Finding(row["case"], figure, verdict, f"{was:,.6g} -> {new:,.6g} ({change:+.1%})"))
+    return findings
 
 
 def _incomparable(figure: str, row: Row, old: Row) -> str | None:

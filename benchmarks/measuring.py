@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from memdiff.memory.ledger import Event, Ledger
+from memdiff.planner.ledger import Event, Ledger
 
 Phase = Callable[[str], contextlib.AbstractContextManager[None]]
 Update = Callable[[Phase], None]  # told how to mark its phases; a peer that has none leaves it alone
@@ -97,7 +97,7 @@ def bytes_of(
         before = len(ledger.events or ())
         ledger.reset_peak()
         update(ledger.phase)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "peak_bytes": ledger.peak_bytes,
         "resident_bytes": resident,
         "peak_phases": {name: peak.bytes for name, peak in ledger.peaks.items() if name},
@@ -105,14 +105,14 @@ def bytes_of(
         "flops": sum(ledger.flops.values()),
     }
     if ledger.events is not None:
-        found["timeline"] = timeline_of(ledger.events, before)
-    return found
+        figures["timeline"] = timeline_of(ledger.events, before)
+    return figures
 
 
 def every_tensor() -> list[torch.Tensor]:
     """All that Python knows of and that has one storage: a sparse tensor has none of its own."""
-    found = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
-    return [tensor for tensor in found if tensor.layout == torch.strided]
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    return [tensor for tensor in tensors if tensor.layout == torch.strided]
 
 
 def timeline_of(events: Sequence[Event], before: int) -> dict[str, Any]:

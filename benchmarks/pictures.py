@@ -30,8 +30,8 @@ def draw_growth(rows: Sequence[Row], file: Path) -> None:
     for series in ("recomputed", "kept", "length"):
         mine = sorted((row["about"]["depth"], row["figures"]) for row in rows if row["about"]["series"] == series)
         depths = [depth for depth, _ in mine]
-        left.plot(depths, [found["peak_bytes"] / MIB for _, found in mine], marker="o", markersize=3, label=series)
-        right.plot(depths, [found["seconds_update"] for _, found in mine], marker="o", markersize=3, label=series)
+        left.plot(depths, [numbers["peak_bytes"] / MIB for _, numbers in mine], marker="o", markersize=3, label=series)
+        right.plot(depths, [numbers["seconds_update"] for _, numbers in mine], marker="o", markersize=3, label=series)
     left.set(xlabel="differentiated steps K", ylabel="peak (MiB)", ylim=(0, None))
     right.set(xlabel="differentiated steps K", ylabel="seconds an update", ylim=(0, None))
     left.legend(frameon=False)
@@ -60,10 +60,10 @@ def draw_timeline(rows: Sequence[Row], file: Path) -> None:
 
 def stretches(phases: Sequence[str]) -> list[tuple[int, int, str]]:
     """(first, one past the last, name) of each run of equal phases."""
-    found: list[tuple[int, int, str]] = []
+    spans: list[tuple[int, int, str]] = []
     for number, phase in enumerate(phases):
-        if found and found[-1][2] == phase:
-            found[-1] = (found[-1][0], number + 1, phase)
+        if spans and spans[-1][2] == phase:
+            spans[-1] = (spans[-1][0], number + 1, phase)
         else:
-            found.append((number, number + 1, phase))
-    return found
+            spans.append((number, number + 1, phase))
+    return spans

@@ -9,12 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from memdiff.cuda_allocator import setting_of
+from memdiff.runtime.cuda_allocator import setting_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "peft", "accelerate", "trl", "bitsandbytes", "numpy")
 # What measurements are made of; results and the tables made from them may differ.
-MEASURED = ("memdiff", "benchmarks", ":!benchmarks/results", ":!benchmarks/baselines", ":!benchmarks/*.md")
+MEASURED = ("memdiff", "benchmarks", ":!benchmarks/results", ":!benchmarks/*.md")
 
 
 def of_tree(root: Path = ROOT) -> dict[str, Any]:
@@ -37,24 +37,24 @@ def of_machine() -> dict[str, Any]:
 
 def of_process() -> dict[str, Any]:
     """The interpreter that measured: versions, threads, device and its allocator's setting."""
-    found: dict[str, Any] = {"python": platform.python_version()}
+    facts: dict[str, Any] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            facts[package] = version(package)
         except PackageNotFoundError:
             continue
     torch = sys.modules.get("torch")
     if torch is None:
-        return found
-    found["threads"] = torch.get_num_threads()
+        return facts
+    facts["threads"] = torch.get_num_threads()
     if torch.cuda.is_available():
-        found["device"] = torch.cuda.get_device_name()
-        found["cuda"] = torch.version.cuda
-        found["allocator"] = setting_of() or "torch's default"
-        found["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+        facts["device"] = torch.cuda.get_device_name()
+        facts["cuda"] = torch.version.cuda
+        facts["allocator"] = setting_of() or "torch's default"
+        facts["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
     else:
-        found["device"] = "CPU"
-    return found
+        facts["device"] = "CPU"
+    return facts
 
 
 def cpu_name() -> str:

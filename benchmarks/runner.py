@@ -18,10 +18,9 @@ from typing import Any
 
 from benchmarks.case import Case
 from benchmarks.provenance import ROOT, of_machine, of_tree
-from memdiff.cuda_allocator import use_expandable_segments
+from memdiff.runtime.cuda_allocator import use_expandable_segments
 
 RESULTS = ROOT / "benchmarks" / "results"
-BASELINES = ROOT / "benchmarks" / "baselines"
 PEERS = Path(os.environ.get("MEMDIFF_PEERS_VENV", ROOT / ".cache" / "peers-venv"))
 POLL_S, GRACE_S = 0.1, 10.0
 Row = dict[str, Any]
@@ -54,11 +53,11 @@ def run_case(case: Case) -> Row:
         before = {**of_tree(), **of_machine()}
         codes = _processes(case, out, log)
         if out.is_file():
-            found = json.loads(out.read_text())
+            result = json.loads(out.read_text())
         else:
-            found = {"outcome": "failed", "message": _why(codes, log), "figures": {}, "process": {}}
-        provenance = {**before, **found.pop("process"), "seconds_in_all": round(time.monotonic() - start, 1)}
-        return {"suite": case.suite, "case": case.name, **_data(case), **found, "provenance": provenance}
+            result = {"outcome": "failed", "message": _why(codes, log), "figures": {}, "process": {}}
+        provenance = {**before, **result.pop("process"), "seconds_in_all": round(time.monotonic() - start, 1)}
+        return {"suite": case.suite, "case": case.name, **_data(case), **result, "provenance": provenance}
 
 
 def _data(case: Case) -> dict[str, Any]:
@@ -70,8 +69,8 @@ def _processes(case: Case, out: Path, log: Path) -> list[int | None]:
     """Exit codes of all ranks; None where one was still running at the end of its time."""
     python = sys.executable if case.environment == "memdiff" else str(PEERS / "bin" / "python")
     started = []
-    given = out.with_name("case.json")
-    given.write_text(json.dumps(asdict(case)))
+    case_file = out.with_name("case.json")
+    case_file.write_text(json.dumps(asdict(case)))
     port = str(_free_port())
     with log.open("w") as output:
         for rank in range(case.ranks):
@@ -82,7 +81,7 @@ def _processes(case: Case, out: Path, log: Path) -> list[int | None]:
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             use_expandable_segments(environment)
             process = subprocess.Popen(
-                [python, "-m", "benchmarks.worker", "--case", str(given), "--out", str(out)],
+                [python, "-m", "benchmarks.worker", "--case", str(case_file), "--out", str(out)],
                 cwd=ROOT, stdout=output, stderr=output, env=environment,
             )  # fmt: skip
             started.append(process)
@@ -137,11 +136,22 @@ def read_rows(file: Path) -> list[Row]:
     """Of a JSON-lines file; none where there is no file."""
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+    return _rows(file.read_text())
+
+
+def committed_rows(suite: str, commit: str = "HEAD", *, root: Path = ROOT) -> list[Row]:
+    """The rows of a suite in a commit, the baseline of new ones; none where it has none, or outside a checkout."""
+    words = ["git", "show", f"{commit}:benchmarks/results/{suite}.jsonl"]
+    shown = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
+    return _rows(shown.stdout) if shown.returncode == 0 else []
+
+
+def _rows(lines: str) -> list[Row]:
+    return [json.loads(line) for line in lines.splitlines() if line.strip()]
 
 
 def write_rows(file: Path, rows: Iterable[Row]) -> None:
-    """JSON lines."""
+    """Writes each row as one line of JSON, and makes the folder where it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

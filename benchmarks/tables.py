@@ -34,15 +34,15 @@ def write_all(readme: Path = README, results: Path = RESULTS) -> None:
 def between(text: str, name: str, inside: str) -> str:
     """`text` with what stands between the markers of `name` replaced. ValueError where they are missing."""
     start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-    head, found, rest = text.partition(start)
+    head, start_marker, rest = text.partition(start)
     _, found_end, tail = rest.partition(end)
-    if not found or not found_end:
+    if not start_marker or not found_end:
         raise ValueError(f"the README has no markers {start} ... {end}")
     return f"{head}{start}\n{inside}\n{end}{tail}"
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """A Markdown table, with a line per row and a newline at its end."""
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
@@ -124,16 +124,16 @@ def times(row: Row, first: Mapping[str, Any], key: str) -> str:
 
 def chain_table(rows: Sequence[Row]) -> str:
     """Suite chain: peak and seconds by K, the three series side by side."""
-    found = {(row["about"]["series"], row["about"]["depth"]): row for row in rows}
-    depths = sorted({depth for _, depth in found})
+    indexed_rows = {(row["about"]["series"], row["about"]["depth"]): row for row in rows}
+    depths = sorted({depth for _, depth in indexed_rows})
     names = ("recomputed", "kept", "length")
     return markdown(
         ["K", *(f"{name}: MiB" for name in names), *(f"{name}: s" for name in names)],
         [
             [
                 str(depth),
-                *(figure(found.get((name, depth), _NO_ROW), "peak_bytes", MIB) for name in names),
-                *(figure(found.get((name, depth), _NO_ROW), "seconds_update", digits=2) for name in names),
+                *(figure(indexed_rows.get((name, depth), _NO_ROW), "peak_bytes", MIB) for name in names),
+                *(figure(indexed_rows.get((name, depth), _NO_ROW), "seconds_update", digits=2) for name in names),
             ]
             for depth in depths
         ],
@@ -159,17 +159,18 @@ def plan_table(rows: Sequence[Row]) -> str:
     none = {row["about"]["recipe"]: row["figures"] for row in rows if row["about"]["setting"] == "knob_none"}
     lines = []
     for row in rows:
-        found, about = row["figures"], row["about"]
+        numbers, about = row["figures"], row["about"]
         first = none.get(about["recipe"], {})
-        if "peak_bytes" not in found:
+        if "peak_bytes" not in numbers:
             lines.append([about["recipe"], about["setting"], row["outcome"], *[""] * 7])
             continue
         lines.append(
             [
-                about["recipe"], about["setting"], f"{found['peak_bytes'] / GIB:.2f}", found["peak_phase"],
-                "yes" if found["fits"] else "no", difference(row, first, "peak_bytes", GIB, "GiB"),
-                f"{found['flops'] / found['flops_ideal']:.2f} x", f"{found['moved_seconds']:.1f}",
-                f"{found['round_seconds'] / 60:.1f}", told(found["knobs"]) if "knob" not in about["setting"] else "",
+                about["recipe"], about["setting"], f"{numbers['peak_bytes'] / GIB:.2f}", numbers["peak_phase"],
+                "yes" if numbers["fits"] else "no", difference(row, first, "peak_bytes", GIB, "GiB"),
+                f"{numbers['flops'] / numbers['flops_ideal']:.2f} x", f"{numbers['moved_seconds']:.1f}",
+                f"{numbers['round_seconds'] / 60:.1f}",
+                describe_knobs(numbers["knobs"]) if "knob" not in about["setting"] else "",
             ]
         )  # fmt: skip
     heads = [
@@ -186,7 +187,7 @@ def difference(row: Row, first: Mapping[str, Any], key: str, unit: float, name: 
     return f"{(row['figures'][key] - first[key]) / unit:+.2f} {name}"
 
 
-def told(knobs: Mapping[str, Any]) -> str:
+def describe_knobs(knobs: Mapping[str, Any]) -> str:
     """Knobs that are not at rest."""
     return ", ".join(
         name if value is True else f"{name} {value}" for name, value in knobs.items() if value not in (False, 0, "gpu")
@@ -197,9 +198,9 @@ def sd15_table(rows: Sequence[Row]) -> str:
     """Suite peers_sd15: live bytes. A plan's peak is given without the allowances that it adds for a real card."""
     lines = []
     for row in rows:
-        found = row["figures"]
-        allowed = sum((found.get("items") or {}).get(name, 0) for name in ("workspace", "fragmentation"))
-        live = found["peak_bytes"] - allowed if "peak_bytes" in found else None
+        numbers = row["figures"]
+        allowed = sum((numbers.get("items") or {}).get(name, 0) for name in ("workspace", "fragmentation"))
+        live = numbers["peak_bytes"] - allowed if "peak_bytes" in numbers else None
         lines.append(
             [
                 row["case"],
@@ -215,10 +216,10 @@ def gpu_table(rows: Sequence[Row]) -> str:
     """Suite gpu: measured beside planned."""
     lines = []
     for row in rows:
-        found, about = row["figures"], row["about"]
-        measured, planned = found.get("allocated_bytes"), found.get("planned_bytes")
-        off = f"{planned / found['reserved_bytes'] - 1:+.1%}" if measured and planned else ""
-        phases = found.get("seconds_phases", {})
+        numbers, about = row["figures"], row["about"]
+        measured, planned = numbers.get("allocated_bytes"), numbers.get("planned_bytes")
+        off = f"{planned / numbers['reserved_bytes'] - 1:+.1%}" if measured and planned else ""
+        phases = numbers.get("seconds_phases", {})
         lines.append(
             [
                 about["recipe"], about["setting"], row["outcome"], figure(row, "allocated_bytes", GIB, 2),

@@ -75,10 +75,10 @@ def main() -> None:
     options = parser.parse_args()
     case = json.loads(options.case.read_text())
     torch.set_num_threads(case["threads"])
-    found = outcome_of(function_of(case["measure"]), case["settings"])
+    result = outcome_of(function_of(case["measure"]), case["settings"])
     if int(os.environ.get("RANK", "0")) == 0:
-        options.out.write_text(json.dumps({**found, "process": of_process()}))
-    sys.exit(int(found["outcome"] != "ok"))  # of several ranks the others are stopped: they would wait for this one
+        options.out.write_text(json.dumps({**result, "process": of_process()}))
+    sys.exit(int(result["outcome"] != "ok"))  # of several ranks the others are stopped: they would wait for this one
 
 
 if __name__ == "__main__":

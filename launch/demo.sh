@@ -11,6 +11,6 @@ gpus=$("$python" -c 'import torch; print(torch.cuda.device_count() or 2)')
 "$python" -m memdiff train launch/recipes/digits_reinforce.yaml --gpus "$gpus" --out "$run"
 "$python" -m memdiff sample digits --num-images 400 --steps 25 --gpus "$gpus" --out "$run/images_before"
 "$python" -m memdiff sample "$run" --num-images 400 --gpus "$gpus" --out "$run/images_after"
-"$python" -m memdiff.embedded.judge "$run/images_before" "$run/images_after" --json "$run/judge.json"
+"$python" -m memdiff.digits.judge "$run/images_before" "$run/images_after" --json "$run/judge.json"
 "$python" -m memdiff report "$run"
 echo "Open $run/report.html in a browser."

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memdiff.cuda_allocator import use_expandable_segments
 from memdiff.errors import ConfigError
-from memdiff.guarded import guarded
+from memdiff.runtime.cuda_allocator import use_expandable_segments
+from memdiff.runtime.exit_codes import guarded
 
 if TYPE_CHECKING:
-    from memdiff.config import Recipe
-    from memdiff.run_folder import RunFolder
+    from memdiff.recipe.recipe import Recipe
+    from memdiff.training.run_folder import RunFolder
 
 app = typer.Typer(
     name="memdiff",
@@ -32,7 +32,7 @@ def _ranks(
 ) -> None:
     """The deepspeed launcher puts --local_rank=N first, and names devices of its own."""
     if local_rank is not None:
-        from memdiff.launcher import restore_visible_devices
+        from memdiff.training.launcher import restore_visible_devices
 
         os.environ.setdefault("LOCAL_RANK", str(local_rank))
         restore_visible_devices()
@@ -54,9 +54,9 @@ def train(
     from memdiff.processes.ancestors import watch_ancestors
 
     watch_ancestors()  # before imports that take their time
-    from memdiff.launcher import choose_world_size, under_launcher
-    from memdiff.recipe_file import read_recipe
-    from memdiff.run_folder import RunFolder
+    from memdiff.recipe.reading import read_recipe
+    from memdiff.training.launcher import choose_world_size, under_launcher
+    from memdiff.training.run_folder import RunFolder
 
     if resume not in ("auto", "must", "never"):
         raise ConfigError(f"--resume must be auto, must or never, got {resume!r}")
@@ -67,7 +67,7 @@ def train(
 
         read_user_file(ds_config)
     if under_launcher():
-        from memdiff.train import train as train_rank
+        from memdiff.training.loop import train as train_rank
 
         raise typer.Exit(train_rank(checked, folder.path, resume=resume, ds_config_file=ds_config))
     world_size = choose_world_size(gpus)
@@ -82,7 +82,7 @@ def train(
 
 def _start_ranks(recipe: "Recipe", folder: "RunFolder", arguments: list[str], world_size: int) -> int:
     """Runs the launcher in a folder that is this process's own, unless the run is complete. Returns the exit code."""
-    from memdiff.launcher import launch
+    from memdiff.training.launcher import launch
 
     status = folder.status()
     ended_by_guard = recipe.guards.stop and status.get("ended_by_guard", False)
@@ -91,10 +91,10 @@ def _start_ranks(recipe: "Recipe", folder: "RunFolder", arguments: list[str], wo
         typer.echo(f"this run is complete ({status['round']} rounds); for more, {way_on}")
         typer.echo(str(folder.path))
         return 0
-    folder.write_status("running", round=status.get("round", 0))
+    folder.write_status("running", round_number=status.get("round", 0))
     code = launch(arguments, folder, world_size)
     if code == 0:
-        from memdiff.report.html import write_report
+        from memdiff.reporting.html import write_report
 
         write_report(folder.path)
     typer.echo(str(folder.path))
@@ -137,8 +137,8 @@ def sample(
 
     Image i has the same noise and the same prompt on any number of GPUs.
     """
-    from memdiff.sample_request import make_request
-    from memdiff.sampling_processes import sample_over_processes
+    from memdiff.sampling.processes import sample_over_processes
+    from memdiff.sampling.request import make_request
 
     request = make_request(
         source, best=best, num_images=num_images, batch_size=batch_size, steps=steps, eta=eta, guidance=guidance,
@@ -163,14 +163,14 @@ def score(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all scores here.")] = None,
 ) -> None:
     """Score images that lie on disk: mean and std of each reward, each image's scores where asked for."""
-    from memdiff.image_files import find_images, prompts_beside
-    from memdiff.score_request import given_parts
+    from memdiff.runtime.image_files import find_images, prompts_beside
+    from memdiff.scoring.request import given_parts
 
     files = find_images(images)
     texts = prompt or prompts_beside(files)
     parts = given_parts(reward, with_prompts=all(texts))
 
-    from memdiff.score import score_files
+    from memdiff.scoring.score import score_files
 
     score_files(files, parts, texts, json_file=json_file, each=rows)
 
@@ -189,7 +189,7 @@ def plan(
 
     Runs the recipe's own algorithm without data; nothing is downloaded for models that are written down.
     """
-    from memdiff.plan.command import plan_recipe
+    from memdiff.planner.command import plan_recipe
 
     said = plan_recipe(recipe, set_ or [], gpu=gpu, budget_gib=budget_gib, ranks=gpus, as_json=as_json, as_yaml=as_yaml)
     if said is not None:
@@ -199,7 +199,7 @@ def plan(
 @app.command(epilog="Example: memdiff report runs/digits")
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write report.html into a run folder: one file, opens from file://."""
-    from memdiff.report.html import write_report
+    from memdiff.reporting.html import write_report
 
     typer.echo(str(write_report(run)))
 
@@ -215,7 +215,7 @@ def doctor() -> None:
 @app.command(epilog="Example: memdiff schema > recipe.schema.json")
 def schema() -> None:
     """The JSON Schema of a recipe, on stdout."""
-    from memdiff.config import Recipe
+    from memdiff.recipe.recipe import Recipe
 
     typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.operators import build_operators
+from tests.helpers.operators import build_operators
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions"))

@@ -47,24 +47,24 @@ DRAFT_KNOBS: Mapping[str, Mapping[str, Any]] = {
 
 def cases() -> list[Case]:
     """In the order of the tables."""
-    found = [
+    all_cases = [
         _case(f"digits/{name}", DIGITS, {"method": method}, table="methods", model="digits")
         for name, method in METHODS.items()
     ]
-    found += [
+    all_cases += [
         _case(f"digits_text/{name}", DIGITS_TEXT, {"method": METHODS[name]}, table="methods", model="digits_text")
         for name in ("reinforce", "draft_1", "draft", "alignprop", "refl")
     ]
-    found += [
+    all_cases += [
         _case(f"knobs_reinforce/{name}", DIGITS, changes, table="knobs_reinforce", model="digits")
         for name, changes in REINFORCE_KNOBS.items()
     ]
-    found += [
+    all_cases += [
         _case(f"knobs_draft/{name}", DIGITS_TEXT, changes, table="knobs_draft", model="digits_text")
         for name, changes in DRAFT_KNOBS.items()
     ]
     timelines = {"recomputed": {}, "kept": {"memory": {"kept_steps": 25}}}
-    return found + [
+    return all_cases + [
         _case(f"timeline/{name}", DIGITS_TEXT, changes, table="timeline", model="digits_text", timeline=True)
         for name, changes in timelines.items()
     ]

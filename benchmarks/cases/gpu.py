@@ -43,15 +43,15 @@ RECIPES = {
 
 def cases() -> list[Case]:
     """By recipe, then setting, then the search."""
-    found = []
+    all_cases = []
     for recipe, (settings, images) in RECIPES.items():
-        found += [_case(recipe, name, {**RESIDENT_ONE, **knobs}, images) for name, knobs in settings.items()]
+        all_cases += [_case(recipe, name, {**RESIDENT_ONE, **knobs}, images) for name, knobs in settings.items()]
         lean = {**RESIDENT_ONE, **LEAN}
-        found.append(_case(recipe, "largest", lean, images, largest=True))
-        found.append(
+        all_cases.append(_case(recipe, "largest", lean, images, largest=True))
+        all_cases.append(
             _case(recipe, "largest_checkpointed", {**lean, "activation_checkpointing": "blocks"}, images, largest=True)
         )
-    return found
+    return all_cases
 
 
 def _case(recipe: str, name: str, memory: Mapping[str, Any], images: int, *, largest: bool = False) -> Case:

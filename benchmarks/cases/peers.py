@@ -44,27 +44,27 @@ def cases() -> list[Case]:
 
 def _alignprop(steps: int) -> list[Case]:
     method = {"kind": "alignprop", "truncation": "fixed"}
-    found = [_trl("alignprop", "trl_alignprop", steps)]
-    found += [_memdiff("alignprop", name, method, knobs, steps) for name, knobs in ALIGNPROP_KNOBS.items()]
-    found += [
+    method_cases = [_trl("alignprop", "trl_alignprop", steps)]
+    method_cases += [_memdiff("alignprop", name, method, knobs, steps) for name, knobs in ALIGNPROP_KNOBS.items()]
+    method_cases += [
         _bare("alignprop", "bare loop, step checkpointed", steps, {"loop": "alignprop_checkpointed"}),
         _bare("alignprop", "bare loop, everything kept", steps, {"loop": "alignprop"}),
     ]
     again = {"loop": "floor", "forwards": steps, "to_x": True}
     once = {"loop": "floor", "forwards": 0, "to_x": True}
-    found += [_bare("alignprop", f"floor, recomputed, {env}", steps, again, env) for env in _BOTH]
-    return found + [_bare("alignprop", f"floor, kept, {env}", steps, once, env) for env in _BOTH]
+    method_cases += [_bare("alignprop", f"floor, recomputed, {env}", steps, again, env) for env in _BOTH]
+    return method_cases + [_bare("alignprop", f"floor, kept, {env}", steps, once, env) for env in _BOTH]
 
 
 def _ddpo(steps: int) -> list[Case]:
     method = {"kind": "reinforce", "advantage": "whiten", "advantage_clip": 5.0}
-    found = [_trl("ddpo", "trl_ddpo", steps)]
-    found += [_memdiff("ddpo", name, method, knobs, steps) for name, knobs in REINFORCE_KNOBS.items()]
-    found += [_bare("ddpo", "bare loop", steps, {"loop": "ddpo"})]
+    method_cases = [_trl("ddpo", "trl_ddpo", steps)]
+    method_cases += [_memdiff("ddpo", name, method, knobs, steps) for name, knobs in REINFORCE_KNOBS.items()]
+    method_cases += [_bare("ddpo", "bare loop", steps, {"loop": "ddpo"})]
     calls = {"loop": "floor", "forwards": steps, "to_x": False}
     once = {"loop": "floor", "forwards": 0, "to_x": False}
-    found += [_bare("ddpo", f"floor, {env}", steps, calls, env) for env in _BOTH]
-    return [*found, _bare("ddpo", "floor, one pass, memdiff", steps, once, "memdiff")]
+    method_cases += [_bare("ddpo", f"floor, {env}", steps, calls, env) for env in _BOTH]
+    return [*method_cases, _bare("ddpo", "floor, one pass, memdiff", steps, once, "memdiff")]
 
 
 _BOTH: tuple[Environment, Environment] = ("peers", "memdiff")

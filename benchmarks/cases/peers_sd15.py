@@ -27,12 +27,12 @@ MEMDIFF: dict[str, dict[str, Any]] = {
 
 def cases() -> list[Case]:
     """The peers, then memdiff from the plainest setting to the smallest."""
-    found = [
+    peer_cases = [
         Case("peers_sd15", "TRL's loop: each UNet call checkpointed", "simulated_loop", {**LOOP, "again": True}),
         Case("peers_sd15", "bare loop: everything kept", "simulated_loop", {**LOOP, "again": False}),
     ]
     changes = {"method": {"truncation": "fixed"}, "run": {"images_per_round": 1}, "evaluate": {"every": 0}}
-    return found + [
+    return peer_cases + [
         Case(
             "peers_sd15", f"memdiff: {name}", "plan",
             {

@@ -54,35 +54,37 @@ DDPO = {"ranks": 4}
 
 
 def cases() -> list[Case]:
-    """By recipe."""
-    found = [case for recipe, about in RECIPES.items() for case in _of(recipe, about)]
+    """All cases of the suite, recipe by recipe."""
+    recipe_cases = [case for recipe, about in RECIPES.items() for case in _of(recipe, about)]
     return [
-        *found,
+        *recipe_cases,
         _case("sd15_ddpo_t4", "chosen", DDPO, {}, gpu="t4"),
         _case("sd15_ddpo_t4", "replayed", DDPO, {"memory": {"one_pass": False}}, gpu="t4"),
     ]
 
 
 def _of(recipe: str, about: Mapping[str, Any]) -> list[Case]:
-    found = [_case(recipe, "chosen", about, {}, gpu="t4")]
-    found += [_case(recipe, f"budget_{gib}", about, {}, budget_gib=gib) for gib in about["budgets"]]
+    recipe_cases = [_case(recipe, "chosen", about, {}, gpu="t4")]
+    recipe_cases += [_case(recipe, f"budget_{gib}", about, {}, budget_gib=gib) for gib in about["budgets"]]
     if gib := about.get("resident"):
-        found += [_case(recipe, f"resident_{gib}", about, {"memory": dict(EVERYTHING_STAYS)}, budget_gib=gib)]
-    found += [_case(recipe, name, about, changes, gpu="t4") for name, changes in about.get("variants", {}).items()]
-    found += [_case(recipe, "knob_none", about, {"memory": dict(RESIDENT_ONE)}, gpu="t4")]
+        recipe_cases += [_case(recipe, f"resident_{gib}", about, {"memory": dict(EVERYTHING_STAYS)}, budget_gib=gib)]
+    recipe_cases += [
+        _case(recipe, name, about, changes, gpu="t4") for name, changes in about.get("variants", {}).items()
+    ]
+    recipe_cases += [_case(recipe, "knob_none", about, {"memory": dict(RESIDENT_ONE)}, gpu="t4")]
     turned = {
         name: knobs
         for name, knobs in {**SAVING, **COSTING}.items()
         if (about["latent"] or name not in LATENT_ONLY) and (about["direct"] or name not in DIRECT_ONLY)
     }
-    found += [
+    recipe_cases += [
         _case(recipe, f"knob_{name}", about, {"memory": {**RESIDENT_ONE, **knobs}}, gpu="t4")
         for name, knobs in turned.items()
     ]
     every: dict[str, Any] = dict(RESIDENT_ONE)
     for name, knobs in turned.items():
         every |= knobs if name in SAVING else {}
-    return [*found, _case(recipe, "all", about, {"memory": every}, gpu="t4")]
+    return [*recipe_cases, _case(recipe, "all", about, {"memory": every}, gpu="t4")]
 
 
 def _case(

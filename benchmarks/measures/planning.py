@@ -6,10 +6,11 @@ from typing import Any
 
 from benchmarks.case import overlaid
 from benchmarks.provenance import ROOT
-from memdiff.config import Recipe
-from memdiff.memory.gpus import GIB, find_gpu
-from memdiff.plan.plan import make_plan
-from memdiff.recipe_file import check_recipe, read_recipe
+from memdiff.memory.gpus import find_gpu
+from memdiff.planner.plan import make_plan
+from memdiff.recipe.reading import check_recipe, read_recipe
+from memdiff.recipe.recipe import Recipe
+from memdiff.runtime.units import GIB
 
 KEPT = (
     "fits", "budget_bytes", "peak_bytes", "peak_phase", "items", "phases", "knobs", "flops", "flops_ideal",
@@ -28,8 +29,8 @@ def measure_plan(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The plan on `gpu`, or for `budget_gib`, with `ranks` GPUs."""
     recipe, ranks = changed_recipe(settings), settings["ranks"]
     gpu = find_gpu(settings["gpu"] or "t4")
-    given = settings["budget_gib"]
-    budget = gpu.budget_bytes(ranks) if given is None else int(given * GIB)
+    budget_in_gib = settings["budget_gib"]
+    budget = gpu.budget_bytes(ranks) if budget_in_gib is None else int(budget_in_gib * GIB)
     start = time.perf_counter()
     plan = make_plan(recipe, budget_bytes=budget, ranks=ranks, gpu=gpu, precision=settings["precision"]).to_json()
     return {key: plan[key] for key in KEPT} | {"seconds_planning": time.perf_counter() - start}

@@ -14,10 +14,10 @@ from diffusers import DDIMScheduler
 from peft import LoraConfig
 
 from benchmarks.peers.bare import TARGETS, Bare, alignprop
-from memdiff.memory.ledger import Ledger
 from memdiff.models.architectures import STABLE_DIFFUSION_1
 from memdiff.models.latent_files import skeleton_parts
-from memdiff.plan.fake import GPU, fake_gpu
+from memdiff.planner.fake_tensors import GPU, fake_gpu
+from memdiff.planner.ledger import Ledger
 from memdiff.rewards.build import build_weighted
 from memdiff.rewards.families_config import AestheticConfig
 
@@ -29,12 +29,12 @@ def measure_simulated_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Peak and FLOPs of one update of `batch` images through `steps`; `again`: each UNet call checkpointed."""
     warnings.filterwarnings("ignore")
     few, more = (_short(steps, settings) for steps in SHORT)
-    found = {}
+    figures = {}
     for key in ("peak_bytes", "flops"):
         a_step = (more[key] - few[key]) / (SHORT[1] - SHORT[0])
-        found[key] = int(more[key] + a_step * (settings["steps"] - SHORT[1]))
-        found[f"{key}_a_step"] = int(a_step)
-    return found | {"peak_items_short": more["items"]}
+        figures[key] = int(more[key] + a_step * (settings["steps"] - SHORT[1]))
+        figures[f"{key}_a_step"] = int(a_step)
+    return figures | {"peak_items_short": more["items"]}
 
 
 def _short(steps: int, settings: Mapping[str, Any]) -> dict[str, Any]:

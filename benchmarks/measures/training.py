@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import Phase, bytes_of, seconds_of
-from memdiff.build import Parts, build_parts
 from memdiff.engine.engine import start_process_group
-from memdiff.objectives.experience import Clock
-from memdiff.progress import RunProgress
-from memdiff.ranks import ranks_of_this_process
-from memdiff.recipe_file import check_recipe
-from memdiff.train import new_round
+from memdiff.methods.experience import Clock
+from memdiff.recipe.reading import check_recipe
+from memdiff.runtime.ranks import ranks_of_this_process
+from memdiff.training.build import Parts, build_parts
+from memdiff.training.loop import new_round
+from memdiff.training.progress import RunProgress
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,8 +30,8 @@ class MarkingClock(Clock):
         super().__init__(device)
         self.mark = mark
 
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """Of this name."""
+    def phase(self, name: str) -> AbstractContextManager[None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A context whose time and memory count towards the phase `name`."""
         return self.mark(name)
 
 
@@ -53,32 +53,36 @@ def measure_parts(parts: Parts, settings: Mapping[str, Any]) -> dict[str, Any]:
 
         def update(mark: Phase) -> None:
             clock = MarkingClock(ranks.device, mark)
-            round = new_round(parts, next(numbers), clock, progress)
-            experience = parts.objective.collect(parts.policy, round)
-            for part in parts.objective.updates(experience):
-                parts.objective.differentiate(parts.policy, part)
+            this_round = new_round(parts, next(numbers), clock, progress)
+            experience = parts.method.collect(parts.policy, this_round)
+            for part in parts.method.updates(experience):
+                parts.method.differentiate(parts.policy, part)
                 with mark("apply"):
                     parts.engine.apply()
 
-        found = seconds_of(update, updates=settings["updates"], warmup=settings["warmup"], device=ranks.device)
+        figures = seconds_of(update, updates=settings["updates"], warmup=settings["warmup"], device=ranks.device)
         if ranks.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(ranks.device)
             update(Clock(ranks.device).phase)
-            found["allocated_bytes"] = torch.cuda.max_memory_allocated(ranks.device)
-            found["reserved_bytes"] = torch.cuda.max_memory_reserved(ranks.device)
+            figures["allocated_bytes"] = torch.cuda.max_memory_allocated(ranks.device)
+            figures["reserved_bytes"] = torch.cuda.max_memory_reserved(ranks.device)
         if settings.get("ledger", True):
-            found |= bytes_of(
+            figures |= bytes_of(
                 update,
                 device=ranks.device,
                 weights=[t for net in parts.policy.networks.values() for t in (*net.parameters(), *net.buffers())],
-                reward=[t for part in parts.judged.parts for net in part.reward.networks for t in net.parameters()],
+                reward=[
+                    t for part in parts.eval_reward.parts for net in part.reward.networks for t in net.parameters()
+                ],
                 gradients=parts.engine.gradients.sums,
                 timeline=settings.get("timeline", False),
             )
-    for key in sorted(found.keys() & {"seconds_update", "seconds_fastest", "peak_bytes"}):  # one order on all ranks
-        found[key] = type(found[key])(ranks.max(torch.tensor(found[key], dtype=torch.float64, device=ranks.device)))
-    return found | {
-        "images_per_second": images / found["seconds_update"],
+    for key in sorted(figures.keys() & {"seconds_update", "seconds_fastest", "peak_bytes"}):  # one order on all ranks
+        figures[key] = type(figures[key])(
+            ranks.max(torch.tensor(figures[key], dtype=torch.float64, device=ranks.device))
+        )
+    return figures | {
+        "images_per_second": images / figures["seconds_update"],
         "knobs": vars(parts.knobs),
         "trainable_elements": sum(p.numel() for p in parts.policy.trainable().values()),
     }

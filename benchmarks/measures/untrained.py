@@ -13,20 +13,21 @@ import torch
 
 from benchmarks.measures.planning import changed_recipe
 from benchmarks.measures.training import measure_parts
-from memdiff.build import Parts, connect, knobs_for
-from memdiff.config import Recipe
 from memdiff.engine.engine import start_process_group
 from memdiff.errors import ConfigError
-from memdiff.memory.gpus import GIB, find_gpu
+from memdiff.memory.gpus import find_gpu
 from memdiff.memory.knobs import resolved
 from memdiff.models.load import skeleton_policy
 from memdiff.models.precision import resolve_precision
-from memdiff.placement import HOST
-from memdiff.plan.plan import make_plan
-from memdiff.ranks import Ranks, ranks_of_this_process
-from memdiff.recipe_model import model_options
+from memdiff.planner.plan import make_plan
+from memdiff.recipe.model_options import model_options
+from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.build import build_weighted
-from memdiff.rewards.weighted import WeightedReward
+from memdiff.rewards.weighted_sum import WeightedReward
+from memdiff.runtime.placement import HOST
+from memdiff.runtime.ranks import Ranks, ranks_of_this_process
+from memdiff.runtime.units import GIB
+from memdiff.training.build import Parts, connect, knobs_for
 
 LARGEST_TRIED = 256
 SHORT_CHAIN = 3  # steps: a peak grows with them by stored latents alone
@@ -58,7 +59,7 @@ def cap(gib: float, device: torch.device) -> int:
 
 
 def random_parts(recipe: Recipe, ranks: Ranks) -> Parts:
-    """What memdiff.build gives, with random weights."""
+    """What memdiff.training.build gives, with random weights."""
     torch.manual_seed(recipe.run.seed)
     precision = resolve_precision(recipe.model.precision, ranks.device)
     # Made on the host, as loaded weights are: SDXL in fp32 would not fit under the cap.

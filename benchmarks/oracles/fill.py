@@ -89,5 +89,5 @@ def photograph(seed: int, name: str, height: int, width: int) -> np.ndarray:
 
 def images(seed: int, count: int, side: int) -> np.ndarray:
     """Square synthetic photographs in [0, 1]: B 3 H W fp32."""
-    taken = [photograph(seed, f"image {number}", side, side) for number in range(count)]
-    return np.stack(taken).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    pictures = [photograph(seed, f"image {number}", side, side) for number in range(count)]
+    return np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)

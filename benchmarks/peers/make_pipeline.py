@@ -68,7 +68,7 @@ def make_pipeline(folder: Path, *, seed: int = 0) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Takes the folder from the command line and writes the pipeline into it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     make_pipeline(parser.parse_args().folder)

@@ -49,16 +49,16 @@ def peers_table(rows: Sequence[Row]) -> str:
     peers = {group(row): row for row in rows if row["about"]["side"] == "trl" and row["outcome"] == "ok"}
     for row in rows:
         method, steps = group(row)
-        who, found = row["case"].split("/", 2)[2], row["figures"]
+        who, numbers = row["case"].split("/", 2)[2], row["figures"]
         if row["outcome"] != "ok":
             lines.append(f"| {method} | {steps} | {who} | {row['outcome']}: {row.get('message', '')} | | | | | |")
             continue
         peer = peers.get((method, steps))
         time, peak = ratios(row, peer) if peer else (None, None)
-        rest = found["peak_bytes"] - found["peak_items"].get("weights", 0)
+        rest = numbers["peak_bytes"] - numbers["peak_items"].get("weights", 0)
         lines.append(
-            f"| {method} | {steps} | {who} | {found['seconds_fastest']:.2f} | {found['seconds_update']:.2f} "
-            f"| {found['peak_bytes'] / MIB:.1f} | {rest / MIB:.1f} | {_times(time)} | {_times(peak)} |"
+            f"| {method} | {steps} | {who} | {numbers['seconds_fastest']:.2f} | {numbers['seconds_update']:.2f} "
+            f"| {numbers['peak_bytes'] / MIB:.1f} | {rest / MIB:.1f} | {_times(time)} | {_times(peak)} |"
         )
     return "\n".join([*lines, "", *verdicts(rows, peers)]) + "\n"
 
@@ -73,7 +73,7 @@ def verdicts(rows: Sequence[Row], peers: Mapping[tuple[str, int], Row]) -> list[
                 for row in rows
                 if group(row) == (method, steps) and row["about"]["side"] == "memdiff" and row["outcome"] == "ok"
             }
-            tried = {name: found for name, found in tried.items() if target.name in name}
+            tried = {name: time_and_peak for name, time_and_peak in tried.items() if target.name in name}
             if method != target.method or not tried:
                 continue
             good = [name for name, (time, peak) in tried.items() if meets(target, time, peak)]

@@ -32,9 +32,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     if options.command == "write":
         return _write(options.folder, names, kept=options.folder / KEPT)
-    with tempfile.TemporaryDirectory(prefix="recorder_") as found:
-        failed = _write(Path(found), names, kept=options.folder / KEPT)
-        return _report(options.folder, Path(found), names, exact=options.exact) or failed
+    with tempfile.TemporaryDirectory(prefix="recorder_") as current:
+        failed = _write(Path(current), names, kept=options.folder / KEPT)
+        return _report(options.folder, Path(current), names, exact=options.exact) or failed
 
 
 def _chosen(patterns: Sequence[str] | None, *, plans: bool) -> list[str]:
@@ -51,25 +51,25 @@ def _write(folder: Path, names: Sequence[str], *, kept: Path) -> int:
     (folder / compare.PLANS).mkdir(parents=True, exist_ok=True)
     cases = [case for case in CASES if case.name in names]
     make_kept = not kept.is_dir() and any("kept/" in case.name for case in cases)
-    found = processes.run_cases(cases, kept, make_kept=make_kept, say=_say)
+    results = processes.run_cases(cases, kept, make_kept=make_kept, say=_say)
     recipes = [name.removeprefix("plan/") for name in names if name.startswith("plan/")]
     if recipes:
         _say(f"{len(recipes)} recipes planned for 1 and 4 cards")
         words = [sys.executable, "-m", "benchmarks.recorder.plans", str(folder / compare.PLANS), *recipes]
         subprocess.run(words, env=processes.environment(), cwd=processes.ROOT, check=True)
-    compare.write_cases(folder, {name: each["values"] for name, each in found.items()}, order=[c.name for c in CASES])
+    compare.write_cases(folder, {name: each["values"] for name, each in results.items()}, order=[c.name for c in CASES])
     (folder / compare.ENVIRONMENT).write_text(json.dumps(here.describe(), indent=1) + "\n")
-    failed = [name for name, each in found.items() if "failed" in json.dumps(each["values"])]
+    failed = [name for name, each in results.items() if "failed" in json.dumps(each["values"])]
     for name in failed:
-        print(f"{name} failed:\n{_reasons(found[name]['values'])}")
-    seconds = sum(each["seconds"] for each in found.values())
-    _say(f"{len(found)} cases in {seconds:.0f} s of their processes; slowest: {_slowest(found)}")
+        print(f"{name} failed:\n{_reasons(results[name]['values'])}")
+    seconds = sum(each["seconds"] for each in results.values())
+    _say(f"{len(results)} cases in {seconds:.0f} s of their processes; slowest: {_slowest(results)}")
     return int(bool(failed))
 
 
-def _report(stored: Path, found: Path, names: Sequence[str], *, exact: bool) -> int:
+def _report(stored: Path, current: Path, names: Sequence[str], *, exact: bool) -> int:
     """Says every difference at once; 1 where there is one."""
-    there, ours = (json.loads((folder / compare.ENVIRONMENT).read_text()) for folder in (stored, found))
+    there, ours = (json.loads((folder / compare.ENVIRONMENT).read_text()) for folder in (stored, current))
     apart = compare.elsewhere(there, ours)
     if apart and not exact:
         print("another environment than the record's, so numbers are compared that are close, not checksums:")
@@ -78,7 +78,7 @@ def _report(stored: Path, found: Path, names: Sequence[str], *, exact: bool) -> 
             print("  plans are not compared: what libraries allocate differs by their versions")
             names = [name for name in names if not name.startswith("plan/")]
     different = compare.differences(
-        compare.read_cases(stored), compare.read_cases(found), names, exact=exact or not apart,
+        compare.read_cases(stored), compare.read_cases(current), names, exact=exact or not apart,
         half=[case.name for case in CASES if case.half],
     )  # fmt: skip
     for each in different:
@@ -95,9 +95,9 @@ def _reasons(values: Any) -> str:
     return ""
 
 
-def _slowest(found: dict[str, Any]) -> str:
-    ordered = sorted(found, key=lambda name: -found[name]["seconds"])[:3]
-    return ", ".join(f"{name} {found[name]['seconds']:.0f} s" for name in ordered)
+def _slowest(results: dict[str, Any]) -> str:
+    ordered = sorted(results, key=lambda name: -results[name]["seconds"])[:3]
+    return ", ".join(f"{name} {results[name]['seconds']:.0f} s" for name in ordered)
 
 
 def _say(line: str) -> None:
@@ -107,13 +107,13 @@ def _say(line: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recorder", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, told in (
+    for name, help_text in (
         ("write", "run cases and write what they give into a record; what is kept of old commits stays"),
         ("check", "run cases again and compare them with a record"),
         ("list", "the cases and what they go through"),
         ("compare", "compare two records without running anything"),
     ):
-        command = commands.add_parser(name, help=told)
+        command = commands.add_parser(name, help=help_text)
         if name != "list":
             command.add_argument("folder", nargs="?", type=Path, default=RECORD, help="default: the committed record")
         if name == "compare":

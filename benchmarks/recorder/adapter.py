@@ -24,18 +24,18 @@ from unittest import mock
 import torch
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-from memdiff import train
-from memdiff.build import Parts
 from memdiff.cli import main
-from memdiff.config import Recipe
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.memory.knobs import Knobs, MemoryConfig, resolved
-from memdiff.memory.states import States, training_states
-from memdiff.plan.compose import look_ahead
-from memdiff.plan.graphs import Graphs
-from memdiff.plan.job import job_of, sizes_to_measure
-from memdiff.plan.measure import Measured, measure, resident
-from memdiff.recipe_file import check_recipe
+from memdiff.memory.zero2 import States, training_states
+from memdiff.planner.compose import estimate_round
+from memdiff.planner.dry_run import Measured, measure, resident
+from memdiff.planner.piece_costs import PieceCosts
+from memdiff.planner.rank_round import rank_round_of, sizes_to_measure
+from memdiff.recipe.reading import check_recipe
+from memdiff.recipe.recipe import Recipe
+from memdiff.training import loop
+from memdiff.training.build import Parts
 
 RESIDENT = resolved(MemoryConfig())
 
@@ -65,7 +65,7 @@ class Seen:
 @contextmanager
 def watched(seen: Seen) -> Iterator[None]:
     """The parts of every training that is built inside are listened to. Rehearsals are not."""
-    build, rehearse = train.build_parts, train.rehearse
+    build, rehearse = loop.build_parts, loop.rehearse
     rehearsing: list[bool] = []
 
     def build_and_listen(*words: Any, **options: Any) -> Parts:
@@ -80,8 +80,8 @@ def watched(seen: Seen) -> Iterator[None]:
         rehearsing.clear()
 
     with (
-        mock.patch.object(train, "build_parts", build_and_listen),
-        mock.patch.object(train, "rehearse", rehearse_unheard),
+        mock.patch.object(loop, "build_parts", build_and_listen),
+        mock.patch.object(loop, "rehearse", rehearse_unheard),
     ):
         yield
 
@@ -109,17 +109,17 @@ def _listen(parts: Parts, seen: Seen, rehearsing: list[bool]) -> None:
     def applied() -> None:
         seen.gradients.append([total.clone() for total in parts.engine.gradients.sums])
 
-    for owner, name, told in (
+    for owner, name, listener in (
         (parts.policy, "decode", decoded),
-        (parts.objective, "differentiate", differentiated),
+        (parts.method, "differentiate", differentiated),
         (parts.engine, "apply", applied),
     ):
-        setattr(owner, name, _telling(getattr(owner, name), told))
+        setattr(owner, name, _telling(getattr(owner, name), listener))
 
 
-def _telling(function: Callable[..., Any], told: Callable[..., None]) -> Callable[..., Any]:
+def _telling(function: Callable[..., Any], listener: Callable[..., None]) -> Callable[..., Any]:
     def call(*words: Any) -> Any:
-        told(*words)
+        listener(*words)
         return function(*words)
 
     return call
@@ -142,30 +142,33 @@ def composed_and_whole(raw: Mapping[str, Any], knobs: Mapping[str, Any], precisi
     """
     recipe = check_recipe(raw, source="case")
     chosen = Knobs(**{**RESIDENT.model_dump(), **knobs})
-    job = job_of(recipe, ranks=1, precision=precision)
-    sizes = sorted({*sizes_to_measure(recipe, job), chosen.micro_batch})
+    rank_round = rank_round_of(recipe, ranks=1, precision=precision)
+    sizes = sorted({*sizes_to_measure(recipe, rank_round), chosen.micro_batch})
     short: Any = _short_round  # frozen sections have a hash, which pyright does not see
+    work = rank_round.workload(chosen)
     rounds = [
         short(
-            recipe, resident(chosen, job.workload(chosen), images=images).model_copy(update={"decode_batch": images}),
-            precision, images, job.evaluated if images == sizes[0] else 0,
+            recipe, resident(chosen, work, images=images).model_copy(update={"decode_batch": images}),
+            precision, images, rank_round.evaluated if images == sizes[0] else 0,
         )
         for images in sizes
     ]  # fmt: skip
-    graphs = Graphs.of(rounds)
-    outlook = look_ahead(job, chosen, graphs, _states(recipe, graphs, precision, offload=chosen.offload_optimizer))
+    costs = PieceCosts.of(rounds)
+    estimate = estimate_round(
+        rank_round, chosen, costs, _states(recipe, costs, precision, offload=chosen.offload_optimizer)
+    )
     whole = measure(
-        recipe, chosen, precision=precision, images=job.images, steps=recipe.sampler.steps, paths=False,
-        cut_method=False, evaluated=job.evaluated,
+        recipe, chosen, precision=precision, images=rank_round.images, steps=recipe.sampler.steps, paths=False,
+        cut_method=False, evaluated=rank_round.evaluated,
     )  # fmt: skip
     return {
         "composed": {
-            "phases": {phase: _present(parts) for phase, parts in outlook.phases.items()},
-            "peak_phase": outlook.peak_phase,
-            "flops": outlook.flops,
-            "flops_ideal": outlook.flops_ideal,
-            "moved_bytes": outlook.moved_bytes,
-            "host_bytes": outlook.host_bytes,
+            "phases": {phase: _present(parts) for phase, parts in estimate.phases.items()},
+            "peak_phase": estimate.peak_phase,
+            "flops": estimate.flops,
+            "flops_ideal": estimate.flops_ideal,
+            "moved_bytes": estimate.moved_bytes,
+            "host_bytes": estimate.host_bytes,
         },
         "whole": {
             "phases": {phase: _present(peak.categories) for phase, peak in whole.peaks.items()},
@@ -179,9 +182,9 @@ def _short_round(recipe: Any, knobs: Knobs, precision: str, images: int, evaluat
     return measure(recipe, knobs, precision=precision, images=images, paths=False, evaluated=evaluated)
 
 
-def _states(recipe: Recipe, graphs: Graphs, precision: str, *, offload: bool) -> States:
+def _states(recipe: Recipe, costs: PieceCosts, precision: str, *, offload: bool) -> States:
     """Of the recipe's own optimizer on one rank, as a plan counts them."""
-    sizes, optimizer = graphs.sizes, recipe.optimizer
+    sizes, optimizer = costs.sizes, recipe.optimizer
     zero = make_ds_config(optimizer, precision=precision, offload=False, trainable_elements=sizes.elements)
     return training_states(
         sizes.elements, ranks=1, half=precision != "fp32", bits=optimizer.bits, ema=optimizer.ema is not None,

@@ -25,18 +25,20 @@ class Difference:
     case: str
     where: str
     stored: Any
-    found: Any
+    current: Any
 
     def __str__(self) -> str:
-        """In one line."""
-        return f"{self.case}: {self.where}: stored {_shown(self.stored)}, found {_shown(self.found)}"
+        """The case, the path to the value, and both values in one line."""
+        return f"{self.case}: {self.where}: stored {_shown(self.stored)}, found {_shown(self.current)}"
 
 
 def read_cases(folder: Path) -> dict[str, dict[str, Any]]:
     """Values by the case's name, plans among them as plan/RECIPE."""
     lines = (folder / CASES).read_text().splitlines()
-    found = {row["case"]: row["values"] for row in map(json.loads, lines)}
-    return found | {f"plan/{file.stem}": json.loads(file.read_text()) for file in (folder / PLANS).glob("*.json")}
+    values_by_case = {row["case"]: row["values"] for row in map(json.loads, lines)}
+    return values_by_case | {
+        f"plan/{file.stem}": json.loads(file.read_text()) for file in (folder / PLANS).glob("*.json")
+    }
 
 
 def write_cases(folder: Path, values: Mapping[str, Any], *, order: Sequence[str]) -> None:
@@ -46,17 +48,22 @@ def write_cases(folder: Path, values: Mapping[str, Any], *, order: Sequence[str]
     (folder / CASES).write_text("".join(rows))
 
 
-def elsewhere(stored: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+def elsewhere(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """What tells two environments apart, of all that may change bits."""
     return [
-        f"{key}: {_shown(stored.get(key))} stored, {_shown(found.get(key))} here"
+        f"{key}: {_shown(stored.get(key))} stored, {_shown(current.get(key))} here"
         for key in DECIDING
-        if stored.get(key) != found.get(key)
+        if stored.get(key) != current.get(key)
     ]
 
 
 def differences(
-    stored: Mapping[str, Any], found: Mapping[str, Any], names: Sequence[str], *, exact: bool, half: Sequence[str] = ()
+    stored: Mapping[str, Any],
+    current: Mapping[str, Any],
+    names: Sequence[str],
+    *,
+    exact: bool,
+    half: Sequence[str] = (),
 ) -> list[Difference]:
     """Every value of the named cases that differs; `half` are those that run in fp16."""
     result: list[Difference] = []
@@ -65,45 +72,45 @@ def differences(
             result.append(Difference(name, "the case", "nothing", "a value; write the record again to take it in"))
             continue
         close = 0.0 if exact else CLOSE[name in half]
-        result += [Difference(name, *rest) for rest in _differing(stored[name], found[name], "", close)]
+        result += [Difference(name, *rest) for rest in _differing(stored[name], current[name], "", close)]
     return result
 
 
-def _differing(stored: Any, found: Any, where: str, close: float) -> Iterator[tuple[str, Any, Any]]:
+def _differing(stored: Any, current: Any, where: str, close: float) -> Iterator[tuple[str, Any, Any]]:
     """(path, stored, found) of each leaf; a tensor's summary is a leaf."""
-    if _is_tensor(stored) and _is_tensor(found):
-        if stored != found and not (close and _near(stored, found, close)):
-            yield where, stored, found
-    elif isinstance(stored, Mapping) and isinstance(found, Mapping):
-        for key in [*stored, *(key for key in found if key not in stored)]:
+    if _is_tensor(stored) and _is_tensor(current):
+        if stored != current and not (close and _near(stored, current, close)):
+            yield where, stored, current
+    elif isinstance(stored, Mapping) and isinstance(current, Mapping):
+        for key in [*stored, *(key for key in current if key not in stored)]:
             yield from _differing(
-                stored.get(key, "nothing"), found.get(key, "nothing"), f"{where}.{key}" if where else str(key), close
+                stored.get(key, "nothing"), current.get(key, "nothing"), f"{where}.{key}" if where else str(key), close
             )
-    elif isinstance(stored, list) and isinstance(found, list) and len(stored) == len(found):
-        for number, (one, other) in enumerate(zip(stored, found, strict=True)):
+    elif isinstance(stored, list) and isinstance(current, list) and len(stored) == len(current):
+        for number, (one, other) in enumerate(zip(stored, current, strict=True)):
             yield from _differing(one, other, f"{where}[{number}]", close)
-    elif stored != found and not (close and _near_numbers(stored, found, close)):
-        yield where, stored, found
+    elif stored != current and not (close and _near_numbers(stored, current, close)):
+        yield where, stored, current
 
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, Mapping) and "sha256" in value
 
 
-def _near(stored: Mapping[str, Any], found: Mapping[str, Any], close: float) -> bool:
+def _near(stored: Mapping[str, Any], current: Mapping[str, Any], close: float) -> bool:
     """Of equal size and, relative to their root mean square, close in norm and in the numbers shown."""
-    if stored["elements"] != found["elements"] or stored.get("names") != found.get("names"):
+    if stored["elements"] != current["elements"] or stored.get("names") != current.get("names"):
         return False
     size = stored["norm"] / math.sqrt(max(1, stored["elements"]))
-    pairs = [(stored["norm"] / size, found["norm"] / size)] if size else []
-    pairs += [(one / size, other / size) for one, other in zip(stored["some"], found["some"], strict=True) if size]
+    pairs = [(stored["norm"] / size, current["norm"] / size)] if size else []
+    pairs += [(one / size, other / size) for one, other in zip(stored["some"], current["some"], strict=True) if size]
     return all(abs(one - other) <= close * max(1.0, abs(one)) for one, other in pairs)
 
 
-def _near_numbers(stored: Any, found: Any, close: float) -> bool:
-    if not isinstance(stored, float) or not isinstance(found, float):
+def _near_numbers(stored: Any, current: Any, close: float) -> bool:
+    if not isinstance(stored, float) or not isinstance(current, float):
         return False  # counts and words are equal or not
-    return abs(stored - found) <= close * max(abs(stored), abs(found), 1e-3)
+    return abs(stored - current) <= close * max(abs(stored), abs(current), 1e-3)
 
 
 def _shown(value: Any) -> str:

@@ -47,7 +47,7 @@ def processor() -> str:
     """Vendor, family and model: caches, by which kernels choose their blocks, go with them."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    found = dict(reversed([line.split(":", 1) for line in lines if ":" in line][:20]))
-    known = {key.strip(): value.strip() for key, value in found.items()}
+    fields = dict(reversed([line.split(":", 1) for line in lines if ":" in line][:20]))
+    known = {key.strip(): value.strip() for key, value in fields.items()}
     named = [known[key] for key in ("vendor_id", "cpu family", "model") if key in known]
     return " ".join(named) or platform.processor() or platform.machine()

@@ -107,7 +107,7 @@ def tiny_conditioned_unet(**config: Any) -> UNet2DConditionModel:
 
 
 def tiny_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
-    """Stable Diffusion's."""
+    """A DDIM scheduler with Stable Diffusion's noise schedule."""
     build: Any = DDIMScheduler
     return build(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,

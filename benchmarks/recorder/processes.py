@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.recorder.case import Case, Training
-from memdiff.launcher import free_port
+from memdiff.training.launcher import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXED = {
@@ -27,11 +27,11 @@ MOST_SECONDS = 3 * 3600  # of a worker, on a machine that others use
 
 
 def environment(rank: int = 0, ranks: int = 1, port: int = 0) -> dict[str, str]:
-    """Of one rank."""
-    found = {**os.environ, **FIXED, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
-    found |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-    found.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions"))
-    return found
+    """Environment variables of one rank's process, those in FIXED among them."""
+    variables = {**os.environ, **FIXED, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
+    variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    variables.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions"))
+    return variables
 
 
 def run_cases(
@@ -46,31 +46,31 @@ def run_cases(
         if make_kept:
             say("making the runs and the models that are kept")
             _finish(_start(Path(scratch) / "keeping", [], kept, 1, make_kept=True))
-        found: dict[str, dict[str, Any]] = {}
+        results: dict[str, dict[str, Any]] = {}
         for jobs, ranks in ([runs[::2], runs[1::2], others], 1), ([together], 2):
             jobs = [names for names in jobs if names]
             if jobs:
                 say(f"{sum(map(len, jobs))} cases, ranks: {ranks}, jobs side by side: {len(jobs)}")
-                found |= _side_by_side(jobs, ranks, Path(scratch), kept)
-    return found
+                results |= _side_by_side(jobs, ranks, Path(scratch), kept)
+    return results
 
 
 def _side_by_side(jobs: Sequence[Sequence[str]], ranks: int, scratch: Path, kept: Path) -> dict[str, dict[str, Any]]:
     started: list[Started] = []
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     try:
         for part, names in enumerate(jobs):
             started.append(_start(scratch / f"{ranks}_{part}", names, kept, ranks))
         for names, each in zip(jobs, started, strict=True):
             try:
-                found |= _finish(each)
+                results |= _finish(each)
             except RuntimeError as error:
-                found |= {name: {"seconds": 0.0, "values": {"failed": str(error)}} for name in names}
+                results |= {name: {"seconds": 0.0, "values": {"failed": str(error)}} for name in names}
     finally:
         for process, _ in (one for each in started for one in each):
             process.kill()  # SIGTERM would only ask a training to stop after its round
             process.wait()
-    return found
+    return results
 
 
 Started = list[tuple[subprocess.Popen[bytes], Path]]

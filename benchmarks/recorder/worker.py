@@ -116,7 +116,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if job.get("make_kept"):
         kept.make(kept_folder, scratch)
-    named, found = {case.name: case for case in CASES}, {}
+    named, outcomes = {case.name: case for case in CASES}, {}
     if any(_needs_tiny_models(named[name]) for name in job["cases"]):
         models.write_models(_tiny_models(scratch))
     for name in job["cases"]:
@@ -128,8 +128,8 @@ def main() -> None:
             if named[name].ranks > 1:
                 raise  # the others would wait for this one
             values = {"failed": traceback.format_exc()}
-        found[name] = {"seconds": round(time.monotonic() - begun, 2), "values": values}
-        result.write_text(json.dumps(found))
+        outcomes[name] = {"seconds": round(time.monotonic() - begun, 2), "values": values}
+        result.write_text(json.dumps(outcomes))
         if _is_first():
             shutil.rmtree(folder, ignore_errors=True)
         gc.collect()

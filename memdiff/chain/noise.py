@@ -23,10 +23,10 @@ class Stream(IntEnum):
     PROMPTS = 6
 
 
-def draw_integer(*, seed: int, stream: Stream, round: int, image: int, low: int, high: int) -> int:
+def draw_integer(*, seed: int, stream: Stream, round_number: int, image: int, low: int, high: int) -> int:
     """Uniform over low..high, both included: a function of these numbers alone."""
     key = np.array([seed, int(stream)], dtype=np.uint64)
-    philox = np.random.Philox(key=key, counter=np.array([0, 0, image, round], dtype=np.uint64))
+    philox = np.random.Philox(key=key, counter=np.array([0, 0, image, round_number], dtype=np.uint64))
     return int(np.random.Generator(philox).integers(low, high, endpoint=True))
 
 
@@ -36,8 +36,8 @@ class Noise:
     `shape` is (C, H, W). A draw depends on nothing but the constructor's numbers, the image and the step.
     """
 
-    def __init__(self, *, seed: int, stream: Stream, round: int, shape: tuple[int, int, int]) -> None:
-        self.seed, self.stream, self.round, self.shape = seed, stream, round, shape
+    def __init__(self, *, seed: int, stream: Stream, round_number: int, shape: tuple[int, int, int]) -> None:
+        self.seed, self.stream, self.round, self.shape = seed, stream, round_number, shape
 
     def initial(self, images: Sequence[int]) -> torch.Tensor:
         """x_T of these images: B C H W."""

@@ -1,4 +1,4 @@
-"""The steps of a sampling chain: which timesteps, how noisy before and after, how random the step.
+"""The steps of a sampling chain: which timesteps, how noisy before and after, the std of each step.
 
 Symbols: T training timesteps, K chain steps, ab = cumulative product of alphas, t -> s one step (s < t).
 """
@@ -45,7 +45,7 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """K."""
+        """How many steps the chain has, K."""
         return len(self.timesteps)
 
     @property

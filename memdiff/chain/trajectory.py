@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from memdiff.counted import counted_as
-from memdiff.placement import HOST, download, host_buffer, settle, upload
+from memdiff.runtime.memory_tags import memory_tag
+from memdiff.runtime.placement import HOST, download, host_buffer, settle, upload
 
 
 class Trajectory:
@@ -32,7 +32,7 @@ class Trajectory:
         self.steps, self.images, self.device = steps, images, device
         self.on_host = on_host and device != HOST
         full = (steps + 1, images, *shape)
-        with counted_as("trajectory"):
+        with memory_tag("trajectory"):
             self._states_KnCHW = (
                 host_buffer(full, dtype, device) if self.on_host else torch.zeros(full, dtype=dtype, device=device)
             )

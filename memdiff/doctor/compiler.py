@@ -90,17 +90,17 @@ def judge_operators(facts: DeviceFacts, states: dict[str, str]) -> Finding:
     """Whether the first start has to build, waits for a build, or finds a lock that nobody holds."""
     if facts.problem:
         return Finding("operators", "warn", "unknown", "See devices.")
-    found = f"{', '.join(f'{name} {state}' for name, state in states.items())} in {facts.extensions}"
+    detail = f"{', '.join(f'{name} {state}' for name, state in states.items())} in {facts.extensions}"
     left = [str(Path(facts.extensions) / name / LOCK) for name, state in states.items() if state == LEFT_LOCKED]
     if left:
         advice = (
             f"A build was stopped. memdiff clears it at its next start; others wait for ever for: rm {' '.join(left)}"
         )
-        return Finding("operators", "warn", found, advice)
+        return Finding("operators", "warn", detail, advice)
     if "missing" in states.values():
         advice = "The first start that needs one builds it, about a minute each; keep TORCH_EXTENSIONS_DIR."
-        return Finding("operators", "ok", found, advice)
-    return Finding("operators", "ok", found)
+        return Finding("operators", "ok", detail, advice)
+    return Finding("operators", "ok", detail)
 
 
 def _run_error(command: list[str], seconds: float) -> str:

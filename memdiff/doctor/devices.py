@@ -13,15 +13,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memdiff.cuda_allocator import EXPANDABLE, has_expandable_segments, setting_of
-from memdiff.doctor.table import GIB, REINSTALL, Finding, first_line
+from memdiff.doctor.table import REINSTALL, Finding, first_line
+from memdiff.runtime.cuda_allocator import EXPANDABLE, has_expandable_segments, setting_of
+from memdiff.runtime.units import GIB
 
 SECONDS_DEVICES = 15.0  # for the child that imports torch and DeepSpeed; imports take 4 to 12 s
 
 
 @dataclass(frozen=True)
 class Device:
-    """One CUDA device."""
+    """Name, memory in bytes and compute capability of one CUDA device."""
 
     name: str
     memory_bytes: int
@@ -123,13 +124,13 @@ def judge_devices(facts: DeviceFacts) -> Finding:
         f"{one.name}, {one.memory_bytes / GIB:.1f} GiB, sm_{one.capability[0]}{one.capability[1]}"
         for one in facts.devices
     ]
-    found = "; ".join(f"{texts.count(text)} x {text}" for text in dict.fromkeys(texts))
+    detail = "; ".join(f"{texts.count(text)} x {text}" for text in dict.fromkeys(texts))
     if len({(one.name, one.memory_bytes, one.capability) for one in facts.devices}) > 1:
         advice = "The slowest and the smallest set the pace: choose equal ones with CUDA_VISIBLE_DEVICES."
-        return Finding("devices", "warn", found, advice)
+        return Finding("devices", "warn", detail, advice)
     if facts.devices[0].capability < (7, 0):
-        return Finding("devices", "warn", found, "Older than sm_70: no tensor cores, so fp16 saves memory, not time.")
-    return Finding("devices", "ok", found)
+        return Finding("devices", "warn", detail, "Older than sm_70: no tensor cores, so fp16 saves memory, not time.")
+    return Finding("devices", "ok", detail)
 
 
 def judge_precision(facts: DeviceFacts) -> Finding:
@@ -137,33 +138,33 @@ def judge_precision(facts: DeviceFacts) -> Finding:
     if facts.problem:
         return Finding("precision", "warn", "unknown", "See devices.")
     says = [word for word, yes in (("fp16", facts.accelerator_fp16), ("bf16", facts.accelerator_bf16)) if yes]
-    found = f"DeepSpeed's accelerator ({facts.accelerator}): {', '.join([*says, 'fp32'])}"
+    detail = f"DeepSpeed's accelerator ({facts.accelerator}): {', '.join([*says, 'fp32'])}"
     if not facts.devices:
         if facts.accelerator_fp16:
-            return Finding("precision", "ok", found)
-        return Finding("precision", "ok", found, "fp16 is not supported on this CPU: precision auto takes fp32.")
+            return Finding("precision", "ok", detail)
+        return Finding("precision", "ok", detail, "fp16 is not supported on this CPU: precision auto takes fp32.")
     if facts.accelerator != "cuda":
         advice = "There are GPUs, but DeepSpeed would not use them: unset DS_ACCELERATOR or set it to cuda."
-        return Finding("precision", "fail", found, advice)
+        return Finding("precision", "fail", detail, advice)
     weakest = min(one.capability for one in facts.devices)
     name = f"sm_{weakest[0]}{weakest[1]}"
     if not facts.accelerator_fp16:
-        return Finding("precision", "warn", f"{found}; {name}", "No fp16 here: set model.precision to fp32.")
+        return Finding("precision", "warn", f"{detail}; {name}", "No fp16 here: set model.precision to fp32.")
     if weakest < (8, 0):
         advice = "fp16 only: no native bf16, no flash-attention 2. precision auto takes fp16."
-        return Finding("precision", "ok", f"{found}; {name} computes in fp16 and fp32", advice)
-    return Finding("precision", "ok", f"{found}; {name} computes in fp16, bf16 and fp32")
+        return Finding("precision", "ok", f"{detail}; {name} computes in fp16 and fp32", advice)
+    return Finding("precision", "ok", f"{detail}; {name} computes in fp16, bf16 and fp32")
 
 
 def judge_allocator(facts: DeviceFacts, environment: Mapping[str, str]) -> Finding:
     """How torch's CUDA allocator is set; plans assume segments that expand."""
-    found = setting_of(environment) or "torch's default"
+    setting = setting_of(environment) or "torch's default"
     if not facts.devices:
-        return Finding("allocator", "ok", found, "Has no effect without a GPU.")
+        return Finding("allocator", "ok", setting, "Has no effect without a GPU.")
     if has_expandable_segments(environment):
-        return Finding("allocator", "ok", found)
+        return Finding("allocator", "ok", setting)
     advice = f"Fixed segments fragment, so that runs take more than planned: add {EXPANDABLE} to it, or unset it."
-    return Finding("allocator", "warn", found, advice)
+    return Finding("allocator", "warn", setting, advice)
 
 
 def judge_links(facts: DeviceFacts) -> Finding:
@@ -174,8 +175,8 @@ def judge_links(facts: DeviceFacts) -> Finding:
     if not facts.nccl:
         return Finding("links", "fail", f"{count} GPUs, torch without NCCL", "Install torch's Linux CUDA build.")
     if facts.peers_missing:
-        found = f"NCCL; {facts.peers_missing} of {count * (count - 1)} pairs without peer access"
-        return Finding("links", "ok", found, "Usual for T4: traffic goes through host memory. Needs a large /dev/shm.")
+        detail = f"NCCL; {facts.peers_missing} of {count * (count - 1)} pairs without peer access"
+        return Finding("links", "ok", detail, "Usual for T4: traffic goes through host memory. Needs a large /dev/shm.")
     return Finding("links", "ok", f"NCCL; peer access between all {count} GPUs")
 
 

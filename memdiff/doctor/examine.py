@@ -54,5 +54,5 @@ def _guard(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return check()
     except Exception as error:  # a doctor must survive any patient; the type and text are the finding
-        found = f"the check itself failed: {type(error).__name__}: {first_line(str(error))}"
-        return [Finding(name, "warn", found, "Report this as a bug of memdiff.")]
+        message = f"the check itself failed: {type(error).__name__}: {first_line(str(error))}"
+        return [Finding(name, "warn", message, "Report this as a bug of memdiff.")]

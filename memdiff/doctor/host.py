@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from memdiff.doctor.table import GIB, Finding
+from memdiff.doctor.table import Finding
+from memdiff.runtime.units import GIB
 
 LEAST_DISK_BYTES = 5 * GIB
 LEAST_SHM_BYTES = 1 * GIB
@@ -72,15 +73,15 @@ def judge_host(facts: HostFacts) -> list[Finding]:
 
     threads = f"OMP_NUM_THREADS={facts.threads}" if facts.threads else "OMP_NUM_THREADS unset"
     memory = f"{facts.memory_free_bytes / GIB:.1f} of {facts.memory_bytes / GIB:.1f} GiB free"
-    found = f"{facts.cores} cores, {threads}; {memory}"
+    detail = f"{facts.cores} cores, {threads}; {memory}"
     if facts.threads.isdigit() and int(facts.threads) > facts.cores:
         advice = f"More threads than cores slow each other down: OMP_NUM_THREADS={facts.cores} divided by the ranks."
-        findings.append(Finding("cpu and memory", "warn", found, advice))
+        findings.append(Finding("cpu and memory", "warn", detail, advice))
     elif facts.memory_free_bytes < LEAST_MEMORY_BYTES:
         advice = "Loading a model and offloading the optimizer take host memory: close other programs."
-        findings.append(Finding("cpu and memory", "warn", found, advice))
+        findings.append(Finding("cpu and memory", "warn", detail, advice))
     else:
-        findings.append(Finding("cpu and memory", "ok", found))
+        findings.append(Finding("cpu and memory", "ok", detail))
     return findings
 
 

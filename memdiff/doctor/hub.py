@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memdiff.doctor.host import LEAST_DISK_BYTES, free_bytes
-from memdiff.doctor.table import GIB, REINSTALL, Finding, first_line
+from memdiff.doctor.table import REINSTALL, Finding, first_line
+from memdiff.runtime.units import GIB
 
 SECONDS_HUB = 3.0
 

@@ -7,7 +7,6 @@ from rich.table import Table
 from rich.text import Text
 
 State = Literal["ok", "warn", "fail"]
-GIB = 2**30
 REINSTALL = "Reinstall: pip install -e . -c constraints.txt"
 
 
@@ -17,7 +16,7 @@ class Finding:
 
     name: str
     state: State
-    found: str
+    detail: str
     advice: str = ""
 
 
@@ -29,7 +28,7 @@ def as_table(findings: list[Finding]) -> Table:
     colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
     for finding in findings:
         table.add_row(
-            Text(finding.name), Text(finding.state, colours[finding.state]), Text(finding.found), Text(finding.advice)
+            Text(finding.name), Text(finding.state, colours[finding.state]), Text(finding.detail), Text(finding.advice)
         )
     return table
 

@@ -44,18 +44,18 @@ def clear_lock(folder: Path, say: Callable[[str], None]) -> None:
 
     Only for one process at a time: of two that look and then remove, the second could remove a new lock.
     """
-    told = False
+    announced = False
     while (folder / LOCK).exists():
         if is_stale(folder):
             with suppress(FileNotFoundError):
                 (folder / LOCK).unlink()
                 say(f"removed {folder / LOCK}, which a build that was stopped had left")
             return
-        if not told:
+        if not announced:
             others = ", ".join(map(str, holders(folder)))
             who = f"process {others}, which builds" if others else "whoever builds"
             say(f"waiting for {who} in {folder} (if nobody does: rm {folder / LOCK})")
-            told = True
+            announced = True
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from memdiff.engine.engine import DeepSpeedEngine
 from memdiff.errors import CheckpointError
-from memdiff.numbered import name_of, numbered
-from memdiff.ranks import Ranks
+from memdiff.runtime.numbered import name_of, numbered
+from memdiff.runtime.ranks import Ranks
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
@@ -53,16 +53,16 @@ class Checkpoints:
 
         Raises CheckpointError where there are checkpoints and none of them is whole.
         """
-        found, error = None, None
+        newest_path, error = None, None
         if self._ranks.is_first:
             try:
-                found = self._newest_whole()
+                newest_path = self._newest_whole()
             except CheckpointError as problem:
                 error = problem
-        told = self._ranks.first_error(error)
-        if told is not None:
-            raise CheckpointError(told[2])
-        name = self._ranks.broadcast(found.name if found else None)
+        failure = self._ranks.first_error(error)
+        if failure is not None:
+            raise CheckpointError(failure[2])
+        name = self._ranks.broadcast(newest_path.name if newest_path else None)
         if name is None:
             return None
         path = self.folder / name
@@ -92,8 +92,8 @@ class Checkpoints:
 
     def _own(self) -> dict[int, Path]:
         """What `save` wrote, whole or damaged, by round, in order."""
-        found = numbered(self.folder, PREFIX)
-        return {number: path for number, path in found.items() if _round_of(path) in (number, None)}
+        paths_by_round = numbered(self.folder, PREFIX)
+        return {number: path for number, path in paths_by_round.items() if _round_of(path) in (number, None)}
 
     def _remove_old(self, saved: int) -> None:
         """Of the checkpoints up to round `saved` all but the newest `keep`, and what was left half written or removed.

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from memdiff.section import Float, Int, Section
+from memdiff.runtime.section import Float, Int, Section
 
 
 class OptimizerConfig(Section):

@@ -33,9 +33,9 @@ from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.operators import load_cpu_adam, load_shared_memory_operator
 from memdiff.engine.update import Update, warmed_up
 from memdiff.errors import CheckpointError, ConfigError, NumericError
-from memdiff.pieces import Gradients
-from memdiff.placement import place
-from memdiff.ranks import Ranks
+from memdiff.runtime.placement import place
+from memdiff.runtime.ranks import Ranks
+from memdiff.runtime.vjp import Gradients
 
 # log2 of the largest scaled gradient element summed over ranks: fp16 ends at 2^16, and two bits are kept in hand.
 LOG2_LARGEST_SCALED = 13
@@ -123,11 +123,13 @@ class DeepSpeedEngine:
     def _not_finite(self) -> str:
         """Which summed gradient is NaN or infinite: the first of the lowest rank that has one. Collective."""
         sizes = {name: float(total.abs().max()) for name, total in zip(self._names, self.gradients.sums, strict=True)}
-        found = next(((name, size) for name, size in sizes.items() if not math.isfinite(size)), None)
-        told = self._ranks.first_error(None if found is None else NumericError(f"{found[0]} is {found[1]}"))
-        assert told is not None, "no rank has a gradient that is not finite"
+        bad_gradient = next(((name, size) for name, size in sizes.items() if not math.isfinite(size)), None)
+        error = self._ranks.first_error(
+            None if bad_gradient is None else NumericError(f"{bad_gradient[0]} is {bad_gradient[1]}")
+        )
+        assert error is not None, "no rank has a gradient that is not finite"
         return (
-            f"the summed gradient of {told[2]} on rank {told[0]}; lower optimizer.learning_rate or look at the reward"
+            f"the summed gradient of {error[2]} on rank {error[0]}; lower optimizer.learning_rate or look at the reward"
         )
 
     def _follow(self) -> None:
@@ -204,11 +206,6 @@ class DeepSpeedEngine:
         average = torch.load(folder / f"average_{self._ranks.rank}.pt", weights_only=True)
         if self._average is not None:
             torch._foreach_copy_(self._average, average)
-
-    def optimizer_bytes(self) -> int:
-        """Masters and moments of this rank, wherever they lie."""
-        states = [t for s in self._zero.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
-        return sum(t.numel() * t.element_size() for t in (*self._partitions, *states))
 
 
 def make_optimizer(

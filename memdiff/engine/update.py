@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from memdiff.engine.config import OptimizerConfig
-from memdiff.pieces import Gradients
+from memdiff.runtime.vjp import Gradients
 
 
 @dataclass(frozen=True)

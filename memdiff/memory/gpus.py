@@ -1,4 +1,4 @@
-"""The cards a plan can be made for, and what a GPU holds beside a program's tensors. No torch.
+"""The cards a plan can be made for, and their overheads: context, NCCL, workspace, fragmentation. No torch.
 
 `total_gib` is what CUDA reports (torch.cuda.mem_get_info), which is less than the name of the card: the driver and, on
 cards with it, error correction take their part. It is read where a public out-of-memory message says it ("GPU 0 has a
@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from memdiff.errors import ConfigError
-
-GIB = 2**30
+from memdiff.runtime.units import GIB
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ getChosenWorkspaceSize); the rest for cuDNN's convolutions, whose algorithms in 
 cudnn.benchmark takes the heuristics' first choice)."""
 FRAGMENTATION = 0.03
 """Reserved but not live, as a share of what is live: blocks are rounded to 512 bytes, large segments to 2 MiB, and what
-a segment has left over waits for a smaller tensor. With expandable segments, which every
-command of memdiff turns on (memdiff.cuda_allocator) and the plan assumes, segments grow and this stays small."""
+a segment has left over waits for a smaller tensor. With expandable segments, which every command of memdiff turns on
+(memdiff.runtime.cuda_allocator) and the plan assumes, segments grow and this stays small."""
 
 MATRIX_SHARE = 0.4
 """Of a card's peak that a denoiser reaches, for an estimate of hours: SD 1.5 on a T4 at about 25 of 65 TFLOP/s.
@@ -121,10 +120,10 @@ def find_gpu(name: str) -> Gpu:
     """The card of that name, however it is written (RTX 4090, rtx-4090). Raises ConfigError listing those known."""
     plain = name.lower().removeprefix("nvidia").replace("geforce", "").strip(" -_")
     squeezed = {card.replace("-", ""): card for card in (*CARDS, *ALIASES)}
-    found = squeezed.get(plain.replace(" ", "").replace("-", "").replace("_", "").replace("gb", ""))
-    if found is None:
+    card_name = squeezed.get(plain.replace(" ", "").replace("-", "").replace("_", "").replace("gb", ""))
+    if card_name is None:
         raise ConfigError(
             f"--gpu must be one of {', '.join(CARDS)}, got {name!r}; for another card give --budget-gib, its memory "
             f"less {(CONTEXT_BYTES + NCCL_BYTES) / GIB:.1f} GiB"
         )
-    return CARDS[ALIASES.get(found, found)]
+    return CARDS[ALIASES.get(card_name, card_name)]

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, Literal, Never, TypeVar
 from pydantic import ConfigDict, Field, model_validator
 
 from memdiff.models.config import ActivationCheckpointing, VaeCheckpointing
-from memdiff.section import Int, Section
+from memdiff.runtime.section import Int, Section
 
 # fp16 activations of one 256x256 image in the celebahq UNet, forward and backward: live bytes counted on fake tensors.
 BYTES_AN_IMAGE = {False: 1_056 * 2**20, True: 424 * 2**20}  # without and with blocks recomputed
@@ -143,8 +143,8 @@ class MemoryConfig(KnobTable[Auto]):
             raise ValueError(f"idle_parts is now idle_unet and idle_decoder, gpu or host; got {raw['idle_parts']!r}")
         if place != "auto":  # which is what they are without it, and stands in every run folder of that time
             tell_of_old_key(place)
-        given = {key: value for key, value in raw.items() if key != "idle_parts"}
-        return {"idle_unet": place, "idle_decoder": place, **given}
+        other_settings = {key: value for key, value in raw.items() if key != "idle_parts"}
+        return {"idle_unet": place, "idle_decoder": place, **other_settings}
 
 
 class Knobs(KnobTable[Never]):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from memdiff.section import Float, Int, Section
+from memdiff.runtime.section import Float, Int, Section
 
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 VaeCheckpointing = Literal["none", "blocks", "layers"]

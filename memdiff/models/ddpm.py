@@ -9,18 +9,18 @@ from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from memdiff.chain.schedule import Schedule
-from memdiff.counted import counted_as
 from memdiff.errors import ConfigError
-from memdiff.models import adapters
 from memdiff.models.architectures import DDPM_SCHEDULER_AS_DDIM, DDPMS
 from memdiff.models.config import DdpmConfig, SamplerConfig
 from memdiff.models.denoiser import Denoiser
+from memdiff.models.lora import inject
 from memdiff.models.networks import class_of_part, own_memory, pipeline_folder, read_part, wrong_part
 from memdiff.models.options import ModelOptions
 from memdiff.models.scheduler import ddim_scheduler, sampling_chain
 from memdiff.models.source import no_pipeline, read_config, read_scheduler
 from memdiff.models.unet_policy import UnetPolicy
-from memdiff.pieces import call_network, widen
+from memdiff.runtime.memory_tags import memory_tag
+from memdiff.runtime.vjp import call_network, widen
 
 
 class DdpmPolicy(UnetPolicy):
@@ -62,7 +62,7 @@ class DdpmPolicy(UnetPolicy):
 
     def decode(self, x_0_BCHW: torch.Tensor) -> torch.Tensor:
         """[-1, 1] -> [0, 1], clamped: B C H W fp32."""
-        with counted_as("decoder"):
+        with memory_tag("decoder"):
             return (widen(x_0_BCHW) / 2 + 0.5).clamp(0, 1)
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
@@ -71,12 +71,12 @@ class DdpmPolicy(UnetPolicy):
         LoRA with a window of steps can't be merged: it is `adapter/` alone.
         """
         if self.adapter is not None:
-            adapters.save(self.unet, self.adapter, folder / "adapter", weights, chain_steps=self.schedule.steps)
+            inject.save(self.unet, self.adapter, folder / "adapter", weights, chain_steps=self.schedule.steps)
             if self.adapter.steps is not None:
                 return
         unet = self._denoiser.copy_with(weights)
         if self.adapter is not None:
-            unet = adapters.merged(unet)
+            unet = inject.merged(unet)
         pipeline: Any = DDIMPipeline(unet=unet, scheduler=self.scheduler)
         pipeline.save_pretrained(str(folder), safe_serialization=True)
 
@@ -108,9 +108,9 @@ def read_pipeline(source: str, *, revision: str | None, variant: str | None) -> 
     """The UNet (fp32, on the host) and its scheduler as DDIM."""
     try:
         folder = pipeline_folder(source, revision=revision, variant=variant)
-        found = class_of_part(DiffusionPipeline.load_config(folder), "unet")
-        if found is None or found[1] != "UNet2DModel":
-            raise wrong_part(source, "unet", "UNet2DModel", found)
+        unet_class = class_of_part(DiffusionPipeline.load_config(folder), "unet")
+        if unet_class is None or unet_class[1] != "UNet2DModel":
+            raise wrong_part(source, "unet", "UNet2DModel", unet_class)
         unet: Any = read_part(UNet2DModel, folder, "unet", source=source, variant=variant, dtype=torch.float32)
         pipeline: Any = DiffusionPipeline.from_pretrained(folder, unet=unet, variant=variant)
     except (OSError, ValueError) as error:

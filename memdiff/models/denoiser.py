@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from memdiff.counted import counted_as
 from memdiff.errors import ConfigError
-from memdiff.models import adapters
-from memdiff.models.adapters import Steps
-from memdiff.models.feed_forwards import recompute_feed_forwards
-from memdiff.models.lean import make_lean
+from memdiff.models.lora import inject
+from memdiff.models.lora.inject import Steps
+from memdiff.models.lora.per_image import per_image_weights
+from memdiff.models.low_memory.feed_forwards import recompute_feed_forwards
+from memdiff.models.low_memory.layers import make_lean
 from memdiff.models.options import ModelOptions
-from memdiff.models.own_weights import own_weights
-from memdiff.placement import HOST, place
+from memdiff.runtime.memory_tags import memory_tag
+from memdiff.runtime.placement import HOST, place
 
 
 class Denoiser:
@@ -39,7 +39,7 @@ class Denoiser:
         adapter = self.adapter = options.adapter
         unet.requires_grad_(adapter is None)
         if adapter is not None:
-            adapters.inject(unet, adapter)
+            inject.inject(unet, adapter)
         make_lean(unet)
         torch.nn.Module.to(unet, dtype=options.dtype)
         self.unet = unet.eval()
@@ -51,7 +51,7 @@ class Denoiser:
         place(unet, device)
         self.device = device
         self._base_weights: Mapping[str, torch.Tensor] | None = None  # on the device, inside `base` only
-        self._windows: dict[str, Steps | None] = {adapters.TRAINED: adapter.steps} if adapter else {}
+        self._windows: dict[str, Steps | None] = {inject.TRAINED: adapter.steps} if adapter else {}
         self._active = tuple(self._windows)  # adapters that take part now, in the order they are added up
         self._in_base = False
         match options.activation_checkpointing:
@@ -91,12 +91,12 @@ class Denoiser:
 
     def trains(self, step: int) -> bool:
         """Whether a trainable parameter takes part at this step."""
-        return self.adapter is None or adapters.TRAINED in self._acting(step)
+        return self.adapter is None or inject.TRAINED in self._acting(step)
 
     def attach(self, sources: Sequence[tuple[Path, float]], *, scale: float, steps: Steps | None, of: int) -> None:
-        """Adds saved adapters for sampling, as `adapters.attach` has it, in a chain of `of` steps."""
+        """Adds saved adapters for sampling, as `inject.attach` has it, in a chain of `of` steps."""
         assert self.adapter is None, "adapters are attached to a network that is not trained"
-        self._windows |= adapters.attach(self.unet, sources, scale=scale, steps=steps, chain_steps=of)
+        self._windows |= inject.attach(self.unet, sources, scale=scale, steps=steps, chain_steps=of)
         self._active = tuple(self._windows)
 
     def _acting(self, step: int) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ class Denoiser:
                 "the model before training is asked for and was not kept: only a recipe whose method needs it keeps it"
             )
         elif self._base_weights is None:
-            with counted_as("weights"):
+            with memory_tag("weights"):
                 self._base_weights = {
                     name: place(weight, self.device)
                     for name, weight in (*self._twin.named_parameters(), *self._twin.named_buffers())
@@ -133,7 +133,7 @@ class Denoiser:
 
     def _turn(self, names: tuple[str, ...]) -> None:
         if names != self._active:
-            adapters.set_active(self.unet, names)
+            inject.set_active(self.unet, names)
             self._active = names
 
     @contextmanager
@@ -160,7 +160,7 @@ class Denoiser:
         return self._trainable
 
     @contextmanager
-    def own_weights(self, images: int) -> Iterator[Sequence[torch.Tensor]]:
+    def per_image_weights(self, images: int) -> Iterator[Sequence[torch.Tensor]]:
         """Inside, each of `images` has trained weights of its own, which are yielded; with one the parameters."""
         if images == 1:
             yield list(self._trainable.values())
@@ -170,7 +170,7 @@ class Denoiser:
             name: parameter.detach().expand(images, *parameter.shape).requires_grad_()
             for name, parameter in self._trainable.items()
         }
-        with own_weights(self.unet, own):
+        with per_image_weights(self.unet, own):
             yield list(own.values())
 
     def copy_with(self, weights: Mapping[str, torch.Tensor]) -> Any:
@@ -178,7 +178,7 @@ class Denoiser:
         twin = copy.deepcopy(self.unet, {id(self): self})  # checkpoints in it hold this Denoiser: not to be copied too
         twin.disable_gradient_checkpointing()
         if self.adapter is not None:
-            adapters.set_active(twin, [adapters.TRAINED])
+            inject.set_active(twin, [inject.TRAINED])
         torch.nn.Module.to(twin, device=HOST, dtype=torch.float32)
         parameters = dict(twin.named_parameters())
         with torch.no_grad():
@@ -194,10 +194,10 @@ def is_inside(name: str, modules: Sequence[str]) -> bool:
 
 def top_modules(unet: torch.nn.Module) -> list[str]:
     """What a UNet is made of: conv_in, time_embedding, down_blocks.0, ..., mid_block, up_blocks.0, ..."""
-    found = []
+    names = []
     for name, child in unet.named_children():
         if isinstance(child, torch.nn.ModuleList):
-            found += [f"{name}.{number}" for number in range(len(child))]
+            names += [f"{name}.{number}" for number in range(len(child))]
         elif any(True for _ in child.parameters()):
-            found.append(name)
-    return found
+            names.append(name)
+    return names

@@ -13,19 +13,19 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DDIMScheduler
 
-from memdiff.counted import counted_as
 from memdiff.errors import ConfigError
-from memdiff.models import adapters
 from memdiff.models.config import SamplerConfig
 from memdiff.models.denoiser import Denoiser
 from memdiff.models.guidance import guided, needs_guidance
-from memdiff.models.latent_decoder import LatentDecoder
+from memdiff.models.lora import inject
 from memdiff.models.options import ModelOptions
 from memdiff.models.scheduler import sampling_chain
 from memdiff.models.text_encoders import Conditioning, TextEncoders
 from memdiff.models.unet_policy import UnetPolicy
-from memdiff.pieces import AllFinite, all_finite, call_network, widen
-from memdiff.placement import HOST, place
+from memdiff.models.vae_decoder import LatentDecoder
+from memdiff.runtime.memory_tags import memory_tag
+from memdiff.runtime.placement import HOST, place
+from memdiff.runtime.vjp import AllFinite, all_finite, call_network, widen
 
 PIXELS_DECODED = 512 * 512  # pixels of the images decoded at once: one at 512 x 512 and above
 
@@ -123,13 +123,13 @@ class LatentPolicy(UnetPolicy):
 
     def decode(self, x_0_BCHW: torch.Tensor) -> torch.Tensor:
         """Images in [0, 1]: B c h w fp32."""
-        with counted_as("decoder"):
+        with memory_tag("decoder"):
             return self.decoder(x_0_BCHW)
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """LoRA: the file that diffusers' `load_lora_weights` reads. Full fine-tuning: the whole pipeline, in fp32."""
         if self.adapter is not None:
-            adapters.save_for_diffusers(self.unet, self.adapter, folder, weights, chain_steps=self.schedule.steps)
+            inject.save_for_diffusers(self.unet, self.adapter, folder, weights, chain_steps=self.schedule.steps)
             return
         parts = self._parts
         frozen = {"vae": parts.vae, **parts.text_encoders}
@@ -149,7 +149,7 @@ class LatentPolicy(UnetPolicy):
 
 
 def fp32_copy(network: Any) -> Any:
-    """On the host."""
+    """A deep copy of the network on the host, in fp32."""
     return torch.nn.Module.to(copy.deepcopy(network), device=HOST, dtype=torch.float32)
 
 

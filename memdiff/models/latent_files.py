@@ -187,9 +187,9 @@ def read_networks(
 ) -> dict[str, torch.nn.Module]:
     """The UNet and the text encoders that the pipeline has, by their names in it."""
     index = DiffusionPipeline.load_config(folder)
-    found = class_of_part(index, "unet")
-    if found is None or found[1] != "UNet2DConditionModel":
-        raise wrong_part(model.path, "unet", "UNet2DConditionModel", found)
+    unet_class = class_of_part(index, "unet")
+    if unet_class is None or unet_class[1] != "UNet2DConditionModel":
+        raise wrong_part(model.path, "unet", "UNet2DConditionModel", unet_class)
     classes: dict[str, Any] = {"unet": UNet2DConditionModel}
     for part in ("text_encoder", "text_encoder_2"):
         named = class_of_part(index, part)

@@ -6,7 +6,7 @@ import torch
 from diffusers import DiffusionPipeline
 from pydantic import TypeAdapter
 
-from memdiff.embedded.paths import DIGITS_DDPM, DIGITS_TEXT
+from memdiff.digits.paths import DIGITS_DDPM, DIGITS_TEXT
 from memdiff.errors import ConfigError
 from memdiff.models.architectures import DDPMS, LATENTS
 from memdiff.models.config import (

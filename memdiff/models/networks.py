@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 
 from memdiff.errors import ConfigError
 from memdiff.models.source import no_pipeline, quiet_hub
-from memdiff.state_dicts import another_shape, refuse_other_weights
+from memdiff.runtime.state_dicts import another_shape, refuse_other_weights
 
 _log = logging.getLogger(__name__)
 
@@ -101,9 +101,11 @@ def own_memory(network: torch.nn.Module) -> None:
         parameter.data = parameter.data.clone()
 
 
-def wrong_part(source: str, part: str, wanted: str, found: tuple[str, str] | None) -> ConfigError:
+def wrong_part(source: str, part: str, wanted: str, actual_class: tuple[str, str] | None) -> ConfigError:
     """What to say of a pipeline whose part is of another class."""
-    return ConfigError(f"model.path {source}: {part} must be a {wanted}, got {found[1] if found else 'none'}")
+    return ConfigError(
+        f"model.path {source}: {part} must be a {wanted}, got {actual_class[1] if actual_class else 'none'}"
+    )
 
 
 def _known_to_nobody(keys: Iterable[str]) -> list[str]:

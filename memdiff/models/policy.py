@@ -1,4 +1,4 @@
-"""What objectives, the trainer and the sampler know of a model.
+"""What methods, the trainer and the sampler know of a model.
 
 Shapes: B rows, C channels, H W pixels of what is denoised (image or latent), c h w of the decoded image.
 """
@@ -13,8 +13,8 @@ import torch
 from memdiff.chain.ddim import step_sigma
 from memdiff.chain.noise import Noise
 from memdiff.chain.schedule import Schedule
-from memdiff.pieces import fixed_batches
-from memdiff.placement import place
+from memdiff.runtime.placement import place
+from memdiff.runtime.vjp import fixed_batches
 
 StoreState = Callable[[int, range, torch.Tensor], None]
 
@@ -71,7 +71,7 @@ class Policy(Protocol):
         """Whether the images of one call can have trained weights of their own: an adapter's can."""
         ...
 
-    def own_weights(self, images: int) -> AbstractContextManager[Sequence[torch.Tensor]]:
+    def per_image_weights(self, images: int) -> AbstractContextManager[Sequence[torch.Tensor]]:
         """Inside, each image of a call of `images` rows has trained weights of its own, equal ones.
 
         Yields them in the order of `trainable`, each `images` times its parameter's shape: what one image adds to a

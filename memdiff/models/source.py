@@ -36,10 +36,10 @@ def read_config(network: Any, source: str, *, key: str = "model.path", part: str
     """Constructor arguments of a diffusers network, from its config. Raises ConfigError."""
     try:
         with quiet_hub():
-            found = network.load_config(source, subfolder=part, **where)
+            config_values = network.load_config(source, subfolder=part, **where)
     except (OSError, ValueError, KeyError) as error:
         raise no_pipeline(source, error, key=key) from None
-    return {key: value for key, value in dict(found).items() if not key.startswith("_")}
+    return {key: value for key, value in dict(config_values).items() if not key.startswith("_")}
 
 
 def read_scheduler(source: str, revision: str | None) -> DDIMScheduler:

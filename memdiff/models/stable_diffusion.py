@@ -8,7 +8,7 @@ from memdiff.models.latent import LatentPolicy
 
 
 class StableDiffusionPolicy(LatentPolicy):
-    """Fulfils memdiff.models.policy.Policy."""
+    """Conditions the UNet on the last hidden state of one CLIP text encoder."""
 
     penultimate: ClassVar[bool] = False
     pipeline_class: ClassVar[Any] = StableDiffusionPipeline

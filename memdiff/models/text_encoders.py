@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from memdiff.pieces import fixed_batches
-from memdiff.placement import HOST, place, upload
+from memdiff.runtime.placement import HOST, place, upload
+from memdiff.runtime.vjp import fixed_batches
 
 ENCODE_BATCH = 8  # texts encoded at once, always this many: an embedding does not depend on its neighbours
 

@@ -12,9 +12,9 @@ import torch
 
 from memdiff.chain.ddim import predict_x0_and_eps, step_mean
 from memdiff.chain.schedule import Schedule
-from memdiff.models.adapters import Steps
 from memdiff.models.denoiser import Denoiser
-from memdiff.pieces import widen
+from memdiff.models.lora.inject import Steps
+from memdiff.runtime.vjp import widen
 
 
 class UnetPolicy(ABC):
@@ -53,9 +53,9 @@ class UnetPolicy(ABC):
         """Whether the images of one call can have trained weights of their own."""
         return self._denoiser.adapter is not None
 
-    def own_weights(self, images: int) -> AbstractContextManager[Sequence[torch.Tensor]]:
+    def per_image_weights(self, images: int) -> AbstractContextManager[Sequence[torch.Tensor]]:
         """Inside, each image has trained weights of its own, which are yielded."""
-        return self._denoiser.own_weights(images)
+        return self._denoiser.per_image_weights(images)
 
     def base(self) -> AbstractContextManager[None]:
         """Inside, predictions are those of the model before training."""

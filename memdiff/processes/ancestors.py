@@ -1,4 +1,4 @@
-"""A rank's ancestors, and the watcher that ends the rank when one of them is gone. No torch.
+"""Who a rank's ancestors are, and the start of the watcher that waits for their end. No torch.
 
 `memdiff train` starts DeepSpeed's runner, that starts launch.py, and that the ranks. DeepSpeed's processes live on when
 another is killed, and so would the ranks. So each has a watcher, a small process beside it, that can also end a rank
@@ -21,7 +21,7 @@ LAUNCHERS = ("deepspeed's launch.py", "the deepspeed runner")
 
 
 def named(name: str, process: str) -> str:
-    """`NAME=PID:START`."""
+    """A process and its name as one word, `NAME=PID:START`; `process` is the part PID:START."""
     return f"{name}={process}"
 
 
@@ -44,19 +44,19 @@ def ancestors() -> dict[str, str]:
     does, launch.py by another rank's watcher when memdiff does, and memdiff seconds after either. A process that
     something else started has none of the launcher's: its parent may end first, as a shell does.
     """
-    parent, found = os.getppid(), ancestors_of_environment()
+    parent, identities = os.getppid(), ancestors_of_environment()
     words = words_of(parent)
     if LAUNCH not in words:
         lost = SET_BY_LAUNCH in os.environ and (not words or is_orphan(os.getpid()))
-        return found | {LAUNCHERS[0]: GONE} if lost else found
-    found = found | {LAUNCHERS[0]: identity(parent) or GONE}
+        return identities | {LAUNCHERS[0]: GONE} if lost else identities
+    identities = identities | {LAUNCHERS[0]: identity(parent) or GONE}
     above = parent_of(parent)
     words = words_of(above) if above is not None else []
     if above is not None and any(word == RUNNER or Path(word).name == "deepspeed" for word in words):
-        found[LAUNCHERS[1]] = identity(above) or GONE
+        identities[LAUNCHERS[1]] = identity(above) or GONE
     elif not words or is_orphan(parent):
-        found[LAUNCHERS[1]] = GONE
-    return found
+        identities[LAUNCHERS[1]] = GONE
+    return identities
 
 
 def first_gone(processes: dict[str, str]) -> str | None:

@@ -1,6 +1,8 @@
-"""`python -m memdiff.processes.bound MODULE ARGUMENTS`: a module whose process the kernel kills with its parent.
+"""Runs a module in a process that the kernel kills with its parent. No torch.
 
-A program of its own, since code between fork and exec (`preexec_fn`) is not safe beside other threads. No torch.
+    python -m memdiff.processes.bound MODULE ARGUMENTS
+
+A program of its own, since code between fork and exec (`preexec_fn`) is not safe beside other threads.
 """
 
 import ctypes

@@ -77,12 +77,12 @@ def descendants(pid: int) -> list[int]:
         parent = parent_of(other)
         if parent is not None:
             children.setdefault(parent, []).append(other)
-    found, waiting = [], [pid]
+    pids, waiting = [], [pid]
     while waiting:
         below = children.get(waiting.pop(), [])
-        found += below
+        pids += below
         waiting += below
-    return found
+    return pids
 
 
 def kill(pids: list[int], number: int = signal.SIGKILL) -> None:

@@ -1,6 +1,8 @@
-"""`python -m memdiff.processes.watcher RANK ANCESTOR ...`, each NAME=PID:START: ends a rank with its ancestors.
+"""Kills a rank whose launcher, or whatever started that, is gone. No torch.
 
-It ends by itself when the rank is gone. No torch.
+    python -m memdiff.processes.watcher RANK ANCESTOR ...       each NAME=PID:START
+
+It ends by itself when the rank is gone.
 """
 
 import os

@@ -17,7 +17,7 @@ from memdiff.rewards.families_config import (
     PickScoreConfig,
 )
 from memdiff.rewards.reward import Reward
-from memdiff.rewards.weighted import Features, WeightedPart, WeightedReward
+from memdiff.rewards.weighted_sum import Features, WeightedPart, WeightedReward
 
 
 def build_reward(part: AnyPart, *, device: torch.device) -> Reward:

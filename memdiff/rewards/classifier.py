@@ -17,7 +17,7 @@ from memdiff.errors import ConfigError
 from memdiff.models.networks import check_report
 from memdiff.rewards.confidence import confidence_score, has_gradient
 from memdiff.rewards.config import ClassifierConfig
-from memdiff.rewards.preprocess import Interpolation, normalise, resize, to_rgb
+from memdiff.rewards.preprocess import Interpolation, resize, standardise, to_rgb
 from memdiff.rewards.pretrained import freeze, network_dtype, run_network
 
 PIL_INTERPOLATION: Mapping[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
@@ -79,7 +79,7 @@ class ImageProcessing:
             top = (images_BCHW.shape[-2] - self.crop[0]) // 2
             left = (images_BCHW.shape[-1] - self.crop[1]) // 2
             images_BCHW = images_BCHW[..., top : top + self.crop[0], left : left + self.crop[1]]
-        return normalise(images_BCHW, self.mean, self.std)
+        return standardise(images_BCHW, self.mean, self.std)
 
 
 class ClassifierReward:
@@ -96,11 +96,11 @@ class ClassifierReward:
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
-        """The classifier."""
+        """The image classifier, the only network of this reward."""
         return (self._network,)
 
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """Scores, B fp32."""
+        """What `mode` makes of the label's probability, B fp32; prompts play no part."""
         logits_BL = run_network(lambda x: self._network(x).logits, self._processing(images_BCHW), self._dtype)
         return confidence_score(logits_BL.log_softmax(dim=1)[:, self._label], self.config).float()
 

@@ -25,10 +25,9 @@ from transformers import (
 )
 
 from memdiff.errors import ConfigError, RewardError
-from memdiff.placement import upload
 from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, HpsConfig, PickScoreConfig
 from memdiff.rewards.open_clip import config_of, convert_keys
-from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize, to_rgb
+from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, resize, standardise, to_rgb
 from memdiff.rewards.pretrained import (
     checkpoint_layers,
     fill_positions,
@@ -42,7 +41,8 @@ from memdiff.rewards.pretrained import (
     without_buffers,
 )
 from memdiff.rewards.weights import find_weights, load_weights
-from memdiff.state_dicts import assign_strictly
+from memdiff.runtime.placement import upload
+from memdiff.runtime.state_dicts import assign_strictly
 
 ClipPart = AestheticConfig | PickScoreConfig | HpsConfig | ClipSimilarityConfig
 Fit = Literal["crop", "pad"]
@@ -91,7 +91,7 @@ class ImageTower:
 
     def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Embeddings of a batch."""
-        pixels_B3SS = normalise(fit_square(to_rgb(images_BCHW), self.side, self.fit), CLIP_MEAN, CLIP_STD)
+        pixels_B3SS = standardise(fit_square(to_rgb(images_BCHW), self.side, self.fit), CLIP_MEAN, CLIP_STD)
         embeds_BD = run_network(lambda x: self.network(pixel_values=x).image_embeds, pixels_B3SS, self.dtype)
         return normalize(embeds_BD, dim=-1)
 
@@ -151,7 +151,7 @@ class PromptHead:
 
 
 class ClipReward:
-    """Fulfils memdiff.rewards.reward.Reward."""
+    """Scores CLIP's image embedding with one head: aesthetic, or similarity to the prompt."""
 
     differentiable = True
 

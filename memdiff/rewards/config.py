@@ -15,7 +15,7 @@ from memdiff.rewards.families_config import (
     PickScoreConfig,
 )
 from memdiff.rewards.part_config import Part, resolve_file
-from memdiff.section import Float, Int
+from memdiff.runtime.section import Float, Int
 
 
 class Confidence(Part):
@@ -97,10 +97,10 @@ class PythonConfig(Part):
     @field_validator("file")
     @classmethod
     def _exists(cls, file: str, info: ValidationInfo) -> str:
-        found = resolve_file(file, info.context)
-        if found is None:
+        path = resolve_file(file, info.context)
+        if path is None:
             raise ValueError(f"no such file: {file}")
-        return found
+        return path
 
 
 AnyPart = (

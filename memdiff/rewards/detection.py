@@ -24,9 +24,8 @@ from transformers import (
 )
 
 from memdiff.errors import ConfigError
-from memdiff.placement import upload
 from memdiff.rewards.families_config import DetectionConfig
-from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize, to_rgb
+from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, resize, standardise, to_rgb
 from memdiff.rewards.pretrained import (
     checkpoint_layers,
     fill_positions,
@@ -39,7 +38,8 @@ from memdiff.rewards.pretrained import (
     without_buffers,
 )
 from memdiff.rewards.weights import load_weights
-from memdiff.state_dicts import assign_strictly
+from memdiff.runtime.placement import upload
+from memdiff.runtime.state_dicts import assign_strictly
 
 Detector = OwlViTForObjectDetection | Owlv2ForObjectDetection
 
@@ -73,7 +73,7 @@ class DetectionReward:
         return (self.detector,)
 
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """Rewards, B fp32."""
+        """Reward for the object being added, removed or counted, B fp32; prompts play no part."""
         del prompts
         return self.scores(images_BCHW).float()
 
@@ -105,7 +105,7 @@ class DetectionReward:
             longest = max(height, width)
             images_BCHW = pad(images_BCHW, (0, longest - width, 0, longest - height))
         images_BCHW = resize(images_BCHW, (self._side, self._side), "bilinear" if self._pads else "bicubic")
-        return normalise(images_BCHW, CLIP_MEAN, CLIP_STD)
+        return standardise(images_BCHW, CLIP_MEAN, CLIP_STD)
 
 
 def soft_count(logits_BP: torch.Tensor, boxes_BP4: torch.Tensor, threshold: float) -> torch.Tensor:

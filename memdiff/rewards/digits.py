@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from memdiff.embedded.classifiers import DigitClassifier, load_classifier, new_classifier
-from memdiff.placement import place
+from memdiff.digits.classifiers import DigitClassifier, load_classifier, new_classifier
 from memdiff.rewards.confidence import confidence_score, has_gradient
 from memdiff.rewards.config import DigitsConfig
+from memdiff.runtime.placement import place
 
 
 class DigitsReward:
@@ -24,11 +24,11 @@ class DigitsReward:
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
-        """The classifier."""
+        """The digit classifier, the only network of this reward."""
         return (self._network,)
 
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """Scores, B fp32."""
+        """What `mode` makes of the probability of the configured digits, B fp32; prompts play no part."""
         log_probabilities_BK = self._network(images_BCHW).log_softmax(dim=1)
         group_BK = log_probabilities_BK[:, list(self.config.digits)]
         pooled_B = group_BK.logsumexp(dim=1) if self.config.pool == "sum" else group_BK.amax(dim=1)

@@ -6,7 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from memdiff.models.config import resolve_source
 from memdiff.rewards.part_config import NetworkPart, Part, TextPart, resolve_weights
-from memdiff.section import Float, Int
+from memdiff.runtime.section import Float, Int
 
 FOLDER_OR_HUB_ID = "A folder, or a hub id."
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from memdiff.placement import place
-from memdiff.ranks import Ranks
 from memdiff.rewards.guards_config import GuardsConfig
-from memdiff.rewards.weighted import WeightedPart, WeightedReward
+from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.placement import place
+from memdiff.runtime.ranks import Ranks
 
 MOST_EMBEDDED = 64  # images over all ranks that are embedded for their diversity: one more forward of a network each
 DIVERSITIES = ("diversity_pixel", "diversity_feature", "evaluate/diversity_pixel", "evaluate/diversity_feature")
@@ -49,12 +49,12 @@ def diversity(
     Collective. `num_images` over all ranks; the part's networks are where they score. Fewer images than ranks are not
     embedded: a rank would have none.
     """
-    found = {"diversity_pixel": pixel_diversity(images_nCHW, ranks)}
+    diversities = {"diversity_pixel": pixel_diversity(images_nCHW, ranks)}
     part = next((part for part in reward.parts if part.features is not None), None)
     if part is not None and num_images >= ranks.world_size:
         few_nCHW = images_nCHW[: max(1, MOST_EMBEDDED // ranks.world_size)]
-        found["diversity_feature"] = feature_diversity(_embed(part, place(few_nCHW, reward.device)), ranks)
-    return found
+        diversities["diversity_feature"] = feature_diversity(_embed(part, place(few_nCHW, reward.device)), ranks)
+    return diversities
 
 
 @torch.no_grad()
@@ -86,16 +86,16 @@ def _equal_rewards(row: Mapping[str, Any]) -> list[str]:
 
 
 def _alike(row: Mapping[str, Any], first: Mapping[str, float], config: GuardsConfig) -> list[str]:
-    told = []
+    messages = []
     for key in DIVERSITIES:
         now, before = row.get(key), first.get(key)
         if config.diversity is None or now is None or before is None or now >= config.diversity * before:
             continue
-        told.append(
+        messages.append(
             f"{key} is {now:.4g}, below {config.diversity:g} of its first value {before:.4g}: images grow alike; lower "
             "the learning rate or stop earlier"
         )
-    return told
+    return messages
 
 
 def _held_out_fell(
@@ -104,14 +104,14 @@ def _held_out_fell(
     trained, before = row.get("evaluate/reward_mean"), first.get("evaluate/reward_mean")
     if config.held_out_drop is None or trained is None or before is None or trained <= before:
         return []
-    told = []
+    messages = []
     for name in held_out:
         now, start = row.get(f"evaluate/reward/{name}"), first.get(f"evaluate/reward/{name}")
         spread = first.get(f"evaluate/reward_std/{name}")
         if now is None or start is None or spread is None or now >= start - config.held_out_drop * spread:
             continue
-        told.append(
+        messages.append(
             f"held-out {name} fell from {start:.4g} to {now:.4g}, by more than {config.held_out_drop:g} of its std "
             f"{spread:.4g}, while the trained reward rose from {before:.4g} to {trained:.4g}: it is being fooled"
         )
-    return told
+    return messages

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from memdiff.section import Float, Section
+from memdiff.runtime.section import Float, Section
 
 
 class GuardsConfig(Section):

@@ -18,13 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from memdiff.errors import ConfigError, RewardError
-from memdiff.pieces import call_network
-from memdiff.placement import place, upload
 from memdiff.rewards.families_config import ImageRewardConfig
-from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize, to_rgb
+from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, resize, standardise, to_rgb
 from memdiff.rewards.pretrained import network_dtype
 from memdiff.rewards.weights import find_weights, load_weights
-from memdiff.state_dicts import assign_strictly
+from memdiff.runtime.placement import place, upload
+from memdiff.runtime.state_dicts import assign_strictly
+from memdiff.runtime.vjp import call_network
 
 WEIGHTS = "ImageReward.pt"
 VOCABULARY = "vocab.txt"
@@ -113,7 +113,7 @@ class ImageRewardNet(torch.nn.Module):
         return text_BLE[:, 0]
 
     def head(self, features_BE: torch.Tensor) -> torch.Tensor:
-        """Standardised scores: B."""
+        """Scores of the features, less SCORE_MEAN and divided by SCORE_STD: B."""
         return (self.mlp.layers(features_BE)[:, 0] - SCORE_MEAN) / SCORE_STD
 
 
@@ -168,7 +168,7 @@ class ImageReward:
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
-        """The one network."""
+        """The one network, which reads the image and the text."""
         return (self.net,)
 
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
@@ -191,8 +191,8 @@ class ImageReward:
         texts = [prompt if self._prompt is None else self._prompt for prompt in prompts]
         new = [text for text in dict.fromkeys(texts) if text not in self._tokens]
         if new:
-            found = self._tokenizer(new, padding="max_length", truncation=True, max_length=LENGTH)
-            for text, ids, mask in zip(new, found["input_ids"], found["attention_mask"], strict=True):
+            encoding = self._tokenizer(new, padding="max_length", truncation=True, max_length=LENGTH)
+            for text, ids, mask in zip(new, encoding["input_ids"], encoding["attention_mask"], strict=True):
                 self._tokens[text] = ids, sum(mask)
         rows = [self._tokens[text] for text in texts]
         ids_BL = torch.tensor([ids for ids, _ in rows], dtype=torch.long)
@@ -210,7 +210,7 @@ def preprocess(images_BCHW: torch.Tensor, side: int) -> torch.Tensor:
         size = (int(side * height / min(height, width)), int(side * width / min(height, width)))
         top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
         images_BCHW = resize(images_BCHW, size, "bicubic")[:, :, top : top + side, left : left + side]
-    return normalise(to_rgb(images_BCHW), CLIP_MEAN, CLIP_STD)
+    return standardise(to_rgb(images_BCHW), CLIP_MEAN, CLIP_STD)
 
 
 def load_image_reward(part: ImageRewardConfig, device: torch.device, *, cache: Path | None = None) -> ImageReward:

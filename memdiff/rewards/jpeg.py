@@ -36,11 +36,11 @@ class JpegSize:
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
-        """None."""
+        """None, since Pillow compresses the images."""
         return ()
 
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """Rewards, B fp32."""
+        """Kilobytes of each image as JPEG, negative where small is preferred: B fp32, without gradient."""
         del prompts
         images_BHWC = images_BCHW.detach().float().cpu().permute(0, 2, 3, 1)
         scores = [self.sign * self.kilobytes(image_HWC, self.quality) for image_HWC in images_BHWC]
@@ -67,11 +67,11 @@ class JpegDistance:
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
-        """None."""
+        """None, since the codec has no weights."""
         return ()
 
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """Rewards, B fp32."""
+        """Distance of each image to its own JPEG, negative where small is preferred: B fp32."""
         del prompts
         return self.scores(images_BCHW).float()
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from memdiff.models.config import Precision, resolve_source
-from memdiff.section import Float, Int, Section
+from memdiff.runtime.section import Float, Int, Section
 
 
 class Part(Section):

@@ -28,7 +28,7 @@ def resize(images_BCHW: torch.Tensor, size: tuple[int, int], interpolation: Inte
     return resized.clamp(0, 1)  # bicubic overshoots at edges, and PIL saturates
 
 
-def normalise(images_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def standardise(images_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """(images - mean) / std by channel: B 3 H W."""
     mean_311 = images_BCHW.new_tensor(mean).view(-1, 1, 1)
     std_311 = images_BCHW.new_tensor(std).view(-1, 1, 1)

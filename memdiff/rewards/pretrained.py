@@ -17,8 +17,8 @@ from transformers import CLIPTokenizer, PreTrainedConfig
 from memdiff.errors import ConfigError
 from memdiff.models.config import Precision
 from memdiff.models.precision import DTYPES, resolve_precision
-from memdiff.pieces import call_network
 from memdiff.rewards.weights import find_weights
+from memdiff.runtime.vjp import call_network
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
@@ -26,7 +26,7 @@ Config = TypeVar("Config", bound=PreTrainedConfig)
 def network_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """auto is fp16 on a CUDA device, fp32 on a CPU.
 
-    A CPU with an index is the GPU of a plan (memdiff/plan/fake.py), and `auto` is to choose as on a real one.
+    A CPU with an index is the GPU of a plan (memdiff/planner/fake_tensors.py), where `auto` chooses as on a real one.
     """
     planned = device.type == "cpu" and device.index is not None
     return DTYPES[resolve_precision(precision, torch.device("cuda") if planned else device)]

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from memdiff.errors import RewardError
-from memdiff.pieces import widen
+from memdiff.runtime.vjp import widen
 
 
 class Reward(Protocol):

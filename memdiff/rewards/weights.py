@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from memdiff.errors import ConfigError
-from memdiff.state_dicts import read_safetensors
+from memdiff.runtime.state_dicts import read_safetensors
 
 PICKLED = (".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the tensors, tried in this order

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from memdiff.chain.noise import Noise, Stream
-from memdiff.objectives.config import ReinforceConfig
-from memdiff.objectives.experience import Batch, Clock, Round
-from memdiff.objectives.reinforce import Reinforce
-from memdiff.pieces import Gradients, Pieces
-from memdiff.ranks import Ranks
-from memdiff.report.rows import read_rows
-from memdiff.rewards.weighted import WeightedPart, WeightedReward
-from tests.processes import memdiff
-from tests.ranks import run_ranks
-from tests.tiny import tiny_policy
+from memdiff.methods.config import ReinforceConfig
+from memdiff.methods.experience import Batch, Clock, Round
+from memdiff.methods.reinforce import Reinforce
+from memdiff.reporting.rows import read_rows
+from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.ranks import Ranks
+from memdiff.runtime.vjp import Gradients, Pieces
+from tests.helpers.processes import memdiff
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import tiny_policy
 from tests.workers.engine_parity import Brightness, knobs, relative
 
 pytestmark = [
@@ -81,10 +81,10 @@ def one_round(*, on_host: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=device)
     place = "host" if on_host else "gpu"
     settings = knobs(16, trajectory=place, accumulators=place)
-    objective = Reinforce(ReinforceConfig(kind="reinforce"), reward, Pieces(gradients), Ranks(0, 1, device), settings)
-    noise = Noise(seed=3, stream=Stream.ROLLOUT, round=1, shape=policy.shape)
-    experience = objective.collect(policy, Round(Batch(range(6), [""] * 6, 6, noise), Clock(device)))
-    objective.differentiate(policy, experience)
+    method = Reinforce(ReinforceConfig(kind="reinforce"), reward, Pieces(gradients), Ranks(0, 1, device), settings)
+    noise = Noise(seed=3, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
+    experience = method.collect(policy, Round(Batch(range(6), [""] * 6, 6, noise), Clock(device)))
+    method.differentiate(policy, experience)
     return experience.trajectory.final(range(6)), [total.cpu() for total in gradients.sums]
 
 

@@ -11,9 +11,9 @@ import torch
 from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, start_process_group
-from memdiff.memory.ledger import Ledger
-from memdiff.ranks import Ranks
-from tests.half_on_cpu import allow_half
+from memdiff.planner.ledger import Ledger
+from memdiff.runtime.ranks import Ranks
+from tests.helpers.half_on_cpu import allow_half
 
 
 def bytes_of(mode: dict[str, Any], sizes: list[int], ranks: Ranks) -> dict[str, int]:
@@ -55,8 +55,8 @@ def main(arguments: dict[str, Any], result: Path) -> None:
     allow_half()
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.device("cpu"))
     start_process_group(ranks)
-    found = [bytes_of(mode, arguments["sizes"], ranks) for mode in arguments["modes"]]
-    result.write_text(json.dumps(found))
+    mode_bytes = [bytes_of(mode, arguments["sizes"], ranks) for mode in arguments["modes"]]
+    result.write_text(json.dumps(mode_bytes))
 
 
 if __name__ == "__main__":

@@ -16,19 +16,19 @@ from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, start_process_group
 from memdiff.memory.knobs import Knobs
+from memdiff.methods.config import ReinforceConfig
+from memdiff.methods.experience import Batch, Clock, Round
+from memdiff.methods.reinforce import Experience, Reinforce
+from memdiff.methods.reinforce_one_pass import ReinforceOnePass
 from memdiff.models.config import AdapterConfig
-from memdiff.objectives.config import ReinforceConfig
-from memdiff.objectives.experience import Batch, Clock, Round
-from memdiff.objectives.reinforce import Experience, Reinforce
-from memdiff.objectives.reinforce_one_pass import ReinforceOnePass
-from memdiff.pieces import Gradients, Pieces
-from memdiff.placement import HOST, place
-from memdiff.ranks import Ranks, ranks_of_this_process
-from memdiff.rewards.weighted import WeightedPart, WeightedReward
-from tests import half_precision
-from tests.half_on_cpu import allow_half
-from tests.one_graph import knobs as everything_here
-from tests.tiny import CPU, tiny_policy
+from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.placement import HOST, place
+from memdiff.runtime.ranks import Ranks, ranks_of_this_process
+from memdiff.runtime.vjp import Gradients, Pieces
+from tests.helpers import half_precision
+from tests.helpers.half_on_cpu import allow_half
+from tests.helpers.one_graph import knobs as everything_here
+from tests.helpers.tiny import CPU, tiny_policy
 
 IMAGES = 6
 
@@ -44,7 +44,7 @@ class Brightness:
 
 
 def knobs(micro_batch: int, **changes: Any) -> Knobs:
-    """The plain ones."""
+    """Knobs at their plain values but for `changes`, with a rollout batch of 3."""
     return everything_here(micro_batch, rollout_batch=3, **changes)
 
 
@@ -101,15 +101,17 @@ def probe(
     ds_config = make_ds_config(config, precision=precision, offload=offload, trainable_elements=count)
     engine = DeepSpeedEngine(policy.trainable(), config, ranks, ds_config=ds_config, gradients_on_host=offload)
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=ranks.device)
-    objective = Reinforce(ReinforceConfig(kind="reinforce"), reward, Pieces(engine.gradients), ranks, knobs(16))
-    noise = Noise(seed=3, stream=Stream.ROLLOUT, round=1, shape=policy.shape)
+    method = Reinforce(ReinforceConfig(kind="reinforce"), reward, Pieces(engine.gradients), ranks, knobs(16))
+    noise = Noise(seed=3, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
     block = ranks.block(IMAGES)
-    round = Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device))
-    experience = objective.collect(policy, round)
+    this_round = Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device))
+    experience = method.collect(policy, this_round)
     truth = plain_autograd(policy, experience, ranks, chunk=16)
     if precision not in shared:
         by_step = ReinforceConfig(kind="reinforce", baseline="predicted_image")
-        with_baseline = Reinforce(by_step, reward, Pieces(engine.gradients), ranks, knobs(16)).collect(policy, round)
+        with_baseline = Reinforce(by_step, reward, Pieces(engine.gradients), ranks, knobs(16)).collect(
+            policy, this_round
+        )
         assert with_baseline.step_advantages_Kn is not None
         shared[precision] = Shared(
             plain_autograd(policy, experience, ranks, chunk=10**6),
@@ -117,7 +119,7 @@ def probe(
             with_baseline.step_advantages_Kn.T.tolist(),
         )
     of_precision = shared[precision]
-    objective.differentiate(policy, experience)
+    method.differentiate(policy, experience)
     sums = [total.clone() for total in engine.gradients.sums]
     scale = engine.hand_over()
     wait(ranks.device)  # with offload DeepSpeed's copies to the host are still under way
@@ -168,12 +170,12 @@ def one_pass_errors(ranks: Ranks, dtype: torch.dtype) -> dict[str, float]:
     reward = WeightedReward([WeightedPart("brightness", Brightness())], device=ranks.device)
     pieces = Pieces(Gradients(list(policy.trainable().values())))
     config = ReinforceConfig(kind="reinforce", inner_updates=2)  # two, so that the trajectory is kept
-    objective = ReinforceOnePass(config, reward, pieces, ranks, knobs(4, one_pass=True))
-    noise = Noise(seed=3, stream=Stream.ROLLOUT, round=1, shape=policy.shape)
+    method = ReinforceOnePass(config, reward, pieces, ranks, knobs(4, one_pass=True))
+    noise = Noise(seed=3, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape)
     block = ranks.block(IMAGES)
-    experience = objective.collect(policy, Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device)))
+    experience = method.collect(policy, Round(Batch(block, [""] * len(block), IMAGES, noise), Clock(ranks.device)))
     truth = plain_autograd(policy, experience, ranks, chunk=16)
-    objective.differentiate(policy, experience)
+    method.differentiate(policy, experience)
     got = [ranks.sum(total) / ranks.world_size for total in pieces.gradients.sums]
     rounding = rounding_of(policy, truth, experience, ranks, steps=5, adapter=AdapterConfig(rank=2))
     return {"error_one_pass": relative(got, truth), "rounding_one_pass": rounding}

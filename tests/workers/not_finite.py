@@ -11,8 +11,8 @@ from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, start_process_group
 from memdiff.errors import NumericError
-from memdiff.ranks import Ranks
-from tests.tiny import CPU
+from memdiff.runtime.ranks import Ranks
+from tests.helpers.tiny import CPU
 from tests.workers.engine_parity import rank_and_size
 
 VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -20,11 +20,11 @@ VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 def largest(ranks: Ranks) -> dict[str, str]:
     """The maximum over ranks where the last rank's middle value is not finite, as text."""
-    found = {}
+    maxima = {}
     for name, value in VALUES.items():
         values = torch.tensor([1.0 + ranks.rank, value if ranks.rank == ranks.world_size - 1 else 2.0, -3.0])
-        found[name] = str(ranks.max(values).tolist())
-    return found | {"whole": str(ranks.max(torch.tensor([ranks.rank, -ranks.rank])).tolist())}
+        maxima[name] = str(ranks.max(values).tolist())
+    return maxima | {"whole": str(ranks.max(torch.tensor([ranks.rank, -ranks.rank])).tolist())}
 
 
 def refusals(ranks: Ranks) -> dict[str, str]:

@@ -11,15 +11,15 @@ from deepspeed.utils import safe_get_full_grad
 from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, start_process_group
-from memdiff.objectives.alignprop import AlignProp
-from memdiff.objectives.config import AlignPropConfig, DraftConfig
-from memdiff.objectives.draft import Draft
-from memdiff.pieces import Pieces
-from memdiff.ranks import Ranks
-from tests import half_precision
-from tests.half_on_cpu import allow_half
-from tests.one_graph import knobs, round_of, truth_of, waves
-from tests.tiny import CPU, tiny_policy
+from memdiff.methods.alignprop import AlignProp
+from memdiff.methods.config import AlignPropConfig, DraftConfig
+from memdiff.methods.draft import Draft
+from memdiff.runtime.ranks import Ranks
+from memdiff.runtime.vjp import Pieces
+from tests.helpers import half_precision
+from tests.helpers.half_on_cpu import allow_half
+from tests.helpers.one_graph import knobs, round_of, truth_of, waves
+from tests.helpers.tiny import CPU, tiny_policy
 from tests.workers.engine_parity import rank_and_size
 
 IMAGES, STEPS = 5, 6
@@ -39,11 +39,11 @@ def probe(ranks: Ranks, *, kind: str, precision: str, offload: bool) -> dict[str
     count = sum(p.numel() for p in policy.trainable().values())
     ds_config = make_ds_config(config, precision=precision, offload=offload, trainable_elements=count)
     engine = DeepSpeedEngine(policy.trainable(), config, ranks, ds_config=ds_config, gradients_on_host=offload)
-    objective = objective_of(kind, Pieces(engine.gradients), ranks)
-    round = round_of(policy, IMAGES, ranks=ranks)
-    experience = objective.collect(policy, round)
-    metrics = objective.differentiate(policy, experience)
-    truth = ranks.sum(truth_of(policy, round, experience.starts_n).float())
+    algorithm = objective_of(kind, Pieces(engine.gradients), ranks)
+    this_round = round_of(policy, IMAGES, ranks=ranks)
+    experience = algorithm.collect(policy, this_round)
+    metrics = algorithm.differentiate(policy, experience)
+    truth = ranks.sum(truth_of(policy, this_round, experience.starts_n).float())
     rounding = 0.0
     if precision == "fp16":
         exact = tiny_policy(steps=STEPS, clip=True)

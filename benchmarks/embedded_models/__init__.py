@@ -1,0 +1,1 @@
+"""Makes the weights that ship in memdiff/digits, and measures them."""

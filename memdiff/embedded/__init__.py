@@ -1,1 +1,0 @@
-"""The built-in digits models: they need no download."""

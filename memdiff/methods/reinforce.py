@@ -1,0 +1,295 @@
+"""REINFORCE over the whole denoising chain (Williams 1992), with DDPO's ratio (Black et al. 2023) and DPOK's KL.
+
+    grad J = 1/N sum_i A_i sum_k w_k grad log p(x_{k+1} | x_k)
+
+What is removed from the textbook: no value function, no discount (the reward comes once, at the end), no minibatches of
+images. A piece is a micro-batch of (image, step) pairs; pairs of different steps share one. Steps without a density
+(sigma = 0: the last one of most pipelines) are left out of the sum, and those outside an adapter's window.
+
+`reinforce_one_pass` takes the first update's gradient while the images are sampled.
+
+With `kl_weight` b the loss is -J plus DPOK's distance to the untrained model (Fan et al. 2023, equation 11 and
+algorithm 1, on the means of the steps), over the same pairs with the same weights:
+
+    b 1/N sum_i sum_k w_k KL(p_theta(x_{k+1} | x_k) || p_base(x_{k+1} | x_k)),    KL = |mu - mu_base|^2 / (2 sigma_k^2)
+
+summed or averaged over C H W as `log_prob_reduction` says, so that b means the same beside either kind of log-prob.
+
+Gradients are divided by N over all ranks and multiplied by the world size, since the engine averages over ranks.
+
+Shapes: B pairs of one piece, n images of this rank, N images over all ranks, K steps, P reward parts.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from memdiff.chain.ddim import kl_of_means, log_prob, step_sigma
+from memdiff.chain.noise import Noise
+from memdiff.chain.schedule import step_weights, weighted_steps
+from memdiff.chain.surrogate import clipped_slope
+from memdiff.chain.trajectory import Trajectory
+from memdiff.errors import ConfigError
+from memdiff.memory.knobs import Knobs
+from memdiff.memory.offload import decoding, scoring
+from memdiff.methods.advantages import Advantages
+from memdiff.methods.config import ReinforceConfig
+from memdiff.methods.experience import Metrics, Round
+from memdiff.methods.micro_batches import MicroBatch, PieceSize, micro_batches
+from memdiff.methods.pair_diagnostics import PairDiagnostics, PairSums
+from memdiff.methods.predicted_baseline import predicted_rewards
+from memdiff.methods.reinforce_experience import Experience
+from memdiff.methods.sampling import sample
+from memdiff.models.policy import Policy, sample_step
+from memdiff.rewards.guards import diversity
+from memdiff.rewards.weighted_sum import WeightedReward, refuse_non_finite
+from memdiff.runtime.placement import place
+from memdiff.runtime.ranks import Ranks
+from memdiff.runtime.vjp import Pieces, Pull, widen
+
+Pair = tuple[int, int]  # (image of this rank, step)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One pass over a round's pairs."""
+
+    pairs: Sequence[Pair]
+    weights: Sequence[float]  # of each step
+    diagnostics: PairDiagnostics
+    old_P: torch.Tensor  # log-probs of the first pass, which writes them
+    is_first: bool
+
+
+class Reinforce:
+    """One round: `collect`, then for each of `updates` one `differentiate`; the caller applies in between."""
+
+    def __init__(
+        self, config: ReinforceConfig, reward: WeightedReward, pieces: Pieces, ranks: Ranks, knobs: Knobs
+    ) -> None:
+        self.config, self.reward, self.pieces, self.ranks, self.knobs = config, reward, pieces, ranks, knobs
+        self.size = PieceSize(knobs.micro_batch)
+        self.advantages = Advantages(config)
+
+    def collect(self, policy: Policy, this_round: Round) -> Experience:
+        """Samples this rank's images, scores them, and computes advantages over all ranks. No graph is kept."""
+        x_0, experience = self._sampled(policy, this_round)
+        advantages_N = self._scored(policy, experience, x_0)
+        if self.config.baseline == "predicted_image":
+            with this_round.clock.phase("reward"), torch.no_grad():
+                self._add_baseline(policy, experience, advantages_N)
+        return experience
+
+    def _sampled(self, policy: Policy, this_round: Round) -> tuple[torch.Tensor, Experience]:
+        """x_0 of this rank's images, n C H W, and their trajectory."""
+        trajectory = self._trajectory(policy, len(this_round.batch.images))
+        with this_round.clock.phase("rollout"):
+            x_0 = sample(
+                policy,
+                this_round.batch,
+                self.knobs,
+                storage=trajectory.dtype,
+                store=trajectory.write,
+                on_step=this_round.advance,
+            )
+        return x_0, Experience(this_round, trajectory)
+
+    def _trajectory(self, policy: Policy, images: int) -> Trajectory:
+        return Trajectory(
+            steps=policy.schedule.steps,
+            images=images,
+            shape=policy.shape,
+            dtype=policy.dtype,
+            device=policy.device,
+            on_host=self.knobs.trajectory == "host",
+        )
+
+    def _scored(self, policy: Policy, experience: Experience, x_0: torch.Tensor) -> torch.Tensor:
+        """Fills in scores and advantages; returns those of all ranks' images: N."""
+        batch, ranks = experience.round.batch, self.ranks
+        with experience.round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
+            with scoring(self.reward, self.knobs):
+                images_nCHW = policy.decode(x_0)
+                raw_Pn = self.reward.raw(images_nCHW, batch.prompts)
+                differences = diversity(self.reward, images_nCHW, ranks, num_images=batch.num_images)
+            raw_PN = ranks.gather(raw_Pn, batch.num_images, dim=1)
+            refuse_non_finite(raw_PN, self.reward.names)
+            self.reward.observe(raw_PN)
+            rewards_N = self.reward.combine(raw_PN, self.reward.statistics)
+        advantages_N = self.advantages.of_images(rewards_N, batch.all_prompts)
+        experience.raw_PN, experience.rewards_N = raw_PN, rewards_N
+        experience.advantages_n = advantages_N[batch.images.start : batch.images.stop]
+        experience.metrics = {
+            "advantage_std": advantages_N.std(correction=0), "reward_queries": batch.num_images, **differences
+        }  # fmt: skip
+        return advantages_N
+
+    def _add_baseline(self, policy: Policy, experience: Experience, advantages_N: torch.Tensor) -> None:
+        """Advantages of each step, those of steps that don't take part as without a baseline."""
+        steps, images = self._steps(policy), experience.round.batch.images
+        slopes = self.reward.slopes(experience.raw_PN.mean(dim=1).tolist())
+        with scoring(self.reward, self.knobs):
+            values_SN = predicted_rewards(
+                policy, experience.trajectory, experience.round, steps, self.reward, slopes, self.ranks, self.knobs
+            )
+        by_step_KN = self.advantages.of_steps(
+            advantages_N, experience.rewards_N, values_SN, steps, policy.schedule.steps
+        )
+        experience.step_advantages_Kn = by_step_KN[:, images.start : images.stop]
+        variance = advantages_N.var(correction=0).clamp(min=self.config.advantage_epsilon**2)
+        experience.metrics["reward_queries"] *= 1 + len(steps)
+        experience.metrics["step_variance_left"] = by_step_KN.var(dim=1, correction=0) / variance
+
+    def updates(self, experience: Experience) -> Iterator[Experience]:
+        """The parts of one round that get an optimizer update each: all of it, `inner_updates` times."""
+        for _ in range(self.config.inner_updates):
+            yield experience
+
+    def differentiate(self, policy: Policy, experience: Experience) -> Metrics:
+        """Adds the gradient of the loss, -J, to the pieces' sums; returns diagnostics over all ranks."""
+        diagnostics = PairDiagnostics(policy, self.config, self._steps(policy), experience.advantages_n.device)
+        with experience.round.clock.phase("train"):
+            self._differentiate(policy, experience, diagnostics)
+        return diagnostics.metrics(self.ranks)
+
+    def _differentiate(self, policy: Policy, experience: Experience, diagnostics: PairDiagnostics) -> None:
+        """A pass over the trajectory, in pieces of pairs."""
+        pairs, is_first = self.pairs(policy, experience.trajectory.images), experience.old_log_probs is None
+        old_P = torch.zeros(len(pairs), device=policy.device) if is_first else experience.old_log_probs
+        assert old_P is not None
+        replay = Replay(pairs, self._weights(policy), diagnostics, old_P, is_first)
+        for batch in self._micro_batches(policy, pairs, experience.trajectory.images):
+            batch.run(self._micro_batch, policy, experience, replay)
+        experience.old_log_probs = old_P
+
+    def _micro_batches(self, policy: Policy, pairs: Sequence[Pair], images: int) -> Iterator[MicroBatch[int]]:
+        """Numbers of pairs; pairs of different steps share a micro-batch."""
+        return micro_batches(range(len(pairs)), self.size)
+
+    def _micro_batch(
+        self, numbers: list[int], count: int, policy: Policy, experience: Experience, replay: Replay
+    ) -> None:
+        """Adds the gradient of these pairs."""
+        with self._pieces(policy, len(numbers)) as pieces:
+            sums = self._pull(numbers, count, policy, pieces, experience, replay)
+        replay.diagnostics.sums = sums
+        experience.round.advance(count)
+
+    def _pull(
+        self,
+        numbers: list[int],
+        count: int,
+        policy: Policy,
+        pieces: Pieces,
+        experience: Experience,
+        replay: Replay,
+    ) -> PairSums:
+        """The gradient is added last: a piece that runs out of memory is made again, and must not count twice."""
+        steps = [replay.pairs[number][1] for number in numbers]
+        images = [replay.pairs[number][0] for number in numbers]
+        batch, kl_weight = experience.round.batch, self.config.kl_weight
+        x_t_BCHW, x_s_BCHW = experience.trajectory.transitions([replay.pairs[number] for number in numbers])
+        prompts = [batch.prompts[image] for image in images]
+        terms_RB, pull = self._piece(policy, pieces, x_t_BCHW, x_s_BCHW, steps, prompts)
+        log_prob_B, to_base_B = terms_RB[0], terms_RB[1] if kl_weight else None
+        # Scored in this grouping, not taken from the rollout's: another one is off by 1e-3 in fp16.
+        old_B = log_prob_B if replay.is_first else replay.old_P[numbers]
+        advantage_B = experience.advantages_of(images, steps)
+        weight_B = advantage_B.new_tensor([replay.weights[step] for step in steps])
+        weight_B[count:] = 0  # what only fills the batch up
+        scale = self.ranks.world_size / batch.num_images
+        ratio_B, slope_B = clipped_slope(log_prob_B, old_B, advantage_B, self.config.ratio_clip)
+        d_loss_B = -slope_B * weight_B * scale
+        d_terms = [d_loss_B, kl_weight * weight_B * scale] if kl_weight else [d_loss_B]
+        if replay.is_first:
+            replay.old_P[numbers[:count]] = log_prob_B[:count].detach()
+        sums = replay.diagnostics.after(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count, to_base_B)
+        pull(torch.stack(d_terms))
+        return sums
+
+    def _piece(
+        self,
+        policy: Policy,
+        pieces: Pieces,
+        x_t_BCHW: torch.Tensor,
+        x_s_BCHW: torch.Tensor,
+        steps: Sequence[int],
+        prompts: Sequence[str],
+    ) -> tuple[torch.Tensor, Pull]:
+        """x_t -> log p(x_s | x_t) and, where it has a weight, the KL to the base below it: R B, R = 1 or 2.
+
+        The graph is kept: it is pulled at once.
+        """
+        reduction, base_BCHW = self.config.log_prob_reduction, None
+        if self.config.kl_weight:
+            with torch.no_grad(), policy.base():
+                base_BCHW = policy.mean(x_t_BCHW, steps, prompts)
+
+        def terms_of(x_BCHW: torch.Tensor) -> torch.Tensor:
+            mean_BCHW = policy.mean(x_BCHW, steps, prompts)
+            sigma_B111 = step_sigma(steps, policy.schedule, mean_BCHW)
+            terms = [log_prob(widen(x_s_BCHW), mean_BCHW, sigma_B111, reduction=reduction)]
+            if base_BCHW is not None:
+                terms.append(kl_of_means(mean_BCHW, base_BCHW, sigma_B111, reduction=reduction))
+            return torch.stack(terms)
+
+        return pieces.vjp(terms_of, x_t_BCHW, keep=True)
+
+    @contextmanager
+    def _pieces(self, policy: Policy, rows: int) -> Iterator[Pieces]:
+        """What makes a piece of so many rows."""
+        yield self.pieces
+
+    def _rows(self, policy: Policy) -> int:
+        """How many rows a piece has now, after any halving."""
+        return self.size.rows
+
+    def pairs(self, policy: Policy, images: int) -> list[Pair]:
+        """Every (image, step) that takes part, step by step."""
+        return [(image, step) for step in self._steps(policy) for image in range(images)]
+
+    def _steps(self, policy: Policy) -> tuple[int, ...]:
+        """Those that take part."""
+        weighted = weighted_steps(policy.schedule, self.config.step_weights)
+        return tuple(step for step in weighted if policy.trains(step))
+
+    def _weights(self, policy: Policy) -> list[float]:
+        """Of every step; 0 where it takes no part."""
+        weights, taking_part = step_weights(policy.schedule, self.config.step_weights), self._steps(policy)
+        return [weight if step in taking_part else 0.0 for step, weight in enumerate(weights)]
+
+    def rehearse(self, policy: Policy, noise: Noise, images: int, prompts: Sequence[str]) -> None:
+        """One denoising step and one piece at full batch size, on noise. Adds to the sums; the caller clears them."""
+        steps = self._steps(policy)
+        if not steps:
+            raise ConfigError(
+                "no step of this chain has a density, a weight and something to train, so there is no policy gradient; "
+                "set sampler.eta to 1, or widen adapter.steps"
+            )
+        step, count = steps[0], self._rows(policy)
+        texts = [prompts[image % len(prompts)] for image in range(max(images, count))]
+        x_BCHW = place(noise.initial(range(images)), policy.device)
+        sample_step(policy, noise, x_BCHW, step, range(images), texts[:images])
+        x_t_BCHW, x_s_BCHW = (noise.step(range(count), k).to(policy.device, policy.dtype) for k in (0, 1))
+        with self._pieces(policy, count) as pieces:
+            terms_RB, pull = self._piece(policy, pieces, x_t_BCHW, x_s_BCHW, [step] * count, texts[:count])
+            pull(torch.full_like(terms_RB, 1 / count))
+
+    def passes(self, policy: Policy) -> int:
+        """All steps forward, those that take part back, in every update that replays them; forward for a baseline."""
+        again = self.config.inner_updates + (self.config.baseline != "none")
+        return policy.schedule.steps + again * len(self._steps(policy))
+
+    def halve(self) -> None:
+        """Smaller pieces from here on."""
+        self.size.halve()
+
+    def state(self) -> dict[str, list[float]]:
+        """The latest rewards of each prompt."""
+        return self.advantages.state()
+
+    def restore(self, state: dict[str, list[float]]) -> None:
+        """Takes them up again."""
+        self.advantages.restore(state)

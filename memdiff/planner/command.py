@@ -1,0 +1,52 @@
+"""`memdiff plan`: a recipe and a card in, a table, JSON or YAML out. No torch before both are known to be right."""
+
+import json
+import os
+from pathlib import Path
+
+from memdiff.errors import ConfigError
+from memdiff.memory.gpus import Gpu, find_gpu
+from memdiff.recipe.reading import read_recipe
+from memdiff.runtime.units import GIB
+
+DEFAULT_GPU = "t4"
+
+
+def plan_recipe(
+    file: Path,
+    overrides: list[str],
+    *,
+    gpu: str | None,
+    budget_gib: float | None,
+    ranks: int,
+    as_json: bool = False,
+    as_yaml: bool = False,
+) -> str | None:
+    """Shows the plan, or returns it: as JSON, or as the section `memory` of a recipe.
+
+    Raises ConfigError, also for a card that is not known.
+    """
+    if gpu is not None and budget_gib is not None:
+        raise ConfigError("--gpu and --budget-gib say the same thing in two ways; give one")
+    if as_json and as_yaml:
+        raise ConfigError("--json prints the whole plan and --yaml the section `memory` that it chose; give one")
+    card: Gpu | None = None if budget_gib is not None else find_gpu(gpu or DEFAULT_GPU)
+    recipe = read_recipe(file, overrides)
+    recipe.check_world_size(ranks)
+    budget = card.budget_bytes(ranks) if card else int((budget_gib or 0) * GIB)
+
+    from memdiff.models.quiet import quiet_libraries
+    from memdiff.planner.plan import make_plan
+    from memdiff.planner.table import show
+
+    quiet_libraries()
+    if card and recipe.model.precision == "bf16" and not card.bf16:
+        raise ConfigError(f"model.precision bf16: a {card.name} has none (sm_{card.sm}); use fp16")
+    processes = min(2, os.cpu_count() or 1) if hasattr(os, "fork") else 1
+    plan = make_plan(recipe, budget_bytes=budget, ranks=ranks, gpu=card, processes=processes)
+    if as_json:
+        return json.dumps(plan.to_json(), indent=2)
+    if as_yaml:
+        return plan.to_yaml().rstrip()
+    show(plan)
+    return None

@@ -1,0 +1,72 @@
+"""What a recipe's round comes to on one rank, and at which sizes it is measured."""
+
+from dataclasses import dataclass
+
+from memdiff.memory.knobs import Knobs, resolved
+from memdiff.methods.config import MethodConfig
+from memdiff.methods.workload import Chain, Workload
+from memdiff.models.config import SamplerConfig
+from memdiff.models.guidance import needs_guidance
+from memdiff.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RankRound:
+    """What a round of one rank comes to, whatever the knobs."""
+
+    method: MethodConfig
+    chain: Chain
+    images: int  # of this rank
+    state_bytes: int  # of one element of a stored state
+    chunk: int  # images that rewards score at once
+    evaluated: int  # images of this rank in one evaluation; 0: there is none
+    separable: bool  # an adapter is trained: the images of one piece can have gradients of their own
+
+    def workload(self, knobs: Knobs) -> Workload:
+        """As the method's section has it."""
+        return self.method.workload(self.chain, knobs)
+
+    def rows(self, knobs: Knobs) -> int:
+        """Rows of a piece: the micro-batch, or 1 in one pass that cannot separate the images' gradients."""
+        return knobs.micro_batch if self.separable or not self.workload(knobs).in_one_pass else 1
+
+    def waiting(self, knobs: Knobs) -> int:
+        """Images whose gradients wait for their rewards, those that only fill the last piece up among them."""
+        rows = self.rows(knobs)
+        return -(-self.images // rows) * rows if self.workload(knobs).in_one_pass else 0
+
+
+def rank_round_of(recipe: Recipe, *, ranks: int, precision: str) -> RankRound:
+    """Of the rank with the most images. Raises ConfigError where a rank would have none."""
+    recipe.check_world_size(ranks)
+    return RankRound(
+        method=recipe.method,
+        chain=Chain(recipe.sampler.steps, _noisy(recipe.sampler), recipe.adapter.steps if recipe.adapter else None),
+        images=-(-recipe.run.images_per_round // ranks),
+        state_bytes=4 if precision == "fp32" or recipe.method.states_are_fp32 else 2,
+        chunk=max(part.chunk for part in recipe.reward),
+        evaluated=-(-recipe.evaluate.images // ranks) if recipe.evaluate.every else 0,
+        separable=recipe.adapter is not None,
+    )
+
+
+def _noisy(sampler: SamplerConfig) -> int:
+    """DDIM with eta above 0 adds noise in every step but the last, which needs a floor for it."""
+    if sampler.sigma_floor > 0:
+        return sampler.steps
+    return max(1, sampler.steps - 1) if sampler.eta > 0 else 0
+
+
+def sizes_to_measure(recipe: Recipe, rank_round: RankRound) -> tuple[int, ...]:
+    """Images of the short rounds. Several where a piece's bytes are not proportional to its rows.
+
+    Full fine-tuning makes a gradient as large as the weights, whatever the rows: its peak bends, and is measured at
+    three sizes. A policy gradient scores all images at once. One row by itself is left out where more can be had: some
+    of its transposes need no copy, so that it takes less.
+    """
+    rows_each = 2 if needs_guidance(recipe.sampler.guidance) else 1
+    by_micro_batch = rank_round.workload(resolved(recipe.memory)).by_micro_batch
+    if rank_round.images == 1 or (by_micro_batch and recipe.adapter is not None and rows_each > 1):
+        return (1,)
+    least = 2 // rows_each
+    return (least, 8) if recipe.adapter is not None else (least, 8, 16)

@@ -1,0 +1,114 @@
+"""What lies behind the paths of a recipe: fingerprints by which a resumed run knows that it is still there. No torch.
+
+Files up to 1 MiB are read whole. Of larger ones a sample is, so that a folder of gigabytes takes a few milliseconds:
+the size, the first and the last 64 KiB (the end of torch's own format holds a checksum of every tensor), 64 places
+between them, and in safetensors both ends of every tensor: training changes all of a tensor's numbers. What changes
+neither of these is not seen, nor what a Python file imports, nor a hub id without a `revision` whose branch moves on.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel
+
+from memdiff.engine.ds_config import read_user_file
+from memdiff.errors import ConfigError
+from memdiff.recipe.recipe import Recipe
+
+Contents = dict[str, dict[str, str]]  # dotted key -> file below its path -> fingerprint
+
+PATH_KEYS = ("file", "path", "vae", "tokenizer", "head")  # of a recipe's sections, wherever they stand
+READ = (".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # of a folder, two levels deep
+DS_CONFIG = "--ds-config"
+# Of a DeepSpeed file: what is measured, said or laid out in memory. The recipe's memory section is as free.
+FREE = {
+    "zero_optimization", "steps_per_print", "wall_clock_breakdown", "dump_state", "comms_logger", "flops_profiler",
+    "tensorboard", "wandb", "csv_monitor", "comet", "aio", "nebula", "checkpoint", "memory_breakdown", "timers",
+}  # fmt: skip
+WHOLE_BYTES, ENDS_BYTES, PLACES, PLACE_BYTES = 1 << 20, 1 << 16, 64, 1 << 12
+LARGEST_HEADER = 1 << 24
+
+
+def contents_of(recipe: Recipe, ds_config: Path | None = None) -> Contents:
+    """Fingerprints of every local file and folder that a recipe names, and of a DeepSpeed file. Raises ConfigError."""
+    deciding = {} if ds_config is None else read_user_file(ds_config)
+    deciding = {key: value for key, value in deciding.items() if key not in FREE}
+    contents = {key: fingerprints(Path(path)) for key, path in _paths(recipe)}
+    return contents | {DS_CONFIG: {"": _hash(json.dumps(deciding, sort_keys=True).encode())}}
+
+
+def changed_contents(before: Mapping[str, Any], after: Contents) -> list[str]:
+    """What differs, as a person would look for it: the key and the file. A key that `before` lacks is not compared."""
+    changes = []
+    for key, files in after.items():
+        known = before.get(key)
+        if not isinstance(known, Mapping) or known == files:
+            continue
+        name = next(name for name in sorted({*known, *files}) if known.get(name) != files.get(name))
+        changes.append(f"the content of {key}{f' ({name})' if name else ''}")
+    return changes
+
+
+def fingerprints(path: Path) -> dict[str, str]:
+    """Of a file, or of those files in a folder that models are read from. Empty where there is neither."""
+    if path.is_file():
+        return {path.name: _fingerprint(path)}
+    files = sorted((*path.glob("*"), *path.glob("*/*")))
+    return {
+        str(file.relative_to(path)): _fingerprint(file)
+        for file in files
+        if file.suffix in READ and file.is_file() and not any(part[0] == "." for part in file.relative_to(path).parts)
+    }
+
+
+def _paths(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and path of everything local: paths were made absolute when the recipe was read, hub ids stay."""
+    for key, value in section:
+        for number, entry in enumerate(value) if isinstance(value, tuple) else [("", value)]:
+            dotted = f"{prefix}{key}" if number == "" else f"{prefix}{key}.{number}"
+            if isinstance(entry, BaseModel):
+                yield from _paths(entry, f"{dotted}.")
+            elif key in PATH_KEYS and isinstance(entry, str) and Path(entry).is_absolute():
+                yield dotted, entry
+
+
+def _fingerprint(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return _fingerprint_of(file, path.stat().st_size, tensors=path.suffix == ".safetensors")
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}; the recipe names it or its folder") from None
+
+
+def _fingerprint_of(file: IO[bytes], size: int, *, tensors: bool) -> str:
+    if size <= WHOLE_BYTES:
+        return _hash(file.read())
+    sample = hashlib.sha256(str(size).encode())
+    for start, length in _sampled(file, size, tensors=tensors):
+        file.seek(start)
+        sample.update(file.read(length))
+    return sample.hexdigest()
+
+
+def _sampled(file: IO[bytes], size: int, *, tensors: bool) -> Iterator[tuple[int, int]]:
+    """Start and length of what is read of a large file."""
+    yield 0, ENDS_BYTES
+    yield size - ENDS_BYTES, ENDS_BYTES
+    yield from ((size * place // PLACES, PLACE_BYTES) for place in range(1, PLACES))
+    if not tensors:
+        return
+    file.seek(0)
+    header = int.from_bytes(file.read(8), "little")
+    try:
+        entries = json.loads(file.read(min(header, LARGEST_HEADER)))
+        ends = sorted({at for name, entry in entries.items() if name != "__metadata__" for at in entry["data_offsets"]})
+        yield from ((8 + header + max(0, at - 32), 64) for at in ends)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return  # not safetensors: whoever loads it says so
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

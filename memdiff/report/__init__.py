@@ -1,1 +1,0 @@
-"""One HTML file about a run."""

@@ -1,0 +1,3 @@
+"""Units that people read."""
+
+GIB = 2**30

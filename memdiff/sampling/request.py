@@ -1,0 +1,149 @@
+"""What `memdiff sample` was asked for, checked. No torch."""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from memdiff.errors import ConfigError
+from memdiff.models.config import EmbeddedConfig, ModelConfig, Precision, SamplerConfig, takes_prompts
+from memdiff.models.lora.paths import find_adapter
+from memdiff.recipe.prompts import PromptSet, read_prompt_file
+from memdiff.runtime.section import Float, Int, Section
+from memdiff.sampling.source import Source, locate
+
+BATCHES = {"embedded": 32, "ddpm": 32, "stable_diffusion": 8, "sdxl": 2}  # images denoised at once, where not given
+
+
+class MixedAdapter(Section):
+    """One adapter of those that are added up."""
+
+    file: str
+    weight: Float
+
+
+class SampleRequest(Section):
+    """Exactly `num_images` images from a model with adapters. Written beside the images as settings.json."""
+
+    source: str = Field(description="As it was given.")
+    model: ModelConfig = Field(description="What is loaded, without adapters.")
+    adapters: tuple[MixedAdapter, ...] = Field(description="dW = lora_scale sum_i weight_i dW_i.")
+    lora_scale: Float
+    adapter_steps: tuple[Int, Int] | None = Field(description="[start, end). None: those they were trained in.")
+    prompts: tuple[str, ...] = Field(description="Image i is made from number i mod P of these P. Empty: no texts.")
+    num_images: Int = Field(ge=1)
+    batch_size: Int = Field(ge=1)
+    sampler: SamplerConfig
+    seed: Int = Field(ge=0, lt=2**63)
+    precision: Precision
+    out: str
+
+    def prompts_of(self, images: Sequence[int]) -> list[str]:
+        """One text an image; the empty one where the model takes none."""
+        return [self.prompts[image % len(self.prompts)] if self.prompts else "" for image in images]
+
+
+def make_request(
+    source: str,
+    *,
+    best: bool,
+    num_images: int,
+    batch_size: int | None,
+    steps: int | None,
+    eta: float | None,
+    guidance: float | None,
+    seed: int,
+    prompt: str | None,
+    prompts: Path | None,
+    lora_scale: float | None,
+    mix: Sequence[str],
+    adapter_steps: str | None,
+    precision: str,
+    out: Path | None,
+) -> SampleRequest:
+    """Fills what was not given from the run's recipe, or from the sampler's defaults. Raises ConfigError."""
+    if prompt is not None and prompts is not None:
+        raise ConfigError("--prompt and --prompts can't be given together; put the text into the file")
+    texts = read_prompt_file(prompts) if prompts is not None else () if prompt is None else (prompt,)
+    mixed = [_mixed(word) for word in mix]
+    window = None if adapter_steps is None else _window(adapter_steps)
+    resolved_source = locate(source, best=best, own_adapter=not mixed)
+    if resolved_source.adapter is not None:
+        mixed = [(resolved_source.adapter, 1.0)]
+    if not mixed and (lora_scale is not None or window is not None):
+        raise _no_adapter("--adapter-steps" if lora_scale is None else "--lora-scale", source, resolved_source)
+    if not takes_prompts(resolved_source.model) and guidance is not None:
+        raise ConfigError(f"--guidance needs a text-to-image model; {source} takes no prompts")
+    overrides = {
+        key: value for key, value in (("steps", steps), ("eta", eta), ("guidance", guidance)) if value is not None
+    }
+    kind = resolved_source.model.kind
+    try:
+        request = SampleRequest(
+            source=source,
+            model=resolved_source.model,
+            adapters=tuple(MixedAdapter(file=str(file.resolve()), weight=weight) for file, weight in mixed),
+            lora_scale=1.0 if lora_scale is None else lora_scale,
+            adapter_steps=window,
+            prompts=_prompts_for(resolved_source, texts, source),
+            num_images=num_images,
+            batch_size=min(batch_size or BATCHES[kind], num_images),
+            sampler=SamplerConfig.model_validate(resolved_source.sampler.model_dump() | overrides),
+            seed=seed,
+            precision=precision,  # pyright: ignore[reportArgumentType]
+            out=str((out or resolved_source.out).resolve()),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(key) for key in first["loc"])
+        raise ConfigError(f"{name}: {first['msg']}, got {first['input']!r}") from None
+    if window is not None and window[1] > request.sampler.steps:
+        raise ConfigError(
+            f"--adapter-steps must end at the chain's {request.sampler.steps} steps or before, got {adapter_steps}"
+        )
+    return request
+
+
+def _prompts_for(resolved_source: Source, texts: tuple[str, ...], source: str) -> tuple[str, ...]:
+    if not takes_prompts(resolved_source.model):
+        if texts:
+            raise ConfigError(f"{source} makes images without prompts; leave --prompt and --prompts out")
+        return ()
+    if texts:
+        return texts
+    if resolved_source.prompts is None:
+        raise ConfigError(f"{source} makes images from texts; give --prompt TEXT or --prompts FILE")
+    return PromptSet.read(resolved_source.prompts).texts
+
+
+def _mixed(word: str) -> tuple[Path, float]:
+    """`DIR=W`: an adapter's file and its weight."""
+    path, equals, number = word.rpartition("=")
+    if not equals or not path:
+        raise ConfigError(f"--mix must be DIR=W, a folder and its weight, such as --mix runs/a=0.5; got {word}")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise ConfigError(f"--mix {word}: the weight must be a number, such as 0.5, got {number!r}")
+    return find_adapter(Path(path).expanduser()), weight
+
+
+def _window(text: str) -> tuple[int, int]:
+    """`START:END`, as a range of steps."""
+    match = re.fullmatch(r"(\d+):(\d+)", text.strip())
+    window = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not window[0] < window[1]:
+        raise ConfigError(f"--adapter-steps must be START:END with START < END, such as 0:25, got {text}")
+    return window
+
+
+def _no_adapter(option: str, source: str, resolved_source: Source) -> ConfigError:
+    if resolved_source.trained_in_full:
+        return ConfigError(f"{option}: {source} was trained in full and has no adapter; only runs with LoRA have one")
+    embedded = isinstance(resolved_source.model, EmbeddedConfig)
+    what = "an embedded model" if embedded else "a pipeline"
+    return ConfigError(f"{option} needs an adapter, and {source} is {what} without one; add --mix DIR=W")

@@ -1,0 +1,100 @@
+"""What lies at the SOURCE of `memdiff sample`: a model, its adapter, and how it was sampled in training. No torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from memdiff.errors import ConfigError
+from memdiff.models.config import (
+    DdpmConfig,
+    EmbeddedConfig,
+    ModelConfig,
+    SamplerConfig,
+    StableDiffusionConfig,
+    resolve_source,
+    takes_prompts,
+)
+from memdiff.models.lora.paths import DIFFUSERS_NAME, PEFT_NAME, find_adapter
+from memdiff.recipe.prompts import PromptsConfig
+from memdiff.training.run_folder import RunFolder
+
+GUIDANCE = 7.5  # of text models that come without a recipe: what diffusers takes for Stable Diffusion
+EMBEDDED = ("digits", "digits_text")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model without its adapter, and what else is known of it."""
+
+    model: ModelConfig
+    sampler: SamplerConfig
+    out: Path  # where samples go
+    adapter: Path | None = None
+    prompts: PromptsConfig | None = None
+    trained_in_full: bool = False
+
+
+def locate(source: str, *, best: bool, own_adapter: bool) -> Source:
+    """Of a run folder, a pipeline folder, a hub id or an embedded model's name. Raises ConfigError.
+
+    `best`: the best evaluated weights of a run, not the last. Without `own_adapter` a run's adapter is left out, and
+    need not exist.
+    """
+    run = RunFolder(Path(source))
+    if run.exists():
+        return _of_run(source, run, best=best, own_adapter=own_adapter)
+    if best:
+        raise ConfigError(f"--best needs a run folder, got {source}")
+    model = EmbeddedConfig.model_validate({"kind": "embedded", "name": source}) if source in EMBEDDED else _of(source)
+    guidance = GUIDANCE if takes_prompts(model) else None
+    return Source(model, SamplerConfig(guidance=guidance), Path("samples"))
+
+
+def _of_run(source: str, run: RunFolder, *, best: bool, own_adapter: bool) -> Source:
+    recipe = run.recipe()
+    saved, out = run.best_model if best else run.model, run.path / "samples_from_model"
+    if recipe.adapter is None:
+        if not (saved / "model_index.json").is_file():
+            raise _unfinished(source, saved, recipe.model)
+        return Source(_saved_as(saved, recipe.model), recipe.sampler, out, None, recipe.prompts, trained_in_full=True)
+    if not own_adapter:
+        if best:
+            raise ConfigError(
+                f"--best chooses between {source}'s own adapters, which --mix leaves out; name one: "
+                f"--mix {run.best_model}=1"
+            )
+        return Source(recipe.model, recipe.sampler, out, None, recipe.prompts)
+    if not any((saved / name).is_file() for name in (DIFFUSERS_NAME, f"adapter/{PEFT_NAME}")):
+        raise _unfinished(source, saved, recipe.model)
+    return Source(recipe.model, recipe.sampler, out, find_adapter(saved), recipe.prompts)
+
+
+def _unfinished(source: str, saved: Path, model: ModelConfig) -> ConfigError:
+    base = model.name if isinstance(model, EmbeddedConfig) else model.path
+    return ConfigError(
+        f"{source} holds no {saved.name} yet; it is written when the run ends. Let it, or sample its base: {base}"
+    )
+
+
+def _saved_as(folder: Path, model: ModelConfig) -> ModelConfig:
+    """The section for a pipeline that a run wrote, which holds all its networks."""
+    path = str(folder.resolve())
+    match model:
+        case EmbeddedConfig(name="digits") | DdpmConfig():
+            return DdpmConfig(kind="ddpm", path=path)
+        case EmbeddedConfig():
+            return StableDiffusionConfig(kind="stable_diffusion", path=path)
+        case _:
+            return model.model_copy(update={"path": path, "revision": None, "variant": None, "vae": None})
+
+
+def _of(source: str) -> ModelConfig:
+    """A pipeline folder's or hub id's."""
+    try:
+        pipeline = resolve_source(source, None)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if Path(pipeline).is_dir() and not (Path(pipeline) / "model_index.json").is_file():
+        raise ConfigError(f"{source} is neither a run folder (config.yaml) nor a pipeline folder (model_index.json)")
+    from memdiff.models.load import model_of
+
+    return model_of(pipeline)

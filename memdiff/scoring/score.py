@@ -1,0 +1,46 @@
+"""Scores image files with rewards and shows what came out: the work of `memdiff score`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from memdiff.errors import ConfigError
+from memdiff.models.quiet import quiet_libraries
+from memdiff.rewards.build import build_reward
+from memdiff.rewards.config import AnyPart
+from memdiff.runtime.ranks import device_of_this_process
+from memdiff.scoring.images import score_images, score_table, scores_json, summary_table
+
+
+def score_files(
+    images: Sequence[Path],
+    parts: Mapping[str, AnyPart],
+    prompts: Sequence[str],
+    *,
+    json_file: Path | None = None,
+    each: bool = False,
+) -> None:
+    """Prints a summary, and with `each` a row an image; writes all of it as JSON. `prompts`: one for all, or for each.
+
+    Raises ConfigError for what can't be read, loaded or written, RewardError for a reward that fails.
+    """
+    if json_file is not None and not json_file.resolve().parent.is_dir():
+        raise ConfigError(f"--json {json_file}: no such folder: {json_file.resolve().parent}")
+    quiet_libraries()
+    device = device_of_this_process()
+    rewards = {name: build_reward(part, device=device) for name, part in parts.items()}
+    chunk = min(part.chunk for part in parts.values())
+    progress = Console(stderr=True)
+    rows = score_images(
+        images, rewards, prompts, device=device, chunk=chunk, console=progress if progress.is_terminal else None
+    )
+    if json_file is not None:
+        try:
+            json_file.write_text(scores_json(rows) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--json {json_file} can't be written: {error.strerror}") from None
+    screen = Console()
+    screen.print(summary_table(rows))
+    if each:
+        screen.print(score_table(rows))

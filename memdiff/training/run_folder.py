@@ -1,0 +1,184 @@
+"""The folder of one run: who writes what, and how it survives being cut off. No torch."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from memdiff.errors import CheckpointError, ConfigError
+from memdiff.processes.ancestors import ancestors_of_environment
+from memdiff.processes.file_lock import FileLock
+from memdiff.recipe.contents import Contents, changed_contents, contents_of
+from memdiff.recipe.reading import changed_keys, check_recipe, recipe_hash
+from memdiff.recipe.recipe import Recipe
+from memdiff.reporting.rows import read_rows
+from memdiff.runtime.numbered import name_of, numbered
+
+State = Literal["running", "complete", "stopped", "failed"]
+Resume = Literal["auto", "must", "never"]
+LOCK = "run.lock"
+
+
+class RunFolder:
+    """Paths and files of a run. Only the first rank writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.best_model = path / "model_best"
+        self._config, self._status = path / "config.yaml", path / "status.json"
+        self._contents = path / "contents.json"
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self._config.is_file()
+
+    def prepare(self, recipe: Recipe, resume: Resume, ds_config: Path | None = None) -> FileLock:
+        """Makes the folder, or checks that the run in it is this one; `never` moves an old run aside first.
+
+        Returns the lock that keeps other runs out of it, to be released when the run has ended. Raises CheckpointError
+        where another run is going on in it, before anything is changed.
+        """
+        if resume == "must" and not self.exists():
+            raise CheckpointError(f"--resume must: {self.path} holds no run; leave --resume out to start one")
+        contents = contents_of(recipe, ds_config)
+        lock = self._locked()
+        try:
+            if self.exists() and resume == "never":
+                (self.move_aside() / LOCK).unlink(missing_ok=True)
+                lock.release()
+                lock = self._locked()
+            if self.exists():
+                self.check_same(recipe, contents)
+            self._create(recipe, contents)
+        except BaseException:
+            lock.release()
+            raise
+        return lock
+
+    def _locked(self) -> FileLock:
+        """The lock, taken: alone, or with the `memdiff train` that started this process."""
+        lock = FileLock(self.path / LOCK)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            holder = lock.acquire(friends=tuple(ancestors_of_environment().values()))
+        except OSError as error:
+            raise self._unwritable(error) from None
+        if holder is not None:
+            raise CheckpointError(
+                f"{self.path} is in use: {holder} trains in it; wait for its end, stop it, or give another --out"
+            )
+        return lock
+
+    def _create(self, recipe: Recipe, contents: Contents) -> None:
+        """Writes the recipe, whole, with every default in it, and what its paths hold."""
+        try:
+            self.samples.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        _write_atomically(self._config, text)
+        _write_atomically(self._contents, json.dumps(contents, indent=2))
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        return ConfigError(f"--out {self.path} can't be written: {error.strerror}")
+
+    def recipe(self) -> Recipe:
+        """The recipe that was stored."""
+        return check_recipe(yaml.safe_load(self._config.read_text()), source=str(self._config))
+
+    def check_same(self, recipe: Recipe, contents: Contents) -> None:
+        """Raises ConfigError where the stored recipe, or what its paths held, would give other weights."""
+        stored = self.recipe()
+        keys = changed_keys(stored, recipe) if recipe_hash(stored) != recipe_hash(recipe) else []
+        keys += changed_contents(self._trained_with(), contents)
+        if keys:
+            raise ConfigError(
+                f"{self.path} holds a run of another recipe (different: {', '.join(keys[:5])}); give another --out, or "
+                "--resume never to move the old run aside and start over"
+            )
+
+    def _trained_with(self) -> Mapping[str, Any]:
+        """The fingerprints that were stored; empty in a run without a checkpoint, and in one that stored none."""
+        if not any((folder / "MANIFEST.json").is_file() for folder in numbered(self.checkpoints, "round_").values()):
+            return {}  # it starts over: a reward that failed at its first call may be mended
+        try:
+            stored = json.loads(self._contents.read_text())
+        except (OSError, ValueError):
+            return {}
+        return stored if isinstance(stored, dict) else {}
+
+    def move_aside(self) -> Path:
+        """Renames the folder to a free name beside it: nothing is deleted."""
+        number = 1
+        while os.path.lexists(target := self.path.with_name(f"{self.path.name}.previous-{number}")):
+            number += 1
+        self.path.rename(target)
+        return target
+
+    def status(self) -> dict[str, Any]:
+        """What was last said of the run; empty where nothing was."""
+        try:
+            return json.loads(self._status.read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def write_status(
+        self, state: State, *, round_number: int, exit_code: int | None = None, message: str = "", **more: Any
+    ) -> None:
+        """status.json; keys not given here keep their values."""
+        status = self.status() | {
+            "state": state, "exit_code": exit_code, "round": round_number, "message": message, "pid": os.getpid(),
+            "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        } | more  # fmt: skip
+        _write_atomically(self._status, json.dumps(status, indent=2))
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Writes the plan to plan.json, whole or not at all."""
+        _write_atomically(self.path / "plan.json", json.dumps(plan, indent=2))
+
+    def add_row(self, row: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl, flushed to the disk."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows so far."""
+        return read_rows(self.metrics) if self.metrics.is_file() else []
+
+    def drop_rows_after(self, round_number: int) -> None:
+        """Rows of rounds that a resumed run makes again."""
+        kept = [row for row in self.rows() if row["round"] <= round_number]
+        _write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def sample_file(self, round_number: int) -> Path:
+        """The grid of an evaluation."""
+        return self.samples / name_of("round_", round_number, ".png")
+
+    def sample_files(self) -> dict[int, Path]:
+        """The grids of evaluations by their rounds, in order; other people's pictures are none."""
+        return numbered(self.samples, "round_", ".png")
+
+    def drop_samples_after(self, round_number: int) -> None:
+        """Grids of evaluations that a resumed run makes again."""
+        for number, file in self.sample_files().items():
+            if number > round_number:
+                file.unlink()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

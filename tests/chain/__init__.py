@@ -1,0 +1,1 @@
+"""The mathematics of the chain: schedules, noise, trajectories, advantages."""

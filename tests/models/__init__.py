@@ -1,0 +1,1 @@
+"""Policies, adapters and their files, against diffusers and peft."""

@@ -1,0 +1,1 @@
+"""Rewards against independent computations, and what becomes of their scores."""

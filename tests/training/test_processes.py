@@ -1,0 +1,176 @@
+"""What memdiff starts ends with it, whichever of the chain is killed: memdiff, DeepSpeed's runner, launch.py."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from memdiff.processes import ancestors
+from memdiff.processes.bound import bound_command, bound_environment
+from memdiff.processes.identity import descendants, identity, is_orphan, kill, lives, of_session, own_identity
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 30.0  # far more than is needed: the machine may be busy
+
+WAITS = """
+import pathlib, subprocess, sys, time
+pathlib.Path(sys.argv[1]).write_text(str(__import__("os").getpid()))
+time.sleep(300)
+"""
+# Starts the rest of its arguments and waits, as DeepSpeed's processes do. Its first argument is the name it goes by.
+STARTS = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[2:]))"
+RANK = """
+import os, pathlib, subprocess, sys, time
+from memdiff.processes.ancestors import watch_ancestors
+watch_ancestors()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+pathlib.Path(sys.argv[1] + ".new").write_text(f"{os.getpid()} {child.pid}")
+pathlib.Path(sys.argv[1] + ".new").rename(sys.argv[1])
+child.wait()
+"""
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def python(code: str, *arguments: str, **more: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | more
+    command = [sys.executable, "-c", code, *arguments]
+    # A session of its own, as `memdiff train` gives its launcher: whatever adopts its orphans is in another one.
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
+
+
+@pytest.fixture
+def ended() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that are killed after the test, with all they started."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        kill([process.pid, *descendants(process.pid)])
+        with process:
+            pass
+
+
+def test_identity_tells_a_process_from_a_later_one(ended: list) -> None:
+    """A number with another start time is another process; one that has ended and is not yet reaped does not live."""
+    assert lives(own_identity()) and not lives(f"{os.getpid()}:1")
+    child = python("import time; time.sleep(300)")
+    ended.append(child)
+    known = identity(child.pid)
+    assert known is not None and lives(known) and child.pid in descendants(os.getpid())
+    child.kill()
+    until(lambda: not lives(known), "a zombie lives")
+    assert identity(child.pid) is None and child.pid not in of_session(os.getsid(0))
+
+
+def test_a_bound_process_is_killed_with_its_parent(tmp_path: Path, ended: list) -> None:
+    """kill -9 of the parent; the child is a plain module that knows nothing of it."""
+    (tmp_path / "waits.py").write_text(WAITS)
+    code = (
+        "import os, subprocess, sys; from memdiff.processes.bound import bound_command, bound_environment\n"
+        "subprocess.call(bound_command('waits', sys.argv[1]), env=os.environ | bound_environment())"
+    )
+    file = tmp_path / "pid"
+    parent = python(code, str(file), PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
+    ended.append(parent)
+    until(lambda: file.is_file() and file.read_text(), "the child did not start")
+    child = identity(int(file.read_text()))
+    assert child is not None
+    parent.kill()
+    until(lambda: not lives(child), "the child outlives its parent")
+
+
+def test_a_bound_process_ends_where_its_parent_is_gone_already(tmp_path: Path) -> None:
+    """Killed between fork and the call to the kernel: the parent's number no longer fits."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), ancestors.VARIABLE: "memdiff=1:1"}
+    done = subprocess.run(bound_command("this"), env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 6 and done.stdout == ""
+    environment |= bound_environment()
+    done = subprocess.run(bound_command("this"), env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "Zen of Python" in done.stdout
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+@pytest.mark.parametrize("killed", ["memdiff", "the deepspeed runner", "deepspeed's launch.py"])
+def test_a_rank_ends_with_each_of_its_ancestors(killed: str, stopped: bool, tmp_path: Path, ended: list) -> None:
+    """kill -9 of one of three; the rank, its child, and what waits for it are gone, and a line says why.
+
+    A rank stopped by SIGSTOP stands for all that can't act: it is ended as well.
+    """
+    memdiff = python("import time; time.sleep(300)")
+    ended.append(memdiff)
+    file = tmp_path / "pids"
+    launch = [sys.executable, "-c", STARTS, ancestors.LAUNCH, sys.executable, "-c", RANK, str(file)]
+    known = {ancestors.VARIABLE: f"memdiff={identity(memdiff.pid)}", "RANK": "1"}
+    runner = python(STARTS, ancestors.RUNNER, *launch, **known)
+    ended.append(runner)
+    until(file.is_file, "the rank did not start")
+    rank, child = (int(word) for word in file.read_text().split())
+    launcher = ancestors.parent_of(rank)
+    assert launcher is not None
+    everything = [identity(pid) for pid in (rank, child, launcher)]
+    if stopped:
+        os.kill(rank, signal.SIGSTOP)
+    victim = {"memdiff": memdiff.pid, "the deepspeed runner": runner.pid, "deepspeed's launch.py": launcher}[killed]
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: not any(lives(process) for process in everything if process), f"{everything} outlive {killed}")
+    assert runner.stderr is not None
+    said = runner.stderr.read()
+    assert said.startswith(f"memdiff: error[6]: {killed} (pid {victim}) is gone, so rank 1 ends too"), said
+
+
+def test_a_rank_without_a_launcher_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parent is a shell or a test: that may end first."""
+    monkeypatch.delenv(ancestors.VARIABLE, raising=False)
+    assert ancestors.ancestors() == {}
+    before = descendants(os.getpid())
+    ancestors.watch_ancestors()
+    assert descendants(os.getpid()) == before
+
+
+def test_a_rank_whose_ancestor_is_gone_before_it_starts_ends(tmp_path: Path, ended: list) -> None:
+    """The number belongs to a process that started at another time."""
+    rank = python(RANK, str(tmp_path / "pids"), **{ancestors.VARIABLE: f"memdiff={os.getpid()}:1", "RANK": "0"})
+    ended.append(rank)
+    assert rank.wait(timeout=SECONDS) == -signal.SIGKILL and rank.stderr is not None
+    assert f"memdiff (pid {os.getpid()}) is gone, so rank 0 ends too" in rank.stderr.read()
+
+
+@pytest.mark.parametrize("killed", ["the deepspeed runner", "deepspeed's launch.py"])
+def test_a_launcher_that_ended_before_its_rank_looked_is_missed(killed: str, tmp_path: Path, ended: list) -> None:
+    """kill -9 while the rank's Python starts: an orphan of the launcher ends too, by what adopted it."""
+    file, go = tmp_path / "pids", tmp_path / "go"
+    slow = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.02)\n{RANK}"
+    launch = [sys.executable, "-c", STARTS, ancestors.LAUNCH, sys.executable, "-c", slow, str(file)]
+    runner = python(STARTS, ancestors.RUNNER, *launch, **{ancestors.SET_BY_LAUNCH: "0", "RANK": "0"})
+    ended.append(runner)
+    until(lambda: len(descendants(runner.pid)) == 2, "the rank did not start")
+    launcher, rank = descendants(runner.pid)
+    processes = [identity(pid) for pid in (launcher, rank)]
+    os.kill(runner.pid if killed == "the deepspeed runner" else launcher, signal.SIGKILL)
+    until(lambda: is_orphan(launcher) or is_orphan(rank), "nobody is an orphan")
+    go.touch()
+    until(lambda: not any(lives(process) for process in processes if process), "an orphan lives on")
+    assert runner.stderr is not None
+    assert f"{killed} is gone, so rank 0 ends too" in runner.stderr.read()
+
+
+def test_a_launcher_that_is_ending_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes a killed process's command line away before its children are adopted."""
+    monkeypatch.setenv(ancestors.SET_BY_LAUNCH, "0")
+    assert ancestors.ancestors() == {}
+    monkeypatch.setattr(ancestors, "words_of", lambda pid: [])
+    assert ancestors.ancestors() == {"deepspeed's launch.py": ancestors.GONE}
+    monkeypatch.setattr(ancestors, "words_of", lambda pid: [ancestors.LAUNCH] if pid == os.getppid() else [])
+    assert list(ancestors.ancestors().values()) == [identity(os.getppid()), ancestors.GONE]
