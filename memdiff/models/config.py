@@ -96,7 +96,7 @@ def takes_prompts(model: ModelConfig) -> bool:
 class AdapterConfig(Section):
     """LoRA (Hu et al. 2021) through peft: dW = alpha / rank * B A on the named layers, everything else frozen."""
 
-    rank: Int = Field(default=4, ge=1, le=1024)
+    rank: Int = Field(default=4, ge=1, le=1024, description="Rank r of each layer's update dW = alpha / r B A.")
     alpha: Float | None = Field(default=None, gt=0, description="None: equal to rank, a scale of 1.")
     targets: tuple[str, ...] = Field(
         default=ATTENTION_TARGETS, min_length=1, description="Layer names (the last parts of their paths)."

@@ -25,7 +25,7 @@ Text = Annotated[str, Field(min_length=1)]
 class _Texts(Section):
     """Texts, a file of them, or both."""
 
-    texts: tuple[Text, ...] = ()
+    texts: tuple[Text, ...] = Field(default=(), description="The texts, in the place of a file.")
     file: str | None = Field(default=None, description="One text a line, or .jsonl with a `prompt` in each line.")
 
     @model_validator(mode="before")

@@ -27,9 +27,9 @@ class EvaluateConfig(Section):
 class RunConfig(Section):
     """How long, how much, from which seed."""
 
-    rounds: Int = Field(default=100, ge=1)
+    rounds: Int = Field(default=100, ge=1, description="Rounds in all; a finished run goes on where it is raised.")
     images_per_round: Int = Field(default=200, ge=1, description="Over all ranks.")
-    seed: Int = Field(default=0, ge=0, lt=2**63)
+    seed: Int = Field(default=0, ge=0, lt=2**63, description="Decides all noise, prompts and random draws of the run.")
     save_every: Int = Field(default=10, ge=1, description="Rounds between two checkpoints; one more at the end.")
     keep_checkpoints: Int = Field(default=2, ge=1, description="Newest checkpoints that stay on disk.")
 

@@ -28,7 +28,11 @@ class Confidence(Part):
     `share`       the yes/no score of `binary`, rewarded by how far the batch is from `target_share`
     """
 
-    mode: Literal["binary", "confident", "probability", "log_probability", "share"] = "binary"
+    mode: Literal["binary", "confident", "probability", "log_probability", "share"] = Field(
+        default="binary",
+        description="binary: 1 from `high` on, else 0; confident: p where it is above `high` or below `low`, else 0; "
+        "probability: p; log_probability: log p; share: pulls the batch's share of yes to `target_share`.",
+    )
     high: Float = Field(default=0.8, gt=0, le=1, description="p at or above it is a confident yes.")
     low: Float = Field(default=0.2, ge=0, lt=1, description="p at or below it is a confident no.")
     target_share: Float | None = Field(default=None, gt=0, lt=1, description="Wanted share of yes; mode share only.")
@@ -90,7 +94,9 @@ class PythonConfig(Part):
 
     kind: Literal["python"]
     file: str = Field(min_length=1, description="A .py file, from the working directory or beside the recipe.")
-    function: str = Field(default="score", pattern=r"^[A-Za-z_]\w*$")
+    function: str = Field(
+        default="score", pattern=r"^[A-Za-z_]\w*$", description="Its name in the file: score(images_BCHW, prompts)."
+    )
     differentiable: bool = Field(default=False, description="True: gradients flow from the result to the images.")
     gpu_mib: Int = Field(default=0, ge=0, description="GPU memory that it takes, in MiB: the plan can't look inside.")
 

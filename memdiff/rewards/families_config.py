@@ -110,7 +110,9 @@ class DetectionConfig(NetworkPart):
         description="A folder, or a hub id such as google/owlvit-base-patch32.",
     )
     object: str = Field(min_length=1, description="In words, as in `a photo of a strawberry`.")
-    mode: Literal["add", "remove", "count"] = "add"
+    mode: Literal["add", "remove", "count"] = Field(
+        default="add", description="Whether the object is to be there, to be gone, or to be there `count` times."
+    )
     count: Int | None = Field(default=None, ge=0, le=32, description="Wanted number of objects; mode count only.")
     threshold: Float = Field(default=0.1, gt=0, lt=1, description="p from which a box counts as one; mode count.")
     chunk: Int = Field(default=4, ge=1, description="Images scored at once; 3,600 patches each in the default model.")
@@ -134,7 +136,9 @@ class JpegConfig(Part):
     prefer: Literal["small", "large"] = Field(
         default="small", description="small: compressible images, minus the measure. large: incompressible ones."
     )
-    measure: Literal["size", "distance"] = "size"
+    measure: Literal["size", "distance"] = Field(
+        default="size", description="size: of the JPEG file, in kB; distance: of the image to its JPEG, differentiable."
+    )
     quality: Int | None = Field(
         default=None,
         ge=1,
