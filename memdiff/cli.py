@@ -4,30 +4,36 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from memdiff import __version__
 from memdiff.errors import ConfigError
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.runtime.exit_codes import guarded
-
-if TYPE_CHECKING:
-    from memdiff.recipe.recipe import Recipe
-    from memdiff.training.run_folder import RunFolder
 
 app = typer.Typer(
     name="memdiff",
     help="Reward fine-tuning of diffusion models on the GPUs people have.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"memdiff {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _ranks(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and stop.")
+    ] = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,
 ) -> None:
     """The deepspeed launcher puts --local_rank=N first, and names devices of its own."""
@@ -40,12 +46,13 @@ def _ranks(
 
 @app.command(epilog="Example: memdiff train launch/recipes/digits_reinforce.yaml --gpus 2 --out runs/digits")
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; launch/recipes holds some.")],
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of one that ships.")],
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<recipe>.")] = None,
     gpus: Annotated[int | None, typer.Option(help="Ranks. Default: every GPU, or one CPU rank.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Overrides a key: --set run.rounds=5")] = None,
     resume: Annotated[str, typer.Option(help="auto, must or never (which moves an old run aside).")] = "auto",
     ds_config: Annotated[Path | None, typer.Option(help="A DeepSpeed JSON to start from.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")] = False,
 ) -> None:
     """Fine-tune a model on a reward. The same command again goes on where it stopped.
 
@@ -72,33 +79,24 @@ def train(
         raise typer.Exit(train_rank(checked, folder.path, resume=resume, ds_config_file=ds_config))
     world_size = choose_world_size(gpus)
     checked.check_world_size(world_size)
+    if dry_run:
+        from memdiff.training.preview import preview
+
+        typer.echo("\n".join(preview(checked, folder, world_size, resume, ds_config)))
+        raise typer.Exit
     arguments = ["train", str(recipe), "--out", str(folder.path)]
     arguments += ["--resume", "auto" if resume == "never" else resume]
     arguments += [word for override in set_ or () for word in ("--set", override)]
     arguments += ["--ds-config", str(ds_config.resolve())] if ds_config else []
+    from memdiff.training.start import run_ranks, way_on
+
     with folder.prepare(checked, resume, ds_config):
-        raise typer.Exit(_start_ranks(checked, folder, arguments, world_size))
-
-
-def _start_ranks(recipe: "Recipe", folder: "RunFolder", arguments: list[str], world_size: int) -> int:
-    """Runs the launcher in a folder that is this process's own, unless the run is complete. Returns the exit code."""
-    from memdiff.training.launcher import launch
-
-    status = folder.status()
-    ended_by_guard = recipe.guards.stop and status.get("ended_by_guard", False)
-    if status.get("state") == "complete" and (ended_by_guard or status.get("round", 0) >= recipe.run.rounds):
-        way_on = "--set guards.stop=false" if ended_by_guard else "--set run.rounds=N"
-        typer.echo(f"this run is complete ({status['round']} rounds); for more, {way_on}")
-        typer.echo(str(folder.path))
-        return 0
-    folder.write_status("running", round_number=status.get("round", 0))
-    code = launch(arguments, folder, world_size)
-    if code == 0:
-        from memdiff.reporting.html import write_report
-
-        write_report(folder.path)
+        more = way_on(checked, folder)
+        if more is not None:
+            typer.echo(f"this run is complete ({folder.status()['round']} rounds); for more, --set {more}")
+        code = 0 if more else run_ranks(checked, folder, arguments, world_size)
     typer.echo(str(folder.path))
-    return code
+    raise typer.Exit(code)
 
 
 @app.command(epilog="Example: memdiff sample runs/digits --num-images 64 --out samples")
@@ -177,7 +175,7 @@ def score(
 
 @app.command(epilog="Example: memdiff plan launch/recipes/celebahq_reinforce.yaml --gpu t4 --gpus 4")
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of one that ships.")],
     gpu: Annotated[str | None, typer.Option(help="The card: t4 (default), a10, l4, v100, a100, h100, ...")] = None,
     budget_gib: Annotated[float | None, typer.Option(min=0.01, help="Instead: what the allocator may hold.")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Cards, one rank each.")] = 1,
@@ -212,12 +210,27 @@ def doctor() -> None:
     raise typer.Exit(show(examine()))
 
 
+@app.command(epilog="Example: memdiff recipes")
+def recipes(
+    show: Annotated[str | None, typer.Option(metavar="NAME", help="Print this one, to copy and change.")] = None,
+) -> None:
+    """The recipes that ship. Each name stands for its file: memdiff plan sd15_draft_t4."""
+    from memdiff.recipe.shipped import find_recipe, headline, shipped_recipes
+
+    if show is not None:
+        typer.echo(find_recipe(Path(show)).read_text().rstrip())
+        return
+    shipped = shipped_recipes()
+    for name, file in shipped.items():
+        typer.echo(f"{name:<{max(map(len, shipped))}}  {headline(file)}")
+
+
 @app.command(epilog="Example: memdiff schema > recipe.schema.json")
 def schema() -> None:
     """The JSON Schema of a recipe, on stdout."""
-    from memdiff.recipe.recipe import Recipe
+    from memdiff.recipe.schema import recipe_schema
 
-    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+    typer.echo(json.dumps(recipe_schema(), indent=2))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """Reads a recipe file: YAML in, a checked `Recipe` out, every mistake as one line. No torch."""
 
+import copy
 import difflib
 import hashlib
 import json
@@ -13,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from memdiff.errors import ConfigError
 from memdiff.recipe.recipe import Recipe
+from memdiff.recipe.shipped import find_recipe
 from memdiff.runtime.section import Section
 
 MAX_BYTES = 1_000_000
@@ -40,14 +42,28 @@ class _RecipeLoader(yaml.SafeLoader):
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file, with `a.b=value` overrides laid over it.
+    """The recipe in a YAML file, or the shipped one of that name, with `a.b=value` overrides laid over it.
 
     Raises ConfigError: one line that names the dotted key, what was got and what is allowed.
     """
-    raw = _read_yaml(path)
+    raw, path = read_recipe_data(path)
     for override in overrides:
         _override(raw, override)
     return check_recipe(raw, source=path.name, folder=path.resolve().parent)
+
+
+def read_recipe_data(path: Path) -> tuple[dict[str, Any], Path]:
+    """What stands in a recipe, unchecked, and its file: the one at `path`, or the shipped one of that name."""
+    path = find_recipe(path)
+    return _read_yaml(path), path
+
+
+def laid_over(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a recipe's plain data with `{"a.b": value}` laid over it. Raises ConfigError."""
+    result = copy.deepcopy(dict(raw))
+    for dotted, value in changes.items():
+        _lay_over(result, dotted, value)
+    return result
 
 
 def check_recipe(raw: Mapping[str, Any], *, source: str, folder: Path | None = None) -> Recipe:
@@ -100,7 +116,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: a recipe is at most {MAX_BYTES} bytes, got {path.stat().st_size}")
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"no such recipe: {path}. The ones that ship are in launch/recipes.") from None
+        raise ConfigError(f"no such recipe: {path}; `memdiff recipes` lists those that ship") from None
     except OSError as error:
         raise ConfigError(f"the recipe {path} can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -119,13 +135,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _override(raw: dict[str, Any], override: str) -> None:
     dotted, separator, text = override.partition("=")
-    keys = dotted.split(".")
-    if not separator or not all(keys):
+    if not separator or not all(dotted.split(".")):
         raise ConfigError(f"--set takes a.b=value, got {override!r}")
     try:
         value = read_value(text)
     except ConfigError as error:
         raise ConfigError(f"--set {dotted}: {error}") from None
+    _lay_over(raw, dotted, value)
+
+
+def _lay_over(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    keys = dotted.split(".")
     node: Any = raw
     for key in keys[:-1]:
         if isinstance(node, list):

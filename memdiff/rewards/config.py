@@ -14,6 +14,7 @@ from memdiff.rewards.families_config import (
     JpegConfig,
     PickScoreConfig,
 )
+from memdiff.rewards.handed_over import HERE
 from memdiff.rewards.part_config import Part, resolve_file
 from memdiff.runtime.section import Float, Int
 
@@ -103,7 +104,7 @@ class PythonConfig(Part):
     @field_validator("file")
     @classmethod
     def _exists(cls, file: str, info: ValidationInfo) -> str:
-        path = resolve_file(file, info.context)
+        path = file if file == HERE else resolve_file(file, info.context)
         if path is None:
             raise ValueError(f"no such file: {file}")
         return path

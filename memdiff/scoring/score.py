@@ -10,7 +10,7 @@ from memdiff.models.quiet import quiet_libraries
 from memdiff.rewards.build import build_reward
 from memdiff.rewards.config import AnyPart
 from memdiff.runtime.ranks import device_of_this_process
-from memdiff.scoring.images import score_images, score_table, scores_json, summary_table
+from memdiff.scoring.images import ScoreRow, score_images, score_table, scores_json, summary_table
 
 
 def score_files(
@@ -27,14 +27,7 @@ def score_files(
     """
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise ConfigError(f"--json {json_file}: no such folder: {json_file.resolve().parent}")
-    quiet_libraries()
-    device = device_of_this_process()
-    rewards = {name: build_reward(part, device=device) for name, part in parts.items()}
-    chunk = min(part.chunk for part in parts.values())
-    progress = Console(stderr=True)
-    rows = score_images(
-        images, rewards, prompts, device=device, chunk=chunk, console=progress if progress.is_terminal else None
-    )
+    rows = score_rows(images, parts, prompts)
     if json_file is not None:
         try:
             json_file.write_text(scores_json(rows) + "\n", encoding="utf-8")
@@ -44,3 +37,15 @@ def score_files(
     screen.print(summary_table(rows))
     if each:
         screen.print(score_table(rows))
+
+
+def score_rows(images: Sequence[Path], parts: Mapping[str, AnyPart], prompts: Sequence[str]) -> list[ScoreRow]:
+    """Loads the rewards and scores the images, a row per image in their order. Raises ConfigError and RewardError."""
+    quiet_libraries()
+    device = device_of_this_process()
+    rewards = {name: build_reward(part, device=device) for name, part in parts.items()}
+    chunk = min(part.chunk for part in parts.values())
+    progress = Console(stderr=True)
+    return score_images(
+        images, rewards, prompts, device=device, chunk=chunk, console=progress if progress.is_terminal else None
+    )
