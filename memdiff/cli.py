@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -208,6 +209,45 @@ def doctor() -> None:
     from memdiff.doctor.examine import examine, show
 
     raise typer.Exit(show(examine()))
+
+
+@app.command(epilog="Example: memdiff init --model digits --reward digits:digits=[7] --out sevens.yaml")
+def init(
+    model: Annotated[str | None, typer.Option(help="digits, digits_text, a pipeline folder or a hub id.")] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="KIND or KIND:key=value,..., as for score; again for more.")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A text to make images from; again for more.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="ddpm, stable_diffusion or sdxl. Default: what the model says.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="reinforce, draft, alignprop or refl. Default: by the reward's gradient.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1)] = 20,
+    gpu: Annotated[str, typer.Option(help="The card that the next command plans for.")] = "t4",
+    gpus: Annotated[int, typer.Option(min=1, help="And how many of them.")] = 1,
+    out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a recipe with comments, to be planned, changed and trained. Asks for what is not given."""
+    asks = sys.stdin.isatty()
+    if model is None:
+        model = typer.prompt("model (digits, digits_text, a folder or a hub id)", default="digits") if asks else None
+    if not reward:
+        reward = [typer.prompt("reward, such as aesthetic, jpeg or python:file=mine.py")] if asks else None
+    if model is None or not reward:
+        raise ConfigError("init needs --model and --reward, such as --model digits --reward digits:digits=[7]")
+    from memdiff.recipe.init import Wish, kind_of, write_recipe
+    from memdiff.scoring.request import given_parts
+
+    if not prompt and asks and (model == "digits_text" or kind_of(model, kind) in ("stable_diffusion", "sdxl")):
+        prompt = [typer.prompt("prompt")]
+    parts = list(given_parts(reward, with_prompts=True).values())
+    raw = [part.model_dump(mode="json", exclude_unset=True) for part in parts]
+    write_recipe(Wish(model, raw, prompt or (), kind, method, rounds), parts, out)
+    typer.echo(f"wrote {out}. Next:")
+    typer.echo(f"  memdiff plan {out} --gpu {gpu} --gpus {gpus}      what fits the card, and why")
+    typer.echo(f"  memdiff train {out} --dry-run              what would run here")
 
 
 @app.command(epilog="Example: memdiff recipes")

@@ -7,12 +7,13 @@ line would print.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from memdiff.planner.plan import Plan
     from memdiff.recipe.recipe import Recipe
 
+RecipeLike: TypeAlias = "str | Path | Mapping[str, Any] | Recipe"  # a file, the name of one that ships, plain data
 RewardFunction = Callable[..., Any]  # score(images_BCHW, prompts) -> B numbers
 
 
@@ -65,9 +66,7 @@ class Samples:
         return self.grid.read_bytes()
 
 
-def read_recipe(
-    recipe: "str | Path | Mapping[str, Any] | Recipe", changes: Mapping[str, Any] | None = None
-) -> "Recipe":
+def read_recipe(recipe: RecipeLike, changes: Mapping[str, Any] | None = None) -> "Recipe":
     """A checked recipe: from a file, the name of one that ships, or plain data, with `{"run.rounds": 5}` laid over it.
 
     Raises ConfigError with the key, what was got and what is allowed.
@@ -87,7 +86,7 @@ def read_recipe(
 
 
 def plan(
-    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    recipe: RecipeLike,
     *,
     gpu: str = "t4",
     gpus: int = 1,
@@ -112,7 +111,7 @@ def plan(
 
 
 def train(
-    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    recipe: RecipeLike,
     reward: RewardFunction | Sequence[Mapping[str, Any]] | None = None,
     *,
     out: str | Path | None = None,
@@ -151,14 +150,13 @@ def train(
             f"a function of this program reaches no {world_size} processes; put it into a file and give "
             'reward=[{"kind": "python", "file": "my_reward.py"}], or gpus=1'
         )
-    with folder.prepare(checked, resume, file):
-        if way_on(checked, folder) is not None:
-            code = 0
-        elif world_size == 1:
-            code = run_here(checked, folder, "auto" if resume == "never" else resume, file)
-        else:
-            words = ["train", str(folder.path / "config.yaml"), "--out", str(folder.path), "--resume", "auto"]
-            code = run_ranks(checked, folder, [*words, *(("--ds-config", str(file)) if file else ())], world_size)
+    if world_size == 1:
+        code = run_here(checked, folder, resume, file)
+    else:
+        words = ["train", str(folder.path / "config.yaml"), "--out", str(folder.path), "--resume", "auto"]
+        words += ["--ds-config", str(file)] if file else []
+        with folder.prepare(checked, resume, file):
+            code = 0 if way_on(checked, folder) else run_ranks(checked, folder, words, world_size)
     if code not in (0, EXIT_STOPPED):
         error = MemdiffError(str(folder.status().get("message") or f"the run ended with exit code {code}"))
         error.exit_code = code
@@ -175,10 +173,15 @@ def sample(source: "str | Path | Run", *, num_images: int = 16, gpus: int | None
     from memdiff.sampling.processes import sample_over_processes
     from memdiff.sampling.request import make_request
 
-    defaults = dict.fromkeys(
-        ("batch_size", "steps", "eta", "guidance", "prompt", "prompts", "lora_scale", "adapter_steps")
-    )
-    known: dict[str, Any] = {**defaults, "best": False, "seed": 0, "mix": (), "precision": "auto", "out": None}
+    names = ("batch_size", "steps", "eta", "guidance", "prompt", "prompts", "lora_scale", "adapter_steps")
+    known: dict[str, Any] = {
+        **dict.fromkeys(names),
+        "best": False,
+        "seed": 0,
+        "mix": (),
+        "precision": "auto",
+        "out": None,
+    }
     unknown = options.keys() - known.keys()
     if unknown:
         raise TypeError(f"sample() has no option {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")

@@ -72,6 +72,9 @@ class SdxlConfig(LatentConfig):
     kind: Literal["sdxl"]
 
 
+EMBEDDED = ("digits", "digits_text")  # models that ship
+
+
 class EmbeddedConfig(Section):
     """A model that ships with memdiff and needs no download."""
 

@@ -129,7 +129,7 @@ class JpegConfig(Part):
 
     `size`      the file's kilobytes (1,000 bytes) as Pillow writes it (Black et al. 2023, DDPO); no gradient
     `distance`  mean square difference, times 1,000, between the image and its differentiable JPEG (as in Clark et al.
-                2023, DRaFT); needs the extra `memdiff[jpeg]`
+                2023, DRaFT); needs kornia: the extra `jpeg`
     """
 
     kind: Literal["jpeg"]

@@ -59,7 +59,7 @@ class JpegDistance:
         except ImportError:
             raise ConfigError(
                 "reward jpeg with measure: distance needs kornia, which is not installed; take measure: size, or "
-                "pip install 'memdiff[jpeg]'"
+                "pip install 'kornia>=0.8,<0.10'"
             ) from None
         self._codec = jpeg_codec_differentiable
         self.sign = -1.0 if part.prefer == "small" else 1.0

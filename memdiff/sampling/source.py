@@ -5,6 +5,7 @@ from pathlib import Path
 
 from memdiff.errors import ConfigError
 from memdiff.models.config import (
+    EMBEDDED,
     DdpmConfig,
     EmbeddedConfig,
     ModelConfig,
@@ -18,7 +19,6 @@ from memdiff.recipe.prompts import PromptsConfig
 from memdiff.training.run_folder import RunFolder
 
 GUIDANCE = 7.5  # of text models that come without a recipe: what diffusers takes for Stable Diffusion
-EMBEDDED = ("digits", "digits_text")
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,15 @@ def choose_world_size(gpus: int | None) -> int:
 
 def rank_environment(world_size: int) -> dict[str, str]:
     """For the ranks: compiled operators inside a checkout's own cache, the CPU's threads divided over CPU ranks."""
+    import torch
+
     environment = dict(os.environ)
     use_expandable_segments(environment)
     root = Path(__file__).resolve().parents[2]
     if (root / "pyproject.toml").is_file():
         environment.setdefault("TORCH_EXTENSIONS_DIR", str(root / ".cache" / "torch_extensions"))
+    if not torch.cuda.is_available():
+        environment.setdefault("DS_ACCELERATOR", "cpu")  # or each of DeepSpeed's processes warns that it found no other
     cores = len(os.sched_getaffinity(0))
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // world_size)))
     # deterministic cuBLAS, so that a resumed run gives the same bits

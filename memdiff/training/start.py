@@ -1,10 +1,12 @@
 """Starts a run whose recipe is right: in this process, or as ranks under DeepSpeed's launcher. No torch."""
 
+import os
 from pathlib import Path
 
+from memdiff.recipe.contents import contents_of
 from memdiff.recipe.recipe import Recipe
-from memdiff.training.launcher import launch
-from memdiff.training.run_folder import RunFolder
+from memdiff.training.launcher import launch, rank_environment
+from memdiff.training.run_folder import Resume, RunFolder
 
 
 def way_on(recipe: Recipe, folder: RunFolder) -> str | None:
@@ -25,17 +27,20 @@ def run_ranks(recipe: Recipe, folder: RunFolder, arguments: list[str], world_siz
     return code
 
 
-def run_here(recipe: Recipe, folder: RunFolder, resume: str, ds_config: Path | None) -> int:
+def run_here(recipe: Recipe, folder: RunFolder, resume: Resume, ds_config: Path | None) -> int:
     """One rank, this process: a notebook's or a script's. Returns the exit code."""
-    import os
-
-    from memdiff.training.launcher import rank_environment
+    if folder.exists() and resume != "never":
+        folder.check_same(recipe, contents_of(recipe, ds_config))
+        if way_on(recipe, folder):
+            return 0
+    from memdiff.models.quiet import quiet_libraries
     from memdiff.training.loop import train
 
+    quiet_libraries()
     for name, value in rank_environment(1).items():
         if name != "OMP_NUM_THREADS":  # torch has its threads already
             os.environ[name] = value
-    code = train(recipe, folder.path, resume=resume, ds_config_file=ds_config)  # pyright: ignore[reportArgumentType]
+    code = train(recipe, folder.path, resume=resume, ds_config_file=ds_config)
     if code == 0:
         write_report_of(folder.path)
     return code

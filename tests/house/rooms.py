@@ -26,7 +26,7 @@ ORDER = (
     ("reporting", "doctor"),
     ("training",),
     ("sampling", "scoring"),
-    ("cli",),
+    ("cli", "library"),
     ("__main__",),
 )
 

@@ -25,6 +25,7 @@ LIGHT = (
     "training.launcher",
     "sampling.processes",
     "cli",
+    "library",
     "reporting.grid",
     "reporting.rows",
     "digits.paths",
@@ -42,9 +43,10 @@ def test_every_room_has_a_place():
     assert {room_of(module) for module in FILES if module} == {room for line in ORDER for room in line}
 
 
-def test_the_root_holds_the_command_line_and_the_errors():
+def test_the_root_holds_the_command_line_the_library_and_the_errors():
     """Whatever else there is belongs to a room."""
-    assert {file.name for file in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "cli.py", "errors.py"}
+    names = {"__init__", "__main__", "cli", "errors", "library"}
+    assert {file.stem for file in PACKAGE.glob("*.py")} == names
 
 
 def test_the_rules_can_fail():
@@ -93,12 +95,12 @@ def test_big_libraries_are_fenced(library: str):
 
 
 def test_init_files_hold_a_docstring_alone():
-    """Importing one file of a room loads that file and not the room. The package's own holds the version beside it."""
+    """Importing one file of a room loads that file and not the room. The package's own offers the library."""
     for file in sorted(PACKAGE.rglob("__init__.py")):
         tree = ast.parse(file.read_text())
         assert ast.get_docstring(tree), f"{file.relative_to(ROOT)} has no docstring"
         rest = [ast.unparse(node).partition(" ")[0] for node in tree.body[1:]]
-        assert rest == (["__version__"] if file.parent == PACKAGE else []), file.relative_to(ROOT)
+        assert rest == (["from", "__version__", "__all__"] if file.parent == PACKAGE else []), file.relative_to(ROOT)
 
 
 def test_sections_know_pydantic_and_light_files_alone():

@@ -1,0 +1,81 @@
+"""memdiff from Python: a function of the program as the reward, the run it leaves, sampling, scoring, mistakes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import memdiff
+from memdiff.errors import ConfigError
+from memdiff.rewards.handed_over import HERE
+from tests.helpers.processes import run_python
+
+SCRIPT = """
+import json, sys
+import memdiff
+
+out = sys.argv[1]
+light = sum(module.split(".")[0] == "torch" for module in sys.modules)
+
+def dark(images_BCHW, prompts):
+    return -images_BCHW.mean(dim=(1, 2, 3))
+
+changes = {"run.rounds": 1, "run.images_per_round": 4, "sampler.steps": 3, "evaluate.images": 2, "evaluate.every": 1,
+           "evaluate.rewards": [], "method.baseline": "none"}
+run = memdiff.train("digits_reinforce", dark, out=f"{out}/run", gpus=1, changes=changes)
+once = len(run.metrics)
+run = memdiff.train("digits_reinforce", dark, out=f"{out}/run", gpus=1, changes=changes | {"run.rounds": 2})
+samples = memdiff.sample(run, num_images=3, steps=3, out=f"{out}/samples")
+rows = memdiff.score(samples, "jpeg:quality=90")
+print(json.dumps({
+    "light": light, "state": run.state, "once": once, "rows": len(run.metrics), "report": run.report.is_file(),
+    "model": (run.model / "model_index.json").is_file(), "grids": sorted(run.images), "samples": len(samples.images),
+    "png": samples._repr_png_()[:4].hex(), "scored": [sorted(row) for row in rows],
+    "rewards": [row["reward/dark"] for row in run.metrics if "reward/dark" in row],
+}))
+"""
+
+
+def test_a_function_of_the_program_trains_resumes_samples_and_scores(tmp_path: Path) -> None:
+    """One process and no launcher; importing memdiff loads no torch; the second call goes on where the first ended."""
+    done = run_python("-c", SCRIPT, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["light"], result["state"], result["report"], result["model"]) == (0, "complete", True, True)
+    assert result["rows"] > result["once"] and result["grids"] == [0, 1, 2]
+    assert result["samples"] == 3 and result["png"] == b"\x89PNG".hex()
+    assert result["scored"] == [["compressible", "image", "prompt"]] * 3
+    assert result["rewards"] and all(-1 < reward < 0 for reward in result["rewards"])
+
+
+def test_a_recipe_from_a_name_a_mapping_and_a_recipe() -> None:
+    named = memdiff.read_recipe("digits_ddpo", {"run.rounds": 3, "reward.0.weight": 2.0})
+    assert named.run.rounds == 3 and named.reward[0].weight == 2.0
+    assert memdiff.read_recipe(named.model_dump(mode="json")) == memdiff.read_recipe(named) == named
+    assert memdiff.read_recipe(named, {"run.rounds": 4}).run.rounds == 4 and named.run.rounds == 3
+    with pytest.raises(ConfigError, match=r"unknown key run\.roundz; did you mean rounds"):
+        memdiff.read_recipe("digits_ddpo", {"run.roundz": 3})
+
+
+def test_what_a_function_of_a_program_can_not_do() -> None:
+    """Reach other processes, or be there in another program."""
+
+    def dark(images: object, prompts: object) -> object:
+        return images
+
+    with pytest.raises(ConfigError, match="reaches no 2 processes; put it into a file"):
+        memdiff.train("digits_reinforce", dark, gpus=2)
+    recipe = memdiff.read_recipe("digits_ddpo", {"reward": [{"kind": "python", "file": HERE, "function": "gone"}]})
+    from memdiff.rewards.build import build_reward
+    from tests.helpers.tiny import CPU
+
+    with pytest.raises(ConfigError, match="gone was handed over by a Python program and is not here"):
+        build_reward(recipe.reward[0], device=CPU)
+    with pytest.raises(TypeError, match="has no option guidence"):
+        memdiff.sample("digits", guidence=2.0)
+
+
+def test_no_name_of_the_library_is_a_rooms() -> None:
+    """`memdiff.train` is a function whatever has been imported."""
+    rooms = {path.name for path in Path(memdiff.__file__).parent.iterdir() if path.is_dir()}
+    assert not set(memdiff.__all__) & rooms and all(hasattr(memdiff, name) for name in memdiff.__all__)
