@@ -1,25 +1,25 @@
 """Methods: what is sampled, scored and differentiated in a round. One algorithm per file.
 
-    advantages            From a round's rewards to REINFORCE's advantages, as a recipe's `method` says
-    alignprop             AlignProp: the reward's gradient through a random number of last steps
-    build                 From a recipe's `method` to the algorithm
-    config                Recipe section `method`
-    diagnostics           Diagnostics of a reward gradient's way back through the chain
-    draft                 DRaFT: the reward's gradient through the last K steps of the chain
-    eligibility           Each image's eligibility, taken while it is sampled: one forward of the network a step
-    experience            What a round's images are before and after they are made
-    method                What the training loop knows of an algorithm
-    micro_batches         Micro-batches of one shape, and their retry in halves where memory runs out
-    pair_diagnostics      Diagnostics of REINFORCE, summed piece by piece
-    predicted_baseline    A baseline of each image and step: the reward of the image that the model predicts there
-    prompt_rewards        Advantages against a prompt's own rewards, remembered over rounds
-    refl                  ReFL: one late step predicts the image at once
-    reinforce             REINFORCE over the whole denoising chain, with DDPO's ratio and DPOK's KL
-    reinforce_experience  What REINFORCE knows of a round between sampling it and its last update
-    reinforce_one_pass    REINFORCE whose gradient is taken while the images are sampled
-    reward_gradient       What the methods that differentiate the reward itself have in common: a round
-    sampling              A round's images, from noise to x_0, without a graph
-    scoring               From x_0 to the loss and back: decoder and rewards as pieces, one graph alive at a time
-    sweep                 The reverse sweep: the exact gradient of a loss on x_0 through the last steps of a chain
-    workload              What a round of a method comes to, for the planner: each method's section answers for itself
+advantages            From a round's rewards to REINFORCE's advantages, as a recipe's `method` says
+alignprop             AlignProp: the reward's gradient through a random number of last steps
+build                 From a recipe's `method` to the algorithm
+config                Recipe section `method`
+diagnostics           Diagnostics of a reward gradient's way back through the chain
+draft                 DRaFT: the reward's gradient through the last K steps of the chain
+eligibility           Each image's eligibility, taken while it is sampled: one forward of the network a step
+experience            What a round's images are before and after they are made
+method                What the training loop knows of an algorithm
+micro_batches         Micro-batches of one shape, and their retry in halves where memory runs out
+pair_diagnostics      Diagnostics of REINFORCE, summed piece by piece
+predicted_baseline    A baseline of each image and step: the reward of the image that the model predicts there
+prompt_rewards        Advantages against a prompt's own rewards, remembered over rounds
+refl                  ReFL: one late step predicts the image at once
+reinforce             REINFORCE over the whole denoising chain, with DDPO's ratio and DPOK's KL
+reinforce_experience  What REINFORCE knows of a round between sampling it and its last update
+reinforce_one_pass    REINFORCE whose gradient is taken while the images are sampled
+reward_gradient       What the methods that differentiate the reward itself have in common: a round
+sampling              A round's images, from noise to x_0, without a graph
+scoring               From x_0 to the loss and back: decoder and rewards as pieces, one graph alive at a time
+sweep                 The reverse sweep: the exact gradient of a loss on x_0 through the last steps of a chain
+workload              What a round of a method comes to, for the planner: each method's section answers for itself
 """

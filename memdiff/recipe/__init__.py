@@ -1,11 +1,11 @@
 """The recipe: its sections put together, read from a file, and what its paths hold.
 
-    contents       What lies behind the paths of a recipe
-    init           `memdiff init`: a recipe with comments from a few words: which model, which reward, on which card
-    model_options  From a recipe and its knobs to how its model is run: the same for a run and for its plan
-    prompts        Recipe section `prompts`: which texts images are made from, and which image gets which
-    reading        Reads a recipe file: YAML in, a checked `Recipe` out, every mistake as one line
-    recipe         The recipe: one YAML file, the sum of the rooms' own sections
-    schema         The JSON Schema of a recipe, for editors and for the documentation
-    shipped        The recipes that ship: found by name wherever memdiff is installed, and what each is about
+contents       What lies behind the paths of a recipe
+init           `memdiff init`: a recipe with comments from a few words: which model, which reward, on which card
+model_options  From a recipe and its knobs to how its model is run: the same for a run and for its plan
+prompts        Recipe section `prompts`: which texts images are made from, and which image gets which
+reading        Reads a recipe file: YAML in, a checked `Recipe` out, every mistake as one line
+recipe         The recipe: one YAML file, the sum of the rooms' own sections
+schema         The JSON Schema of a recipe, for editors and for the documentation
+shipped        The recipes that ship: found by name wherever memdiff is installed, and what each is about
 """

@@ -1,15 +1,15 @@
 """What every room stands on: devices, ranks, vector-Jacobian products, files. No model, no recipe.
 
-    cuda_allocator  How torch's CUDA allocator holds its memory: in segments that grow
-    exit_codes      The outermost frame of every program: errors become one line on stderr and an exit code
-    host_allocator  What the C library does with freed host memory
-    image_files     Image files in folders: what `memdiff sample` writes, and what is taken from a folder to be scored
-    memory_tags     What memory is for: a word that code may put on what it allocates, and that a ledger reads
-    numbered        Files and folders that memdiff numbers: `round_000003`, `image_000012.png`, and no other name
-    placement       The one function that moves things between a device and the host
-    ranks           The ranks of a run and the few collectives it needs, one process or many
-    section         The base of every recipe section. Imports pydantic only
-    state_dicts     Tensors by name, held to the network that they are for: all of them, in its shapes
-    units           Units that people read
-    vjp             Pieces: vector-Jacobian products that keep their graph or make it again
+cuda_allocator  How torch's CUDA allocator holds its memory: in segments that grow
+exit_codes      The outermost frame of every program: errors become one line on stderr and an exit code
+host_allocator  What the C library does with freed host memory
+image_files     Image files in folders: what `memdiff sample` writes, and what is taken from a folder to be scored
+memory_tags     What memory is for: a word that code may put on what it allocates, and that a ledger reads
+numbered        Files and folders that memdiff numbers: `round_000003`, `image_000012.png`, and no other name
+placement       The one function that moves things between a device and the host
+ranks           The ranks of a run and the few collectives it needs, one process or many
+section         The base of every recipe section. Imports pydantic only
+state_dicts     Tensors by name, held to the network that they are for: all of them, in its shapes
+units           Units that people read
+vjp             Pieces: vector-Jacobian products that keep their graph or make it again
 """

@@ -12,7 +12,7 @@ from memdiff.errors import EXIT_STOPPED, MemdiffError
 
 def guarded(action: Callable[[], Any]) -> NoReturn:
     """Exits with what `action` returns (None: 0); every error of ours is one line on stderr and its exit code."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 0.50 advises CPU users to install another package
+    quiet_bitsandbytes()
     try:
         code = action()
     except MemdiffError as error:
@@ -25,6 +25,11 @@ def guarded(action: Callable[[], Any]) -> NoReturn:
         code = _say(EXIT_STOPPED, "stopped")
     sys.stdout.flush()
     sys.exit(code or 0)
+
+
+def quiet_bitsandbytes() -> None:
+    """Version 0.50 advises CPU users to install another package."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _say(exit_code: int, message: str) -> int:

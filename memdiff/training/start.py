@@ -5,6 +5,7 @@ from pathlib import Path
 
 from memdiff.recipe.contents import contents_of
 from memdiff.recipe.recipe import Recipe
+from memdiff.runtime.exit_codes import quiet_bitsandbytes
 from memdiff.training.launcher import launch, rank_environment
 from memdiff.training.run_folder import Resume, RunFolder
 
@@ -37,6 +38,7 @@ def run_here(recipe: Recipe, folder: RunFolder, resume: Resume, ds_config: Path 
     from memdiff.training.loop import train
 
     quiet_libraries()
+    quiet_bitsandbytes()
     for name, value in rank_environment(1).items():
         if name != "OMP_NUM_THREADS":  # torch has its threads already
             os.environ[name] = value

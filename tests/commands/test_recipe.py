@@ -176,7 +176,7 @@ def test_yaml_runs_no_code(file: Path, tmp_path: Path):
 
 def test_files_that_cannot_be_read(file: Path, tmp_path: Path):
     """Missing, a folder, or larger than any recipe: each is told without reading on."""
-    with pytest.raises(ConfigError, match=r"no such recipe: .*missing\.yaml.*launch/recipes"):
+    with pytest.raises(ConfigError, match=r"no such recipe: .*missing\.yaml.*memdiff recipes"):
         read_recipe(tmp_path / "missing.yaml")
     with pytest.raises(ConfigError, match="can't be read: Is a directory"):
         read_recipe(tmp_path)

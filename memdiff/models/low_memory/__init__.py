@@ -1,5 +1,5 @@
 """Layers that keep less for the backward: the same bits from fewer bytes.
 
-    feed_forwards  Feed-forward layers of transformer blocks that are run again in the backward
-    layers         Layers that keep less for the backward than torch's and diffusers' own, for the same bits
+feed_forwards  Feed-forward layers of transformer blocks that are run again in the backward
+layers         Layers that keep less for the backward than torch's and diffusers' own, for the same bits
 """
