@@ -12,8 +12,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # ninja and the compiler wrappers lie beside the venv's python
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test test-slow test-gpu lint format bench bench-digits bench-queries bench-rewards bench-lora-scale \
-	bench-peers bench-gpu record-check rooms clean
+.PHONY: setup demo test test-slow test-gpu lint format bench bench-digits bench-queries bench-rewards bench-lora-scale bench-sft_pg \
+	bench-value_baseline bench-peers bench-gpu record-check rooms clean
 
 setup: $(READY)
 
@@ -48,7 +48,7 @@ bench: $(READY)
 	for suite in cpu chain world plan; do $(BIN)/python -m benchmarks run $$suite || exit 1; done
 	$(MAKE) bench-digits bench-queries
 
-bench-digits bench-queries bench-rewards: bench-%: $(READY)
+bench-digits bench-queries bench-rewards bench-sft_pg bench-value_baseline: bench-%: $(READY)
 	$(BIN)/python -m benchmarks.studies.$*
 
 bench-lora-scale: $(READY)

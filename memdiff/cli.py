@@ -32,10 +32,10 @@ def _say_version(wanted: bool) -> None:
 
 @app.callback()
 def _ranks(
+    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and stop.")
     ] = False,
-    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,
 ) -> None:
     """The deepspeed launcher puts --local_rank=N first, and names devices of its own."""
     if local_rank is not None:

@@ -58,7 +58,7 @@ def measure_parts(parts: Parts, settings: Mapping[str, Any]) -> dict[str, Any]:
             for part in parts.method.updates(experience):
                 parts.method.differentiate(parts.policy, part)
                 with mark("apply"):
-                    parts.engine.apply()
+                    parts.engine.apply(parts.method.rate)
 
         figures = seconds_of(update, updates=settings["updates"], warmup=settings["warmup"], device=ranks.device)
         if ranks.device.type == "cuda":

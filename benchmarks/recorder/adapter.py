@@ -106,7 +106,8 @@ def _listen(parts: Parts, seen: Seen, rehearsing: list[bool]) -> None:
             own = [[*each.sums.sums, each.log_probs_KB] for each in experience.eligibilities]
             seen.eligibilities.append([tensor.clone() for tensors in own for tensor in tensors])
 
-    def applied() -> None:
+    def applied(rate: float = 1.0) -> None:
+        del rate  # of the learning rate: what is added up does not know it
         seen.gradients.append([total.clone() for total in parts.engine.gradients.sums])
 
     for owner, name, listener in (

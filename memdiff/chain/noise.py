@@ -21,6 +21,8 @@ class Stream(IntEnum):
     RENOISE = 4  # of finished images, for DRaFT-LV
     TRUNCATION = 5  # which steps a gradient goes through
     PROMPTS = 6
+    REAL_IMAGES = 7  # which of them a round sees
+    MINIBATCHES = 8  # which pairs of a round share an update
 
 
 def draw_integer(*, seed: int, stream: Stream, round_number: int, image: int, low: int, high: int) -> int:
@@ -28,6 +30,13 @@ def draw_integer(*, seed: int, stream: Stream, round_number: int, image: int, lo
     key = np.array([seed, int(stream)], dtype=np.uint64)
     philox = np.random.Philox(key=key, counter=np.array([0, 0, image, round_number], dtype=np.uint64))
     return int(np.random.Generator(philox).integers(low, high, endpoint=True))
+
+
+def draw_order(*, seed: int, stream: Stream, number: int, count: int) -> list[int]:
+    """0..count-1 shuffled, by sorting random words: a function of these numbers alone. `number` is that of the draw."""
+    key = np.array([seed, int(stream)], dtype=np.uint64)
+    philox = np.random.Philox(key=key, counter=np.array([0, 0, 0, number], dtype=np.uint64))
+    return np.argsort(philox.random_raw(count), kind="stable").tolist()
 
 
 class Noise:

@@ -13,6 +13,7 @@ import numpy as np
 from memdiff.errors import ConfigError
 
 Spacing = Literal["leading", "linspace", "trailing"]
+SubSchedule = Literal["quadratic", "linear"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 
@@ -84,22 +85,49 @@ def chain_timesteps(training_timesteps: int, steps: int, *, spacing: Spacing, of
     return tuple(int(timestep) for timestep in timesteps)
 
 
+def sub_schedule_timesteps(training_timesteps: int, steps: int, kind: SubSchedule) -> tuple[int, ...]:
+    """The K timesteps of a shortcut, descending to 0 (Kong and Ping 2021, FastDPM's STEP; taken up by SFT-PG).
+
+    linear: floor(i (T - 1) / (K - 1)); quadratic: floor((i sqrt(0.8 T) / (K - 1))^2), which is denser near the image.
+    """
+    if steps < 2:
+        raise ConfigError(f"sampler.sub_schedule needs sampler.steps of at least 2, got {steps}")
+    if kind == "linear":
+        timesteps = np.floor(np.arange(steps) * ((training_timesteps - 1) / (steps - 1)))
+    else:
+        timesteps = np.floor(np.linspace(0, math.sqrt(0.8 * training_timesteps), steps) ** 2)
+    chosen = tuple(int(timestep) for timestep in timesteps[::-1])
+    if len(set(chosen)) < steps:
+        raise ConfigError(
+            f"sampler.sub_schedule {kind} of {steps} steps takes a timestep of {training_timesteps} twice; "
+            "use fewer sampler.steps, or sampler.timestep_spacing in its place"
+        )
+    return chosen
+
+
 def make_schedule(
     noise: NoiseSchedule,
     *,
     steps: int,
     eta: float,
     spacing: Spacing | None = None,
+    sub_schedule: SubSchedule | None = None,
     sigma_floor: float = 0.0,
+    final_std: float = 0.0,
     straight_through: bool = False,
 ) -> Schedule:
     """The chain of K = `steps` steps. As in diffusers, a step goes from t to s = t - T // K, whatever the spacing.
 
-    `sigma_floor` is the smallest std of a step, for sampling and density alike; above 0 the last step has one too.
+    With a `sub_schedule` each step goes to the next timestep of it instead. `sigma_floor` is the smallest std of a
+    step, for sampling and density alike; above 0 the last step has one too. `final_std` is that of the last step alone.
     """
     total = len(noise.alpha_bar)
-    timesteps = chain_timesteps(total, steps, spacing=spacing or noise.spacing, offset=noise.offset)
-    after = [timestep - total // steps for timestep in timesteps]
+    if sub_schedule is None:
+        timesteps = chain_timesteps(total, steps, spacing=spacing or noise.spacing, offset=noise.offset)
+        after = [timestep - total // steps for timestep in timesteps]
+    else:
+        timesteps = sub_schedule_timesteps(total, steps, sub_schedule)
+        after = [*timesteps[1:], -1]
     alpha_bar_t = [noise.alpha_bar[timestep] for timestep in timesteps]
     if noise.prediction_type == "epsilon" and min(alpha_bar_t) == 0:
         raise ConfigError(
@@ -107,6 +135,7 @@ def make_schedule(
         )
     alpha_bar_s = [noise.alpha_bar[s] if s >= 0 else noise.final_alpha_bar for s in after]
     sigma = [max(ddim_sigma(t, s, eta=eta), sigma_floor) for t, s in zip(alpha_bar_t, alpha_bar_s, strict=True)]
+    sigma[-1] = max(sigma[-1], final_std)
     return Schedule(
         timesteps,
         tuple(alpha_bar_t),

@@ -9,16 +9,22 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from memdiff.engine.engine import DeepSpeedEngine
 from memdiff.errors import CheckpointError
+from memdiff.methods.learner import Learner
 from memdiff.runtime.numbered import name_of, numbered
+from memdiff.runtime.placement import HOST
 from memdiff.runtime.ranks import Ranks
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
+LEARNERS = "learners.pt"
 PREFIX, PARTIAL = "round_", ".tmp"
 
 
@@ -28,8 +34,13 @@ class Checkpoints:
     def __init__(self, folder: Path, ranks: Ranks, *, keep: int) -> None:
         self.folder, self._ranks, self._keep = folder, ranks, keep
 
-    def save(self, engine: DeepSpeedEngine, state: dict[str, Any]) -> Path:
-        """Writes `round_N`, N being `state["round"]`, and removes the oldest beyond `keep`. Collective."""
+    def save(
+        self, engine: DeepSpeedEngine, state: dict[str, Any], learners: Mapping[str, Learner[Any]] | None = None
+    ) -> Path:
+        """Writes `round_N`, N being `state["round"]`, and removes the oldest beyond `keep`. Collective.
+
+        `learners` are a method's own networks, equal on every rank: the first one's are written.
+        """
         final = self.folder / name_of(PREFIX, state["round"])
         partial = self.folder / name_of(PREFIX, state["round"], PARTIAL)
         if self._ranks.is_first:
@@ -39,6 +50,8 @@ class Checkpoints:
         engine.save(partial)
         self._ranks.barrier()
         if self._ranks.is_first:
+            if learners:
+                torch.save({name: learner.state_dict() for name, learner in learners.items()}, partial / LEARNERS)
             (partial / STATE).write_text(json.dumps(state | {"world_size": self._ranks.world_size}, indent=2))
             _write_manifest(partial)
             shutil.rmtree(final, ignore_errors=True)
@@ -74,9 +87,13 @@ class Checkpoints:
             )
         return path, state
 
-    def load(self, engine: DeepSpeedEngine, path: Path) -> None:
-        """Weights, optimizer state and average of every rank."""
+    def load(self, engine: DeepSpeedEngine, path: Path, learners: Mapping[str, Learner[Any]] | None = None) -> None:
+        """Weights, optimizer state and average of every rank, and the method's own networks."""
         engine.load(path)
+        if learners:
+            states = torch.load(path / LEARNERS, weights_only=True, map_location=HOST)
+            for name, learner in learners.items():
+                learner.load_state_dict(states[name])
 
     def _newest_whole(self) -> Path | None:
         candidates = self._own()

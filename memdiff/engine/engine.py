@@ -90,10 +90,13 @@ class DeepSpeedEngine:
         """This rank's part of the fp32 masters, one flat tensor a parameter group."""
         return [partition.detach() for partition in self._zero.single_partition_of_fp32_groups]
 
-    def apply(self) -> Update:
-        """One engine backward and step. Raises NumericError on every rank where a gradient is not finite on any."""
+    def apply(self, rate: float = 1.0) -> Update:
+        """One engine backward and step, as `Engine` has it.
+
+        Raises NumericError on every rank where a gradient is not finite on any.
+        """
         scale = self.hand_over()
-        learning_rate = warmed_up(self._config, self.updates)
+        learning_rate = rate * warmed_up(self._config, self.updates)
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
         self._engine.step()

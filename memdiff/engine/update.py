@@ -26,8 +26,11 @@ class Engine(Protocol):
     gradients: Gradients
     updates: int
 
-    def apply(self) -> Update:
-        """One optimizer update from the summed gradients, which are zero afterwards."""
+    def apply(self, rate: float = 1.0) -> Update:
+        """One optimizer update from the summed gradients, which are zero afterwards.
+
+        `rate` multiplies the learning rate that the recipe gives this update.
+        """
         ...
 
     def weights(self) -> Mapping[str, torch.Tensor]:

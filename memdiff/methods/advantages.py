@@ -37,10 +37,16 @@ class Advantages:
         values_SN: torch.Tensor,
         steps: Sequence[int],
         chain_steps: int,
+        *,
+        spread: float | None = None,
     ) -> torch.Tensor:
-        """A_ik with the baseline's values of `steps` taken off; of other steps A_i: K N."""
+        """A_ik with the baseline's values of `steps` taken off; of other steps A_i: K N.
+
+        `spread`: how much an advantage of 1 is in the unit of `rewards_N` and the values. None: what whitening did.
+        """
         whitened, epsilon = self.config.advantage == "whiten", self.config.advantage_epsilon
-        spread = float(rewards_N.std(correction=0)) + epsilon if whitened else 1.0
+        if spread is None:
+            spread = float(rewards_N.std(correction=0)) + epsilon if whitened else 1.0
         by_step_KN = advantages_N.repeat(chain_steps, 1)
         by_step_KN[list(steps)] = step_advantages(advantages_N, rewards_N, values_SN, spread=spread)
         return self._clipped(by_step_KN)

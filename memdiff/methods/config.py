@@ -7,7 +7,9 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from memdiff.memory.knobs import Knobs
-from memdiff.methods.workload import Chain, Workload
+from memdiff.methods.learners_config import LEARNT_BYTES, ValueBaselineConfig
+from memdiff.methods.sft_pg_config import SftPgConfig
+from memdiff.methods.workload import Chain, ImageShape, Workload
 from memdiff.runtime.section import Float, Int, Section
 
 
@@ -15,6 +17,7 @@ class ReinforceConfig(Section):
     """REINFORCE over the whole chain; with several updates a round, DDPO (Black et al. 2023)."""
 
     states_are_fp32: ClassVar[bool] = False  # they are the policy's own, as they were sampled
+    takes_reward: ClassVar[bool] = True
 
     kind: Literal["reinforce"]
     advantage: Literal["whiten", "center", "leave_one_out"] = Field(
@@ -30,11 +33,13 @@ class ReinforceConfig(Section):
     )
     advantage_epsilon: Float = Field(default=1e-6, gt=0, description="Added to the std: equal rewards give zero.")
     advantage_clip: Float | None = Field(default=None, gt=0, description="Advantages are clamped to +- this. DDPO: 5.")
-    baseline: Literal["none", "predicted_image"] = Field(
+    baseline: Literal["none", "predicted_image", "value"] = Field(
         default="none",
         description="Taken off the advantages step by step. predicted_image: the reward of the image predicted there; "
-        "less noise for one more pass over the chain and as many reward queries as steps.",
+        "less noise for one more pass over the chain and as many reward queries as steps. value: what a value function "
+        "of x_t, which learns beside the model, expects (DPOK).",
     )
+    value: ValueBaselineConfig = Field(default=ValueBaselineConfig(), description="Of baseline: value.")
     log_prob_reduction: Literal["mean", "sum"] = Field(
         default="mean", description="Over the C*H*W dimensions. sum is the density; public code takes the mean."
     )
@@ -72,7 +77,7 @@ class ReinforceConfig(Section):
     def workload(self, chain: Chain, knobs: Knobs) -> Workload:
         """Of a round on this chain."""
         taking_part = self.steps_taking_part(chain)
-        baseline = taking_part if self.baseline != "none" else 0
+        baseline = taking_part if self.baseline == "predicted_image" else 0
         return Workload(
             by_micro_batch=False,
             rolled=chain.steps + baseline,
@@ -87,9 +92,14 @@ class ReinforceConfig(Section):
         )
 
     def shortened(self, steps: int) -> Self:
-        """On a chain of so few steps: one update, and a baseline is a rollout's step and a scoring."""
+        """On a chain of so few steps: one update, and a predicted baseline is a rollout's step and a scoring."""
         weights = {} if isinstance(self.step_weights, str) else {"step_weights": "uniform"}
-        return self.model_copy(update={"inner_updates": 1, "baseline": "none", **weights})
+        baseline = "none" if self.baseline == "predicted_image" else self.baseline
+        return self.model_copy(update={"inner_updates": 1, "baseline": baseline, **weights})
+
+    def own_bytes(self, shape: ImageShape, steps: int) -> int:
+        """A value function with its optimizer, on every GPU."""
+        return LEARNT_BYTES * self.value.elements(shape, steps) if self.baseline == "value" else 0
 
     @model_validator(mode="after")
     def _memory_has_no_others(self) -> Self:
@@ -99,7 +109,7 @@ class ReinforceConfig(Section):
 
     @model_validator(mode="after")
     def _baseline_over_all_images(self) -> Self:
-        if self.baseline != "none" and self.per_prompt:
+        if self.baseline == "predicted_image" and self.per_prompt:
             raise ValueError("baseline: predicted_image compares all images of a round; it goes with per_prompt: false")
         return self
 
@@ -133,11 +143,16 @@ class DirectConfig(Section):
     )
 
     states_are_fp32: ClassVar[bool] = True
+    takes_reward: ClassVar[bool] = True
 
     @property
     def needs_base(self) -> bool:
         """Whether the model before training is asked for its predictions."""
         return self.base_distance > 0
+
+    def own_bytes(self, shape: ImageShape, steps: int) -> int:
+        """None: the reward itself is differentiated."""
+        return 0
 
     @abstractmethod
     def workload(self, chain: Chain, knobs: Knobs) -> Workload:
@@ -286,4 +301,6 @@ class ReflConfig(DirectConfig):
         return f"method.last_step must be 0..{steps - 1} in a chain of sampler.steps {steps}, got {self.last_step}"
 
 
-MethodConfig = Annotated[ReinforceConfig | DraftConfig | AlignPropConfig | ReflConfig, Field(discriminator="kind")]
+MethodConfig = Annotated[
+    ReinforceConfig | DraftConfig | AlignPropConfig | ReflConfig | SftPgConfig, Field(discriminator="kind")
+]

@@ -3,13 +3,14 @@
 Shapes: N images over all ranks, P reward parts.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from memdiff.chain.noise import Noise
 from memdiff.methods.experience import Metrics, Round
+from memdiff.methods.learner import Learner
 from memdiff.models.policy import Policy
 
 
@@ -27,16 +28,25 @@ E = TypeVar("E", bound=Outcome)
 class Method(Protocol[E]):
     """One algorithm. A round: `collect`, then for each of `updates` one `differentiate`, after which the loop applies.
 
+    `rate` multiplies the learning rate of the model's updates, as it stands when an update is applied.
+
     Gradients go to the pieces' sums: W times this rank's share of the gradient of the loss, whose images are averaged
     over all ranks, since the engine averages over W ranks.
     """
+
+    rate: float
+
+    @property
+    def learners(self) -> Mapping[str, Learner[Any]]:
+        """Networks that it trains beside the model, equal on every rank; a checkpoint holds them."""
+        ...
 
     def collect(self, policy: Policy, this_round: Round) -> E:
         """Whatever has to be known before the first update."""
         ...
 
     def updates(self, experience: E) -> Iterator[E]:
-        """The parts of a round that get an optimizer update each."""
+        """The parts of a round that get an optimizer update each, which may be none. Updates are applied in between."""
         ...
 
     def differentiate(self, policy: Policy, part: E, /) -> Metrics:

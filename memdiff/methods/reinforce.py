@@ -2,9 +2,10 @@
 
     grad J = 1/N sum_i A_i sum_k w_k grad log p(x_{k+1} | x_k)
 
-What is removed from the textbook: no value function, no discount (the reward comes once, at the end), no minibatches of
-images. A piece is a micro-batch of (image, step) pairs; pairs of different steps share one. Steps without a density
-(sigma = 0: the last one of most pipelines) are left out of the sum, and those outside an adapter's window.
+What is removed from the textbook: no discount (the reward comes once, at the end), no minibatches of images, and the
+value function is an option (`baseline: value`). A piece is a micro-batch of (image, step) pairs; pairs of different
+steps share one. Steps without a density (sigma = 0: the last one of most pipelines) are left out of the sum, and those
+outside an adapter's window.
 
 `reinforce_one_pass` takes the first update's gradient while the images are sampled.
 
@@ -20,9 +21,10 @@ Gradients are divided by N over all ranks and multiplied by the world size, sinc
 Shapes: B pairs of one piece, n images of this rank, N images over all ranks, K steps, P reward parts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -37,11 +39,13 @@ from memdiff.memory.offload import decoding, scoring
 from memdiff.methods.advantages import Advantages
 from memdiff.methods.config import ReinforceConfig
 from memdiff.methods.experience import Metrics, Round
+from memdiff.methods.learner import Learner
 from memdiff.methods.micro_batches import MicroBatch, PieceSize, micro_batches
 from memdiff.methods.pair_diagnostics import PairDiagnostics, PairSums
 from memdiff.methods.predicted_baseline import predicted_rewards
 from memdiff.methods.reinforce_experience import Experience
 from memdiff.methods.sampling import sample
+from memdiff.methods.value_baseline import ValueBaseline
 from memdiff.models.policy import Policy, sample_step
 from memdiff.rewards.guards import diversity
 from memdiff.rewards.weighted_sum import WeightedReward, refuse_non_finite
@@ -66,20 +70,38 @@ class Replay:
 class Reinforce:
     """One round: `collect`, then for each of `updates` one `differentiate`; the caller applies in between."""
 
+    rate = 1.0
+
     def __init__(
-        self, config: ReinforceConfig, reward: WeightedReward, pieces: Pieces, ranks: Ranks, knobs: Knobs
+        self,
+        config: ReinforceConfig,
+        reward: WeightedReward,
+        pieces: Pieces,
+        ranks: Ranks,
+        knobs: Knobs,
+        *,
+        value: ValueBaseline | None = None,
     ) -> None:
         self.config, self.reward, self.pieces, self.ranks, self.knobs = config, reward, pieces, ranks, knobs
+        self.value = value
         self.size = PieceSize(knobs.micro_batch)
         self.advantages = Advantages(config)
+
+    @property
+    def learners(self) -> Mapping[str, Learner[Any]]:
+        """The value function, where it is the baseline."""
+        return {"value": self.value.learner} if self.value else {}
 
     def collect(self, policy: Policy, this_round: Round) -> Experience:
         """Samples this rank's images, scores them, and computes advantages over all ranks. No graph is kept."""
         x_0, experience = self._sampled(policy, this_round)
         advantages_N = self._scored(policy, experience, x_0)
-        if self.config.baseline == "predicted_image":
-            with this_round.clock.phase("reward"), torch.no_grad():
-                self._add_baseline(policy, experience, advantages_N)
+        with this_round.clock.phase("reward"):
+            if self.config.baseline == "predicted_image":
+                with torch.no_grad():
+                    self._add_predicted_baseline(policy, experience, advantages_N)
+            elif self.value is not None:
+                self._add_value_baseline(policy, experience, advantages_N, self.value)
         return experience
 
     def _sampled(self, policy: Policy, this_round: Round) -> tuple[torch.Tensor, Experience]:
@@ -126,9 +148,9 @@ class Reinforce:
         }  # fmt: skip
         return advantages_N
 
-    def _add_baseline(self, policy: Policy, experience: Experience, advantages_N: torch.Tensor) -> None:
+    def _add_predicted_baseline(self, policy: Policy, experience: Experience, advantages_N: torch.Tensor) -> None:
         """Advantages of each step, those of steps that don't take part as without a baseline."""
-        steps, images = self._steps(policy), experience.round.batch.images
+        steps = self._steps(policy)
         slopes = self.reward.slopes(experience.raw_PN.mean(dim=1).tolist())
         with scoring(self.reward, self.knobs):
             values_SN = predicted_rewards(
@@ -137,9 +159,29 @@ class Reinforce:
         by_step_KN = self.advantages.of_steps(
             advantages_N, experience.rewards_N, values_SN, steps, policy.schedule.steps
         )
+        experience.metrics["reward_queries"] *= 1 + len(steps)
+        self._by_step(experience, advantages_N, by_step_KN)
+
+    def _add_value_baseline(
+        self, policy: Policy, experience: Experience, advantages_N: torch.Tensor, value: ValueBaseline
+    ) -> None:
+        """The same with the values of what was learnt of earlier rounds; then it learns of this one."""
+        batch, steps, trajectory = experience.round.batch, self._steps(policy), experience.trajectory
+        values_SN = value.values(trajectory, steps, batch.num_images)
+        # Values are in the unit of the advantages already.
+        by_step_KN = self.advantages.of_steps(
+            advantages_N, advantages_N, values_SN, steps, policy.schedule.steps, spread=1.0
+        )
+        self._by_step(experience, advantages_N, by_step_KN)
+        experience.metrics["value_loss"] = value.learn(
+            trajectory, steps, experience.advantages_n, num_images=batch.num_images, round_number=batch.noise.round
+        )
+
+    def _by_step(self, experience: Experience, advantages_N: torch.Tensor, by_step_KN: torch.Tensor) -> None:
+        """Fills in advantages that differ by step, and how much of their variance is left."""
+        images = experience.round.batch.images
         experience.step_advantages_Kn = by_step_KN[:, images.start : images.stop]
         variance = advantages_N.var(correction=0).clamp(min=self.config.advantage_epsilon**2)
-        experience.metrics["reward_queries"] *= 1 + len(steps)
         experience.metrics["step_variance_left"] = by_step_KN.var(dim=1, correction=0) / variance
 
     def updates(self, experience: Experience) -> Iterator[Experience]:
@@ -279,7 +321,7 @@ class Reinforce:
 
     def passes(self, policy: Policy) -> int:
         """All steps forward, those that take part back, in every update that replays them; forward for a baseline."""
-        again = self.config.inner_updates + (self.config.baseline != "none")
+        again = self.config.inner_updates + (self.config.baseline == "predicted_image")
         return policy.schedule.steps + again * len(self._steps(policy))
 
     def halve(self) -> None:

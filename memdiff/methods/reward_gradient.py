@@ -14,7 +14,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -24,6 +25,7 @@ from memdiff.memory.offload import decoding, scoring
 from memdiff.methods.config import DirectConfig
 from memdiff.methods.diagnostics import Diagnostics
 from memdiff.methods.experience import Batch, Clock, Metrics, Round
+from memdiff.methods.learner import Learner
 from memdiff.methods.micro_batches import PieceSize, micro_batches
 from memdiff.methods.sampling import sample
 from memdiff.methods.scoring import Rows, Scored, Scoring, refuse_without_gradient
@@ -65,6 +67,7 @@ class RewardGradient(ABC, Generic[C]):
     """Differentiates the reward itself, back through each image's steps from its start on."""
 
     queries = 1  # rewards asked for, an image
+    rate, learners = 1.0, MappingProxyType[str, Learner[Any]]({})
 
     def __init__(self, config: C, reward: WeightedReward, pieces: Pieces, ranks: Ranks, knobs: Knobs) -> None:
         refuse_without_gradient(reward, config.kind)

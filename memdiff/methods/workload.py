@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+ImageShape = tuple[int, int, int]  # C H W of x_t
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -10,6 +12,7 @@ class Chain:
     steps: int
     noisy: int  # the first of them, which add noise: those have a density
     window: tuple[int, int] | None = None  # steps in which an adapter acts; None: all
+    images: int = 1  # of a round, over all ranks
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,11 @@ class Workload:
     may_take_one_pass: bool = False  # whether steps can be pulled in the rollout
     in_one_pass: bool = False  # whether they are: that saves their forward in it, and gradients wait for rewards
     replays: bool = True  # whether an update goes over stored states
+    minibatch_pairs: float | None = None  # steps of an image in one update, on average; None: all that take a gradient
 
     @property
-    def pairs(self) -> int:
+    def pairs(self) -> float:
         """Steps of an image that share micro-batches."""
+        if self.minibatch_pairs is not None:
+            return self.minibatch_pairs
         return 1 if self.by_micro_batch or self.in_one_pass else self.gradient_steps

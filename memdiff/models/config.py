@@ -1,9 +1,9 @@
 """Recipe sections `model`, `adapter`, `sampler`. No torch."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from memdiff.runtime.section import Float, Int, Section
 
@@ -144,6 +144,30 @@ class SamplerConfig(Section):
         le=1,
         description="Smallest std of a step, sampled and scored alike; above 0 every step has a density. 0: none.",
     )
+    sub_schedule: Literal["quadratic", "linear"] | None = Field(
+        default=None,
+        description="Timesteps of a shortcut, each step going to the next one: quadratic is denser near the image. "
+        "None: diffusers' steps, as timestep_spacing says.",
+    )
+    final_std: Float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Smallest std of the last step alone, which else adds no noise and has no density. SFT-PG: 0.001.",
+    )
+
+    @model_validator(mode="after")
+    def _one_spacing(self) -> Self:
+        if self.sub_schedule is not None and self.timestep_spacing is not None:
+            raise ValueError("sub_schedule and timestep_spacing both choose the timesteps; give one")
+        return self
+
+
+def noisy_steps(sampler: SamplerConfig) -> int:
+    """DDIM with eta above 0 adds noise in every step but the last, which needs a floor for it."""
+    if sampler.sigma_floor > 0 or (sampler.eta > 0 and sampler.final_std > 0):
+        return sampler.steps
+    return max(1, sampler.steps - 1) if sampler.eta > 0 else 0
 
 
 def resolve_source(path: str, context: object) -> str:

@@ -63,7 +63,9 @@ def sampling_chain(scheduler: DDIMScheduler, sampler: SamplerConfig) -> Schedule
         steps=sampler.steps,
         eta=sampler.eta,
         spacing=sampler.timestep_spacing,
+        sub_schedule=sampler.sub_schedule,
         sigma_floor=sampler.sigma_floor,
+        final_std=sampler.final_std,
         straight_through=sampler.clip_gradient == "straight_through",
     )
     if sampler.timestep_spacing is not None:

@@ -60,6 +60,7 @@ def estimate_round(rank_round: RankRound, knobs: Knobs, costs: PieceCosts, state
         "weights": sizes.unet,
         "gradients": 0 if knobs.accumulators == "host" else states.accumulators,
         "optimizer": states.optimizer_on_gpu,
+        "method networks": sizes.own_networks,
         "engine buckets": states.engine_resident,
         "trajectory": 0 if knobs.trajectory == "host" else trajectory,
         "activations": 0,
@@ -120,7 +121,7 @@ def _flops(rank_round: RankRound, work: Workload, knobs: Knobs, costs: PieceCost
     return flops, ideal
 
 
-def _filled(count: int, batch: int) -> float:
+def _filled(count: float, batch: int) -> float:
     """Rows that are computed over valid rows, in batches of one shape."""
     batches = -(-count // batch)
     size = min(batch, count)

@@ -50,6 +50,7 @@ class Sizes:
     elements: int  # trained
     largest_elements: int  # of one trained parameter
     state_elements: int  # of one x_t
+    own_networks: int = 0  # that the method trains beside the model, with their optimizers: as its section declares
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def measure(
         reward = build_weighted(recipe.reward, device=scoring, skeleton=True)
         held_out = build_weighted(recipe.evaluate.rewards, device=scoring, skeleton=True)
         ledger = Ledger(device=GPU, networks=_named(policy, reward) if paths else None)
-        sizes = enter(ledger, policy, reward, held_out)
+        own_networks = recipe.method.own_bytes(policy.shape, recipe.sampler.steps)
+        sizes = replace(enter(ledger, policy, reward, held_out), own_networks=own_networks)
         with ledger:
             gradients = Gradients(list(policy.trainable().values()), on_host=knobs.accumulators == "host")
             pieces = _Watched(gradients, ledger)
@@ -99,7 +101,8 @@ def measure(
             offload_idle(policy, eval_reward, knobs)
             method = recipe.method.shortened(steps) if cut_method else recipe.method
             # One rank of several differs from one alone in what it has to do, not in how.
-            algorithm = build_method(method, reward, pieces, Ranks(0, 1, GPU), knobs)
+            ranks = Ranks(0, 1, GPU)
+            algorithm = build_method(method, reward, pieces, ranks, knobs, policy, skeleton=True)
             with ledger.phase("encode"), memory_tag("weights"):
                 policy.encode(prompts)
             noise = BlankNoise(policy.shape)
@@ -110,7 +113,7 @@ def measure(
             evaluation_bytes = _evaluation(ledger, policy, reward, eval_reward, knobs, evaluated) if evaluated else {}
         return Measured(
             images=images,
-            work=method.workload(Chain(steps, len(policy.schedule.steps_with_density)), knobs),
+            work=method.workload(Chain(steps, len(policy.schedule.steps_with_density), images=images), knobs),
             peaks=ledger.peaks,
             flops=ledger.flops,
             recomputed_flops=ledger.recomputed_flops,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from memdiff.memory.knobs import Knobs, resolved
 from memdiff.methods.config import MethodConfig
 from memdiff.methods.workload import Chain, Workload
-from memdiff.models.config import SamplerConfig
+from memdiff.models.config import noisy_steps
 from memdiff.models.guidance import needs_guidance
 from memdiff.recipe.recipe import Recipe
 
@@ -41,20 +41,18 @@ def rank_round_of(recipe: Recipe, *, ranks: int, precision: str) -> RankRound:
     recipe.check_world_size(ranks)
     return RankRound(
         method=recipe.method,
-        chain=Chain(recipe.sampler.steps, _noisy(recipe.sampler), recipe.adapter.steps if recipe.adapter else None),
+        chain=Chain(
+            recipe.sampler.steps,
+            noisy_steps(recipe.sampler),
+            recipe.adapter.steps if recipe.adapter else None,
+            recipe.run.images_per_round,
+        ),
         images=-(-recipe.run.images_per_round // ranks),
         state_bytes=4 if precision == "fp32" or recipe.method.states_are_fp32 else 2,
-        chunk=max(part.chunk for part in recipe.reward),
+        chunk=max((part.chunk for part in recipe.reward), default=1),
         evaluated=-(-recipe.evaluate.images // ranks) if recipe.evaluate.every else 0,
         separable=recipe.adapter is not None,
     )
-
-
-def _noisy(sampler: SamplerConfig) -> int:
-    """DDIM with eta above 0 adds noise in every step but the last, which needs a floor for it."""
-    if sampler.sigma_floor > 0:
-        return sampler.steps
-    return max(1, sampler.steps - 1) if sampler.eta > 0 else 0
 
 
 def sizes_to_measure(recipe: Recipe, rank_round: RankRound) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ piece's fixed costs, taken as a tenth of a one-image piece. FLOPs outweigh the r
 setting with the least recomputation, of those the one that moves least, of those the one with the largest pieces.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -149,7 +150,8 @@ def keep_more(
 
 def batches(rank_round: RankRound, work: Workload, memory: MemoryConfig, base: Knobs) -> Iterator[dict[str, int]]:
     """Rows of a piece and of the rollout."""
-    largest = rank_round.images * (1 if work.by_micro_batch else max(1, work.gradient_steps))
+    pairs = max(1, work.gradient_steps) if work.minibatch_pairs is None else work.minibatch_pairs
+    largest = math.ceil(rank_round.images * (1 if work.by_micro_batch else pairs))
     sizes = list(_sizes(largest)) if memory.micro_batch == "auto" else [base.micro_batch]
     for micro in sizes:
         rollout = micro if work.by_micro_batch else 4 * micro

@@ -1,14 +1,16 @@
 """The recipe: one YAML file, the sum of the rooms' own sections. No torch."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from memdiff.engine.config import OptimizerConfig
 from memdiff.errors import ConfigError
 from memdiff.memory.knobs import MemoryConfig
-from memdiff.methods.config import DirectConfig, MethodConfig, ReinforceConfig
-from memdiff.models.config import AdapterConfig, ModelConfig, SamplerConfig, takes_prompts
+from memdiff.methods.config import DirectConfig, MethodConfig, ReinforceConfig, SftPgConfig
+from memdiff.methods.sft_pg_config import SFT_PG
+from memdiff.methods.workload import Chain
+from memdiff.models.config import AdapterConfig, ModelConfig, SamplerConfig, noisy_steps, takes_prompts
 from memdiff.recipe.prompts import PromptsConfig
 from memdiff.rewards.config import RewardPart, part_name, way_to_a_gradient
 from memdiff.rewards.guards_config import GuardsConfig
@@ -48,12 +50,20 @@ class Recipe(Section):
     sampler: SamplerConfig = SamplerConfig()
     prompts: PromptsConfig | None = Field(default=None, description="Text models only: what images are made from.")
     method: MethodConfig
-    reward: tuple[RewardPart, ...] = Field(min_length=1)
+    reward: tuple[RewardPart, ...] = Field(description="What is raised. SFT-PG takes none.")
     optimizer: OptimizerConfig = OptimizerConfig()
     memory: MemoryConfig = MemoryConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     guards: GuardsConfig = GuardsConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_reward(cls, raw: Any) -> Any:
+        """A method that takes no reward needs no key that says so."""
+        method = raw.get("method") if isinstance(raw, dict) else None
+        kind = method.get("kind") if isinstance(method, dict) else None
+        return {"reward": (), **raw} if kind == SFT_PG else raw
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -64,10 +74,14 @@ class Recipe(Section):
         for part in (*self.reward, *self.evaluate.rewards):
             if isinstance(part, TextPart) and part.prompt is None and self.prompts is None:
                 raise ValueError(f"reward {part_name(part)} needs a `prompt`; model.kind {self.model.kind} has none")
-        if isinstance(self.method, ReinforceConfig):
-            self._check_policy_gradient(self.method)
-        else:
-            self._check_reward_gradient(self.method)
+        self._check_reward()
+        match self.method:
+            case ReinforceConfig():
+                self._check_policy_gradient(self.method)
+            case SftPgConfig():
+                self._check_shortcut(self.method)
+            case _:
+                self._check_reward_gradient(self.method)
         if self.adapter is not None and self.trained_modules is not None:
             raise ValueError("trained_modules is for training without an adapter; adapter.targets chooses its layers")
         window = self.adapter.steps if self.adapter else None
@@ -78,10 +92,42 @@ class Recipe(Section):
         self._check_prompts()
         return self
 
+    def _check_reward(self) -> None:
+        """Raises ValueError where the method and the reward don't go together."""
+        kind = self.method.kind
+        if self.method.takes_reward and not self.reward:
+            raise ValueError(f"reward: method.kind {kind} needs at least 1 part, got none")
+        if not self.method.takes_reward and self.reward:
+            raise ValueError(
+                f"reward: method.kind {kind} takes none, since its critic is the cost; what is to be measured stands "
+                "under evaluate.rewards"
+            )
+
+    def _check_density(self) -> None:
+        """Raises ValueError where no step of the chain has a density."""
+        if self.sampler.eta == 0 and self.sampler.sigma_floor == 0:
+            raise ValueError(
+                f"sampler.eta 0 has no density, so method {self.method.kind} has no gradient; set sampler.eta to 1"
+            )
+
+    def _check_shortcut(self, method: SftPgConfig) -> None:
+        """Raises ValueError where model, chain or round don't fit shortcut fine-tuning."""
+        self._check_density()
+        if takes_prompts(self.model):
+            raise ValueError(
+                f"method.kind sft_pg compares images with real ones and takes models of images without prompts, such "
+                f"as model.kind ddpm; got {self.model.kind}"
+            )
+        if self.memory.one_pass is True:
+            raise ValueError(f"memory.one_pass is for method.kind: reinforce, got {method.kind}")
+        sampler, window = self.sampler, self.adapter.steps if self.adapter else None
+        misfit = method.misfit(Chain(sampler.steps, noisy_steps(sampler), window, self.run.images_per_round))
+        if misfit is not None:
+            raise ValueError(misfit)
+
     def _check_policy_gradient(self, method: ReinforceConfig) -> None:
         """Raises ValueError where the chain has no density, or steps and their weights differ in number."""
-        if self.sampler.eta == 0 and self.sampler.sigma_floor == 0:
-            raise ValueError("sampler.eta 0 has no density, so method reinforce has no gradient; set sampler.eta to 1")
+        self._check_density()
         weights = method.step_weights
         if not isinstance(weights, str) and len(weights) != self.sampler.steps:
             raise ValueError(

@@ -9,10 +9,19 @@ from contextvars import ContextVar
 from typing import Literal
 
 MemoryTag = Literal[
-    "weights", "gradients", "optimizer", "engine buckets", "trajectory", "activations", "decoder", "reward"
+    "weights",
+    "gradients",
+    "optimizer",
+    "method networks",
+    "engine buckets",
+    "trajectory",
+    "activations",
+    "decoder",
+    "reward",
 ]
 MEMORY_TAGS: tuple[MemoryTag, ...] = (
-    "weights", "gradients", "optimizer", "engine buckets", "trajectory", "activations", "decoder", "reward",
+    "weights", "gradients", "optimizer", "method networks", "engine buckets", "trajectory", "activations", "decoder",
+    "reward",
 )  # fmt: skip
 
 _category: ContextVar[MemoryTag | None] = ContextVar("category", default=None)

@@ -104,7 +104,7 @@ def connect(
     )
     eval_reward = WeightedReward([*reward.parts, *held_out.parts], device=reward.device)
     pieces = Pieces(engine.gradients)
-    method = build_method(recipe.method, reward, pieces, ranks, knobs)
+    method = build_method(recipe.method, reward, pieces, ranks, knobs, policy, seed=recipe.run.seed)
     offload_idle(policy, eval_reward, knobs)
     prompts = PromptSet.read(recipe.prompts)
     return Parts(

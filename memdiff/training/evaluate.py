@@ -3,6 +3,7 @@
 Shapes: n images of this rank, N images over all ranks, P reward parts.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -59,7 +60,8 @@ def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistic
     refuse_non_finite(raw_PN, parts.eval_reward.names)
     trained_PN, held_out_PN = raw_PN.split([len(parts.reward.parts), len(raw_PN) - len(parts.reward.parts)])
     statistics = statistics or parts.reward.statistics_of(trained_PN)
-    reward_mean = parts.reward.value(trained_PN, statistics)
+    # Of a method that takes no reward nothing says which round is the best.
+    reward_mean = parts.reward.value(trained_PN, statistics) if parts.reward.parts else math.nan
     numbers = {"reward_mean": reward_mean, "images": count, **part_means(parts.eval_reward, raw_PN)}
     numbers |= {key: float(value) for key, value in differences.items() if value.isfinite()}
     for name, scores_N in zip(parts.held_out, held_out_PN, strict=True):

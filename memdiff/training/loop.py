@@ -87,11 +87,11 @@ class Run:
             reset_peak(parts.ranks)
             this_round = new_round(parts, number, clock, self.progress)
             experience = parts.method.collect(parts.policy, this_round)
-            part, diagnostics, updates = None, {}, []
+            updates, diagnostics, part = [], {}, experience
             for part in parts.method.updates(experience):
                 diagnostics = parts.method.differentiate(parts.policy, part)
                 with clock.phase("train"):
-                    updates.append(parts.engine.apply())
+                    updates.append(parts.engine.apply(parts.method.rate))
             self.run_state.round, self.run_state.images = number, self.run_state.images + this_round.batch.num_images
             self.run_state.statistics = to_json(parts.reward.statistics)
             self.run_state.objective = parts.method.state()
@@ -100,7 +100,7 @@ class Run:
             self.finish(row)
             stopped, alarmed = self.someone_asked_to_stop(), self.run_state.alarm is not None
             if stopped or alarmed or number % parts.recipe.run.save_every == 0 or number == rounds:
-                self.checkpoints.save(parts.engine, vars(self.run_state))
+                self.checkpoints.save(parts.engine, vars(self.run_state), parts.method.learners)
             if alarmed:
                 break
             if stopped and number < rounds:
@@ -204,7 +204,7 @@ def restore(
     run_state = RunState()
     if latest is not None:
         path, state = latest
-        checkpoints.load(parts.engine, path)
+        checkpoints.load(parts.engine, path, parts.method.learners)
         run_state = RunState(**{key: state[key] for key in vars(run_state)})
         parts.reward.statistics = from_json(run_state.statistics)
         parts.method.restore(run_state.objective)

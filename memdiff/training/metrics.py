@@ -21,17 +21,21 @@ from memdiff.training.run_state import RunState
 def round_row(
     parts: Parts, run_state: RunState, outcome: Outcome, updates: Sequence[Update], diagnostics: Metrics, clock: Clock
 ) -> Metrics:
-    """One row of metrics.jsonl, over all ranks. Of the round's `updates` the last one; `skipped` counts them all."""
+    """One row of metrics.jsonl, over all ranks. Of the round's `updates` the last one; `skipped` counts them all.
+
+    A method may have none in a round; the reward of one that takes no parts is its own.
+    """
     ranks, rewards_N, raw_PN = parts.ranks, outcome.rewards_N, outcome.raw_PN
     phases = ("rollout", "reward", "train")
     slowest = ranks.max(torch.tensor([clock.seconds.get(phase, 0.0) for phase in phases], device=ranks.device)).tolist()
-    update = updates[-1]
+    update = updates[-1] if updates else Update(math.nan, math.nan, False, math.nan)
+    has_parts = bool(parts.reward.parts)
     row: Metrics = {
         "round": run_state.round,
         "update": parts.engine.updates,
         "images": run_state.images,
         "images_in_round": len(rewards_N),
-        "reward_mean": parts.reward.value(raw_PN, parts.reward.statistics),
+        "reward_mean": parts.reward.value(raw_PN, parts.reward.statistics) if has_parts else float(rewards_N.mean()),
         "reward_std": float(rewards_N.std(correction=0)),
         **part_means(parts.reward, raw_PN),
         **{

@@ -330,3 +330,31 @@ def test_an_offset_beyond_the_schedule_is_refused():
         schedule_of(scheduler, 1000)
     assert schedule_of(scheduler, 500).timesteps[0] == 999
     assert math.isclose(schedule_of(scheduler, 500).alpha_bar_t[0], float(scheduler.alphas_cumprod[999]))
+
+
+def test_sub_schedules_by_hand():
+    """T = 1000, K = 5. linear: i 999 / 4 rounded down. quadratic: (i sqrt(800) / 4)^2 = 50 i^2. Each step goes to the
+    next timestep, the last one to the image; eta 1 gives DDPM's posterior variance between them, and `final_std` the
+    last step, which has none else."""
+    noise = noise_schedule(ddim(clip_sample=False, **BETAS["linear"]))
+    linear = make_schedule(noise, steps=5, eta=1, sub_schedule="linear", final_std=0.001)
+    assert linear.timesteps == (999, 749, 499, 249, 0)
+    quadratic = make_schedule(noise, steps=5, eta=1, sub_schedule="quadratic")
+    assert quadratic.timesteps[1:] == (450, 200, 50, 0) and quadratic.timesteps[0] in (799, 800)  # by rounding
+    for schedule in (linear, quadratic):
+        assert schedule.alpha_bar_s == (*schedule.alpha_bar_t[1:], 1.0)
+        for t, s, sigma in zip(schedule.alpha_bar_t[:-1], schedule.alpha_bar_s[:-1], schedule.sigma[:-1], strict=True):
+            beta = 1 - t / s
+            assert sigma == pytest.approx(math.sqrt(beta * (1 - s) / (1 - t)))
+    assert linear.sigma[-1] == 0.001 and quadratic.sigma[-1] == 0
+    assert len(linear.steps_with_density) == 5 and len(quadratic.steps_with_density) == 4
+
+
+def test_sub_schedules_that_repeat_a_timestep_are_refused():
+    """(sqrt(800) / 29)^2 < 1: timestep 0 would come twice. One step alone would begin at the image."""
+    noise = noise_schedule(ddim(clip_sample=False, **BETAS["linear"]))
+    assert make_schedule(noise, steps=29, eta=1, sub_schedule="quadratic").steps == 29
+    with pytest.raises(ConfigError, match="takes a timestep of 1000 twice"):
+        make_schedule(noise, steps=30, eta=1, sub_schedule="quadratic")
+    with pytest.raises(ConfigError, match=r"needs sampler\.steps of at least 2"):
+        make_schedule(noise, steps=1, eta=1, sub_schedule="linear")

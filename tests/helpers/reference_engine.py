@@ -27,9 +27,9 @@ class ReferenceEngine:
         self.gradients = Gradients(self._parameters)
         self.updates = 0
 
-    def apply(self) -> Update:
+    def apply(self, rate: float = 1.0) -> Update:
         """Averages the sums over ranks, clips, steps the masters, writes the working copies."""
-        learning_rate = warmed_up(self._config, self.updates)
+        learning_rate = rate * warmed_up(self._config, self.updates)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         for master, total in zip(self._masters, self.gradients.sums, strict=True):
