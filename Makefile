@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # ninja and the compiler wrappers lie beside the venv's python
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test test-slow test-gpu lint format bench bench-digits bench-queries bench-rewards bench-lora-scale bench-sft_pg \
+.PHONY: setup demo test test-slow test-gpu faults soak lint format bench bench-digits bench-queries bench-rewards bench-lora-scale bench-sft_pg \
 	bench-value_baseline bench-peers bench-gpu record-check rooms clean
 
 setup: $(READY)
@@ -34,6 +34,13 @@ test-slow: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+# real runs, killed, stopped, frozen and starved: about 6 minutes; `make soak` takes hours
+faults: $(READY)
+	$(BIN)/python -m tests.faults
+
+soak: $(READY)
+	$(BIN)/python -m tests.faults --soak
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -4,15 +4,21 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from memdiff import __version__
-from memdiff.errors import ConfigError
+from memdiff.errors import CheckpointError, ConfigError
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.runtime.exit_codes import guarded
+
+if TYPE_CHECKING:
+    from memdiff.processes.stops import Stops
+    from memdiff.recipe.recipe import Recipe
+    from memdiff.training.run_folder import Resume, RunFolder
 
 app = typer.Typer(
     name="memdiff",
@@ -59,11 +65,31 @@ def train(
 
     Under the deepspeed launcher this process is one rank; otherwise it starts the launcher itself.
     """
-    from memdiff.processes.ancestors import watch_ancestors
+    from memdiff.processes.rank import begin_rank, under_launcher
+    from memdiff.processes.stops import Stops, exit_at_once
 
-    watch_ancestors()  # before imports that take their time
+    if under_launcher():
+        stops, heartbeat = begin_rank()  # before imports that take their time
+        with stops.leaving():
+            checked, folder = _checked(recipe, out, set_, resume, ds_config)
+            from memdiff.training.loop import train as train_rank
+        how = cast("Resume", resume)
+        raise typer.Exit(train_rank(checked, folder.path, stops, heartbeat, resume=how, ds_config_file=ds_config))
+    stops = Stops(exit_at_once)
+    stops.listen()
+    try:
+        with stops.leaving():
+            code = _train(recipe, out, gpus, set_ or [], resume, ds_config, stops, dry_run=dry_run)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or 'a file'} can't be used: {error.strerror or error}") from None
+    raise typer.Exit(code)
+
+
+def _checked(
+    recipe: Path, out: Path | None, set_: list[str] | None, resume: str, ds_config: Path | None
+) -> "tuple[Recipe, RunFolder]":
+    """The recipe and the folder that the arguments name. Raises ConfigError."""
     from memdiff.recipe.reading import read_recipe
-    from memdiff.training.launcher import choose_world_size, under_launcher
     from memdiff.training.run_folder import RunFolder
 
     if resume not in ("auto", "must", "never"):
@@ -74,20 +100,27 @@ def train(
         from memdiff.engine.ds_config import read_user_file
 
         read_user_file(ds_config)
-    if under_launcher():
-        from memdiff.training.loop import train as train_rank
+    return checked, folder
 
-        raise typer.Exit(train_rank(checked, folder.path, resume=resume, ds_config_file=ds_config))
+
+def _train(
+    recipe: Path, out: Path | None, gpus: int | None, set_: list[str], resume: Any, ds_config: Path | None,
+    stops: "Stops", *, dry_run: bool,
+) -> int:  # fmt: skip
+    """What `memdiff train` does where no launcher started it. Returns the exit code."""
+    from memdiff.training.launcher import choose_world_size
+
+    checked, folder = _checked(recipe, out, set_, resume, ds_config)
     world_size = choose_world_size(gpus)
     checked.check_world_size(world_size)
     if dry_run:
         from memdiff.training.preview import preview
 
         typer.echo("\n".join(preview(checked, folder, world_size, resume, ds_config)))
-        raise typer.Exit
+        return 0
     arguments = ["train", str(recipe), "--out", str(folder.path)]
     arguments += ["--resume", "auto" if resume == "never" else resume]
-    arguments += [word for override in set_ or () for word in ("--set", override)]
+    arguments += [word for override in set_ for word in ("--set", override)]
     arguments += ["--ds-config", str(ds_config.resolve())] if ds_config else []
     from memdiff.training.start import run_ranks, way_on
 
@@ -95,9 +128,10 @@ def train(
         more = way_on(checked, folder)
         if more is not None:
             typer.echo(f"this run is complete ({folder.status()['round']} rounds); for more, --set {more}")
-        code = 0 if more else run_ranks(checked, folder, arguments, world_size)
-    typer.echo(str(folder.path))
-    raise typer.Exit(code)
+        code = 0 if more else run_ranks(folder, arguments, world_size, stops)
+    with suppress(OSError):  # who reads may be gone
+        typer.echo(str(folder.path))
+    return code
 
 
 @app.command(epilog="Example: memdiff sample runs/digits --num-images 64 --out samples")

@@ -1,7 +1,8 @@
 """Errors that a person reads: one line (what, what was got, what to do) and an exit code.
 
 Exit codes: 0 done, 2 recipe or arguments, 3 reward, 4 numeric, 5 checkpoint, 6 peer lost or hung, 7 out of memory at
-micro-batch 1, 75 stopped on request and saved. A bug of ours is an assertion or an ordinary traceback instead.
+micro-batch 1, 75 stopped on request (saved, or nothing had been trained). A bug of ours is an assertion or an ordinary
+traceback instead.
 """
 
 EXIT_STOPPED = 75
@@ -14,6 +15,16 @@ class MemdiffError(Exception):
 
     def __str__(self) -> str:
         return " ".join(super().__str__().split())
+
+
+class StopRequested(BaseException):
+    """Somebody asked this process to stop. `agreed`: all ranks know, and leave at the same collective."""
+
+    def __init__(
+        self, message: str = "stopped on request; nothing had been trained by this command", *, agreed: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.agreed = agreed
 
 
 class ConfigError(MemdiffError):
@@ -44,6 +55,9 @@ class PeerError(MemdiffError):
     """Another rank was lost or hangs."""
 
     exit_code = 6
+
+
+LOST = "lost the connection to another rank"  # what the ranks that are left can say, which is not why
 
 
 class OutOfMemoryError(MemdiffError):

@@ -132,7 +132,7 @@ def train(
     from memdiff.rewards.handed_over import HERE, hand_over
     from memdiff.training.launcher import choose_world_size
     from memdiff.training.run_folder import RunFolder
-    from memdiff.training.start import run_here, run_ranks, way_on
+    from memdiff.training.start import programs_stops, run_here, run_ranks, way_on
 
     changed = dict(changes or {})
     if callable(reward):
@@ -150,13 +150,14 @@ def train(
             f"a function of this program reaches no {world_size} processes; put it into a file and give "
             'reward=[{"kind": "python", "file": "my_reward.py"}], or gpus=1'
         )
-    if world_size == 1:
-        code = run_here(checked, folder, resume, file)
-    else:
-        words = ["train", str(folder.path / "config.yaml"), "--out", str(folder.path), "--resume", "auto"]
-        words += ["--ds-config", str(file)] if file else []
-        with folder.prepare(checked, resume, file):
-            code = 0 if way_on(checked, folder) else run_ranks(checked, folder, words, world_size)
+    with programs_stops() as stops:
+        if world_size == 1:
+            code = run_here(checked, folder, resume, file, stops)
+        else:
+            words = ["train", str(folder.path / "config.yaml"), "--out", str(folder.path), "--resume", "auto"]
+            words += ["--ds-config", str(file)] if file else []
+            with folder.prepare(checked, resume, file):
+                code = 0 if way_on(checked, folder) else run_ranks(folder, words, world_size, stops)
     if code not in (0, EXIT_STOPPED):
         error = MemdiffError(str(folder.status().get("message") or f"the run ended with exit code {code}"))
         error.exit_code = code

@@ -3,6 +3,7 @@
 build_lock  The `lock` file in an operator's build folder: whether anybody holds it
 checkpoint  Checkpoints of a run: every rank's shard, the round's state, and a manifest with checksums, written last
 config      Recipe section `optimizer`, no deepspeed
+divergence  Whether all ranks hold the same weights: one integer a parameter, compared before each update
 ds_config   The DeepSpeed JSON: from the file in ds_configs/ that fits the recipe, or from the user's own
 engine      DeepSpeed ZeRO-2 around the list of trainable parameters: one backward, one step, an update
 operators   DeepSpeed's operators: compiled at the first start that needs them, by one process at a time

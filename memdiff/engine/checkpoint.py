@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ import torch
 from memdiff.engine.engine import DeepSpeedEngine
 from memdiff.errors import CheckpointError
 from memdiff.methods.learner import Learner
+from memdiff.processes import landmarks
 from memdiff.runtime.numbered import name_of, numbered
 from memdiff.runtime.placement import HOST
 from memdiff.runtime.ranks import Ranks
@@ -26,56 +28,120 @@ MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 LEARNERS = "learners.pt"
 PREFIX, PARTIAL = "round_", ".tmp"
+NUMBERS = ("round", "world_size")  # of a state
+MAPPINGS = ("statistics", "objective", "evaluate_statistics", "first")
+FAILURES_IN_A_ROW = 3  # to save, before a run ends for it
+MIB = 2**20
+WAY_OUT = "use another --out, or start over with --resume never"
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of a run."""
+    """The `checkpoints/` folder of a run. `say` takes a line that people read, on the first rank.
 
-    def __init__(self, folder: Path, ranks: Ranks, *, keep: int) -> None:
-        self.folder, self._ranks, self._keep = folder, ranks, keep
+    `learners` are a method's own networks, equal on every rank: the first one's are written.
+    """
 
-    def save(
-        self, engine: DeepSpeedEngine, state: dict[str, Any], learners: Mapping[str, Learner[Any]] | None = None
-    ) -> Path:
+    def __init__(
+        self,
+        folder: Path,
+        ranks: Ranks,
+        *,
+        keep: int,
+        learners: Mapping[str, Learner[Any]] | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.folder, self._ranks, self._keep, self._say = folder, ranks, keep, say
+        self.learners: Mapping[str, Learner[Any]] = learners or {}
+        self.failures = 0  # in a row
+
+    def save(self, engine: DeepSpeedEngine, state: dict[str, Any]) -> Path | None:
         """Writes `round_N`, N being `state["round"]`, and removes the oldest beyond `keep`. Collective.
 
-        `learners` are a method's own networks, equal on every rank: the first one's are written.
+        None where a rank could not write: what was saved before is as it was, and a line says why. Raises
+        CheckpointError for the third time in a row.
         """
         final = self.folder / name_of(PREFIX, state["round"])
         partial = self.folder / name_of(PREFIX, state["round"], PARTIAL)
+        with landmarks.at("save"):
+            error = self._write(engine, state, partial, final)
+            if error is None:
+                self.failures = 0
+                return final
+            if self._ranks.is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+        self.failures += 1
+        problem = f"round {state['round']} could not be saved by rank {error[0]}: {error[2]}{self._room(engine)}"
+        if self.failures == FAILURES_IN_A_ROW:
+            raise CheckpointError(f"{problem}; that is the third time in a row")
+        self._say(f"warning: {problem}; the run goes on, and what was saved before is as it was")
+        return None
+
+    def _write(
+        self, engine: DeepSpeedEngine, state: dict[str, Any], partial: Path, final: Path
+    ) -> tuple[int, str, str] | None:
+        """What the lowest rank that could not write has to say; the same on every rank."""
+        for step in (self._begin, self._write_shards, self._conclude):
+            error = None
+            try:
+                step(engine, state, partial, final)
+            except (OSError, RuntimeError, CheckpointError) as problem:  # torch's zip writer raises RuntimeError
+                error = CheckpointError(_cause(problem, partial))
+            failure = self._ranks.first_error(error)
+            if failure is not None:
+                return failure
+        return None
+
+    def _begin(self, engine: DeepSpeedEngine, state: dict[str, Any], partial: Path, final: Path) -> None:
+        landmarks.go_to("save.begin")
         if self._ranks.is_first:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        self._ranks.barrier()
-        engine.save(partial)
-        self._ranks.barrier()
-        if self._ranks.is_first:
-            if learners:
-                torch.save({name: learner.state_dict() for name, learner in learners.items()}, partial / LEARNERS)
-            (partial / STATE).write_text(json.dumps(state | {"world_size": self._ranks.world_size}, indent=2))
-            _write_manifest(partial)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            _sync(self.folder)
-            self._remove_old(state["round"])
-        self._ranks.barrier()
-        return final
 
-    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+    def _write_shards(self, engine: DeepSpeedEngine, state: dict[str, Any], partial: Path, final: Path) -> None:
+        engine.save(partial)
+        landmarks.go_to("save.after_shard")
+
+    def _conclude(self, engine: DeepSpeedEngine, state: dict[str, Any], partial: Path, final: Path) -> None:
+        """Only the first rank: state, manifest, name. The name is what makes a checkpoint of it."""
+        if not self._ranks.is_first:
+            return
+        if self.learners:
+            torch.save({name: learner.state_dict() for name, learner in self.learners.items()}, partial / LEARNERS)
+        (partial / STATE).write_text(json.dumps(state | {"world_size": self._ranks.world_size}, indent=2))
+        landmarks.go_to("save.before_manifest")
+        _write_manifest(partial)
+        landmarks.go_to("save.before_rename")
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(self.folder)
+        landmarks.go_to("save.after_rename")
+        self._remove_old(state["round"])
+
+    def _room(self, engine: DeepSpeedEngine) -> str:
+        """What a checkpoint needs over all ranks, and what there is. Collective."""
+        needed = float(self._ranks.sum(torch.tensor(float(engine.checkpoint_bytes()), device=self._ranks.device)))
+        try:
+            free = shutil.disk_usage(self.folder if self.folder.is_dir() else self.folder.parent).free
+        except OSError:
+            return ""
+        return f" (needs about {needed / MIB:.1f} MiB, {free / MIB:.1f} MiB are free)"
+
+    def latest(self, *, before: int | None = None) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint whose manifest verifies, and its state; the same on every rank. None: there is none.
 
-        Raises CheckpointError where there are checkpoints and none of them is whole.
+        `before`: only those of earlier rounds. A line says of each that was passed over why. Raises CheckpointError
+        where there are checkpoints and none of them is whole.
         """
-        newest_path, error = None, None
+        newest, error = None, None
         if self._ranks.is_first:
             try:
-                newest_path = self._newest_whole()
+                newest = self._newest_whole(before)
             except CheckpointError as problem:
                 error = problem
         failure = self._ranks.first_error(error)
         if failure is not None:
             raise CheckpointError(failure[2])
-        name = self._ranks.broadcast(newest_path.name if newest_path else None)
+        name = self._ranks.broadcast(newest.name if newest else None)
         if name is None:
             return None
         path = self.folder / name
@@ -87,24 +153,48 @@ class Checkpoints:
             )
         return path, state
 
-    def load(self, engine: DeepSpeedEngine, path: Path, learners: Mapping[str, Learner[Any]] | None = None) -> None:
+    def restore(self, engine: DeepSpeedEngine) -> tuple[Path, dict[str, Any]] | None:
+        """Loads the newest whole checkpoint that can be loaded, on every rank, and returns it as `latest` does."""
+        newest = self.latest()
+        while newest is not None:
+            error, (path, state) = None, newest
+            try:
+                self.load(engine, path)
+            except (OSError, RuntimeError, KeyError, ValueError, AssertionError, UnpicklingError) as problem:
+                error = problem
+            failure = self._ranks.first_error(error)
+            if failure is None:
+                return newest
+            self._say(f"warning: passed over {path}: rank {failure[0]} can't load it: {' '.join(failure[2].split())}")
+            newest = self.latest(before=state["round"])
+            if newest is None:
+                raise CheckpointError(f"none of the checkpoints in {self.folder} can be loaded; {WAY_OUT}")
+        return None
+
+    def load(self, engine: DeepSpeedEngine, path: Path) -> None:
         """Weights, optimizer state and average of every rank, and the method's own networks."""
         engine.load(path)
-        if learners:
+        if self.learners:
             states = torch.load(path / LEARNERS, weights_only=True, map_location=HOST)
-            for name, learner in learners.items():
+            for name, learner in self.learners.items():
                 learner.load_state_dict(states[name])
 
-    def _newest_whole(self) -> Path | None:
-        candidates = self._own()
-        for candidate in reversed(candidates.values()):
-            if _is_whole(candidate):
+    def _newest_whole(self, before: int | None) -> Path | None:
+        own = self._own()
+        candidates = {number: path for number, path in own.items() if before is None or number < before}
+        for number, candidate in reversed(numbered(self.folder, PREFIX).items()):
+            if number not in candidates:
+                if number not in own:
+                    self._say(
+                        f"warning: passed over {candidate}: its {STATE} is of round {_round_of(candidate)}, a copy"
+                    )
+                continue
+            defect = _defect(candidate)
+            if defect is None:
                 return candidate
+            self._say(f"warning: passed over {candidate}: {defect}")
         if candidates:
-            raise CheckpointError(
-                f"none of the {len(candidates)} checkpoints in {self.folder} is whole; "
-                "use another --out, or start over with --resume never"
-            )
+            raise CheckpointError(f"none of the {len(own)} checkpoints in {self.folder} is whole; {WAY_OUT}")
         return None
 
     def _own(self) -> dict[int, Path]:
@@ -119,8 +209,9 @@ class Checkpoints:
         """
         own = self._own()
         old = [path for number, path in own.items() if number <= saved][: -self._keep]
-        if old and not _is_whole(own[saved]):
+        if old and _defect(own[saved]) is not None:
             return
+        landmarks.go_to("retention")
         for path in old:
             # Under this name it is no checkpoint, should the removal be cut off.
             half = path.with_name(path.name + PARTIAL)
@@ -150,15 +241,41 @@ def _write_manifest(folder: Path) -> None:
     _sync(folder)
 
 
-def _is_whole(folder: Path) -> bool:
+def _defect(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None where it is whole."""
     try:
         entries = json.loads((folder / MANIFEST).read_text())
-        return bool(entries) and all(
-            (folder / name).stat().st_size == entry["bytes"] and _sha256(folder / name) == entry["sha256"]
-            for name, entry in entries.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        if not isinstance(entries, dict) or not entries:
+            return f"{MANIFEST} lists nothing"
+        for name, entry in entries.items():
+            defect = _defect_of_file(folder, name, entry)
+            if defect is not None:
+                return defect
+        state = json.loads((folder / STATE).read_text())
+        missing = [key for key in NUMBERS if not isinstance(state.get(key), int)]
+        missing += [key for key in MAPPINGS if not isinstance(state.get(key, {}), dict)]
+        return f"{STATE} has no usable {missing[0]}" if missing else None
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{MANIFEST} or {STATE} can't be read ({type(error).__name__}: {error})"
+
+
+def _defect_of_file(folder: Path, name: str, entry: Any) -> str | None:
+    file = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts or file.is_symlink():
+        return f"{MANIFEST} names {name!r}, which lies elsewhere"
+    size = file.stat().st_size
+    if size != entry["bytes"]:
+        return f"{name} has {size} bytes in the place of {entry['bytes']}"
+    return f"{name} was altered (its SHA-256 is another)" if _sha256(file) != entry["sha256"] else None
+
+
+def _cause(error: Exception, path: Path) -> str:
+    """What went wrong with a write, in one line: torch's zip writer says only that it failed."""
+    if isinstance(error, OSError):
+        return f"{error.filename or path}: {error.strerror or error}"
+    return str(error) if isinstance(error, CheckpointError) else f"{path}: {str(error).splitlines()[0][:200]}"
 
 
 def _sha256(path: Path) -> str:

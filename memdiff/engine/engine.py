@@ -30,6 +30,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch.autograd import Function
 
 from memdiff.engine.config import OptimizerConfig
+from memdiff.engine.divergence import refuse_divergence
 from memdiff.engine.operators import load_cpu_adam, load_shared_memory_operator
 from memdiff.engine.update import Update, warmed_up
 from memdiff.errors import CheckpointError, ConfigError, NumericError
@@ -93,8 +94,9 @@ class DeepSpeedEngine:
     def apply(self, rate: float = 1.0) -> Update:
         """One engine backward and step, as `Engine` has it.
 
-        Raises NumericError on every rank where a gradient is not finite on any.
+        Raises NumericError on every rank where a gradient is not finite on any, or the ranks' weights differ.
         """
+        refuse_divergence(self._parameters, self._names, self._ranks)
         scale = self.hand_over()
         learning_rate = rate * warmed_up(self._config, self.updates)
         for group in self._zero.param_groups:
@@ -183,10 +185,17 @@ class DeepSpeedEngine:
                 torch._foreach_copy_(self._parameters, kept)
 
     def save(self, folder: Path) -> None:
-        """Every rank's shard of masters, optimizer state and average into `folder`. Collective."""
-        self._engine.save_checkpoint(
-            str(folder), tag="engine", client_state={"updates": self.updates}, save_latest=False
-        )
+        """Every rank's shard of masters, optimizer state and average into `folder`. Collective.
+
+        OSError or RuntimeError on a rank that can't write; the others return.
+        """
+        try:
+            self._engine.save_checkpoint(
+                str(folder), tag="engine", client_state={"updates": self.updates}, save_latest=False
+            )
+        except (OSError, RuntimeError):
+            deepspeed.comm.barrier()  # all that is written lies before its last one, where the other ranks wait
+            raise
         torch.save(self._average, folder / f"average_{self._ranks.rank}.pt")
 
     def load(self, folder: Path) -> None:
@@ -209,6 +218,17 @@ class DeepSpeedEngine:
         average = torch.load(folder / f"average_{self._ranks.rank}.pt", weights_only=True)
         if self._average is not None:
             torch._foreach_copy_(self._average, average)
+
+    def checkpoint_bytes(self) -> int:
+        """About what `save` writes on this rank."""
+        average = sum(t.numel() * t.element_size() for t in self._average or ())
+        weights = sum(p.numel() * p.element_size() for p in self._parameters) if self._ranks.is_first else 0
+        return self.optimizer_bytes() + average + weights
+
+    def optimizer_bytes(self) -> int:
+        """Masters and moments of this rank, wherever they lie."""
+        states = [t for s in self._zero.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+        return sum(t.numel() * t.element_size() for t in (*self._partitions, *states))
 
 
 def make_optimizer(

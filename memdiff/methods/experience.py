@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from memdiff.chain.noise import Noise
+from memdiff.processes import landmarks
 
 Metrics = dict[str, Any]  # numbers, scalar tensors or lists of them, until they are written
 
@@ -40,7 +41,8 @@ class Clock:
         self._wait()
         start = time.perf_counter()
         try:
-            yield
+            with landmarks.at(name):
+                yield
         finally:
             self._wait()
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

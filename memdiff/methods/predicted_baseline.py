@@ -23,10 +23,10 @@ from memdiff.chain.trajectory import Trajectory
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.offload import decoding
 from memdiff.methods.experience import Round
-from memdiff.models.policy import Policy
+from memdiff.models.batches_that_fit import batches_that_fit
+from memdiff.models.policy import Policy, decode_what_fits
 from memdiff.rewards.weighted_sum import WeightedReward, refuse_non_finite
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import fixed_batches
 
 TINY = 1e-12
 
@@ -47,14 +47,18 @@ def predicted_rewards(
     """
     value_rows = []
     for step in steps:
-        predicted = []
-        for padded, count in fixed_batches(range(trajectory.images), knobs.rollout_batch):
+
+        def predict(padded: list[int], count: int, step: int = step) -> torch.Tensor:
             x_t_BCHW, _ = trajectory.transitions([(image, step) for image in padded])
             prompts = [this_round.batch.prompts[image] for image in padded]
-            predicted.append(policy.x0(x_t_BCHW, [step] * len(padded), prompts)[:count])
+            x_0_BCHW = policy.x0(x_t_BCHW, [step] * len(padded), prompts)
             this_round.advance(count)
+            return x_0_BCHW[:count]
+
+        images = range(trajectory.images)
+        predicted = list(batches_that_fit(policy, "denoiser", images, knobs.rollout_batch, predict))
         with decoding(policy, knobs):
-            raw_Pn = reward.raw(policy.decode(torch.cat(predicted)), this_round.batch.prompts)
+            raw_Pn = reward.raw(decode_what_fits(policy, torch.cat(predicted)), this_round.batch.prompts)
         value_rows.append(raw_Pn.new_tensor(list(slopes)) @ raw_Pn)
     values_KN = ranks.gather(torch.stack(value_rows), this_round.batch.num_images, dim=1)
     refuse_non_finite(values_KN, [f"total of what step {step} predicts" for step in steps])

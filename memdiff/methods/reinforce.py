@@ -46,7 +46,7 @@ from memdiff.methods.predicted_baseline import predicted_rewards
 from memdiff.methods.reinforce_experience import Experience
 from memdiff.methods.sampling import sample
 from memdiff.methods.value_baseline import ValueBaseline
-from memdiff.models.policy import Policy, sample_step
+from memdiff.models.policy import Policy, decode_what_fits, sample_step
 from memdiff.rewards.guards import diversity
 from memdiff.rewards.weighted_sum import WeightedReward, refuse_non_finite
 from memdiff.runtime.placement import place
@@ -133,7 +133,7 @@ class Reinforce:
         batch, ranks = experience.round.batch, self.ranks
         with experience.round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
             with scoring(self.reward, self.knobs):
-                images_nCHW = policy.decode(x_0)
+                images_nCHW = decode_what_fits(policy, x_0)
                 raw_Pn = self.reward.raw(images_nCHW, batch.prompts)
                 differences = diversity(self.reward, images_nCHW, ranks, num_images=batch.num_images)
             raw_PN = ranks.gather(raw_Pn, batch.num_images, dim=1)

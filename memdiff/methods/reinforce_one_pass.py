@@ -13,10 +13,11 @@ from contextlib import contextmanager
 
 import torch
 
+from memdiff.chain.trajectory import Trajectory
 from memdiff.errors import OutOfMemoryError
-from memdiff.methods.eligibility import sample_with_eligibilities
+from memdiff.methods.eligibility import Eligibilities, sample_with_eligibilities
 from memdiff.methods.experience import Round
-from memdiff.methods.micro_batches import MicroBatch
+from memdiff.methods.micro_batches import MicroBatch, fits
 from memdiff.methods.pair_diagnostics import PairDiagnostics
 from memdiff.methods.reinforce import Pair, Reinforce
 from memdiff.methods.reinforce_experience import Experience
@@ -29,10 +30,31 @@ class ReinforceOnePass(Reinforce):
 
     def _sampled(self, policy: Policy, this_round: Round) -> tuple[torch.Tensor, Experience]:
         """x_0 and the eligibilities of this rank's images; the trajectory where a later update replays it."""
-        replayed = self.config.replays(one_pass=True)
-        trajectory = self._trajectory(policy, len(this_round.batch.images) if replayed else 0)
+        trajectory = self._trajectory(policy, len(this_round.batch.images) if self._replays else 0)
+        made: list[tuple[torch.Tensor, list[Eligibilities]]] = []
         with this_round.clock.phase("rollout"):
-            x_0, eligibilities = sample_with_eligibilities(
+            while not fits(self._sample, policy, this_round, trajectory, made):
+                # All of it again: a later update replays images in the groups that they were sampled in.
+                self.size.rows = self._rows(policy)
+                self.size.halve()
+        x_0, eligibilities = made.pop()
+        return x_0, Experience(this_round, trajectory, eligibilities=eligibilities)
+
+    @property
+    def _replays(self) -> bool:
+        """Whether a later update reads the trajectory."""
+        return self.config.replays(one_pass=True)
+
+    def _sample(
+        self,
+        policy: Policy,
+        this_round: Round,
+        trajectory: Trajectory,
+        made: list[tuple[torch.Tensor, list[Eligibilities]]],
+    ) -> None:
+        """Adds x_0 and eligibilities to `made`."""
+        made.append(
+            sample_with_eligibilities(
                 policy,
                 this_round,
                 self._weights(policy),
@@ -40,10 +62,10 @@ class ReinforceOnePass(Reinforce):
                 batch=self._rows(policy),
                 reduction=self.config.log_prob_reduction,
                 storage=trajectory.dtype,
-                store=trajectory.write if replayed else _forget,
+                store=trajectory.write if self._replays else _forget,
                 on_host=self.knobs.accumulators == "host",
             )
-        return x_0, Experience(this_round, trajectory, eligibilities=eligibilities)
+        )
 
     def _differentiate(self, policy: Policy, experience: Experience, diagnostics: PairDiagnostics) -> None:
         if experience.eligibilities:

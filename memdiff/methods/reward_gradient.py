@@ -30,7 +30,7 @@ from memdiff.methods.micro_batches import PieceSize, micro_batches
 from memdiff.methods.sampling import sample
 from memdiff.methods.scoring import Rows, Scored, Scoring, refuse_without_gradient
 from memdiff.methods.sweep import Sweep
-from memdiff.models.policy import Policy, rollout, sample_step
+from memdiff.models.policy import Policy, decode_what_fits, rollout, sample_step
 from memdiff.rewards.guards import diversity
 from memdiff.rewards.weighted_sum import WeightedReward, refuse_non_finite
 from memdiff.runtime.placement import HOST, place
@@ -102,7 +102,7 @@ class RewardGradient(ABC, Generic[C]):
                 x_0 = sample(policy, batch, self.knobs, storage=_wide(policy))
             with this_round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
                 with scoring(self.reward, self.knobs):
-                    images = [policy.decode(x_BCHW) for x_BCHW in x_0.split(max(1, self.knobs.decode_batch))]
+                    images = [decode_what_fits(policy, x_BCHW) for x_BCHW in x_0.split(max(1, self.knobs.decode_batch))]
                     raw_Pn = self.reward.raw(torch.cat(images), batch.prompts)
                 raw_PN = self.ranks.gather(raw_Pn, batch.num_images, dim=1)
                 refuse_non_finite(raw_PN, self.reward.names)

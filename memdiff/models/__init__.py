@@ -1,6 +1,7 @@
 """Policies: a denoiser, its conditioning and its decoder. The only room that imports diffusers and peft.
 
 architectures     Written-down configurations of public models, so that tests and plans need no download
+batches_that_fit  Batches without a graph that are made again in halves where memory runs out: rollouts
 config            Recipe sections `model`, `adapter`, `sampler`
 ddpm              Unconditional diffusers pipelines around a UNet2DModel: google/ddpm-celebahq-256
 denoiser          A UNet under training: frozen with LoRA, or trained whole

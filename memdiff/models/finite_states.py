@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from memdiff.errors import NumericError
-from memdiff.models.policy import Policy
+from memdiff.models.policy import Policy, decode_what_fits
 
 
 class FiniteStates:
@@ -41,7 +41,7 @@ class FiniteStates:
 def decoded(policy: Policy, x_0_nCHW: torch.Tensor, images: Sequence[int]) -> torch.Tensor:
     """`policy.decode` of finite x_0: n c h w. NumericError with the images' numbers and the cause where it fails."""
     try:
-        return policy.decode(x_0_nCHW)
+        return decode_what_fits(policy, x_0_nCHW)
     except NumericError as error:
         broken = broken_weight(policy)
         raise NumericError(f"images {images[0]} to {images[-1]}: {cause(policy) if broken else error}") from None

@@ -13,8 +13,8 @@ import torch
 from memdiff.chain.ddim import step_sigma
 from memdiff.chain.noise import Noise
 from memdiff.chain.schedule import Schedule
+from memdiff.models.batches_that_fit import batches_that_fit
 from memdiff.runtime.placement import place
-from memdiff.runtime.vjp import fixed_batches
 
 StoreState = Callable[[int, range, torch.Tensor], None]
 
@@ -115,12 +115,14 @@ def rollout(
 ) -> torch.Tensor:
     """Denoises images (numbers in the round; `prompts` one each) without a graph, in batches of one shape: n C H W.
 
+    A batch that memory runs out in is made again in halves, of which `store` and `on_step` are told again.
+
     The result is the state after `until` steps (None: all of them, x_0).
     `storage` is the dtype to which every state is rounded before it goes on. `store(state, rows, x)` gets each state
     of contiguous rows (0-based in this call); `on_step(count)` is told how many image-steps are done.
     """
-    finished = []
-    for padded, count in fixed_batches(range(len(images)), batch):
+
+    def denoise(padded: list[int], count: int) -> torch.Tensor:
         numbers = [images[row] for row in padded]
         texts = [prompts[row] for row in padded]
         rows = range(padded[0], padded[0] + count)
@@ -133,8 +135,23 @@ def rollout(
                 store(step + 1, rows, x[:count])
             if on_step:
                 on_step(count)
-        finished.append(x[:count])
+        return x[:count]
+
+    finished = list(batches_that_fit(policy, "denoiser", range(len(images)), batch, denoise))
     return torch.cat(finished) if finished else torch.empty(0, *policy.shape, dtype=storage, device=policy.device)
+
+
+def decode_what_fits(policy: Policy, x_0_nCHW: torch.Tensor) -> torch.Tensor:
+    """Images in [0, 1], n c h w, of all at once or of as large parts as there is memory for. No graph is made."""
+    if not len(x_0_nCHW):
+        return policy.decode(x_0_nCHW)
+
+    def decode(rows: list[int], count: int) -> torch.Tensor:
+        return policy.decode(x_0_nCHW[rows[0] : rows[0] + count])
+
+    with torch.no_grad():
+        parts = list(batches_that_fit(policy, "decoder", range(len(x_0_nCHW)), len(x_0_nCHW), decode))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import atexit
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from memdiff.processes.identity import identity, is_orphan, lives, parent_of, pid_of, words_of
@@ -67,19 +68,28 @@ def first_gone(processes: dict[str, str]) -> str | None:
     return None
 
 
-def watch_ancestors() -> None:
+def watch_ancestors(*watched_too: str, descriptors: Sequence[int] = ()) -> None:
     """Starts this rank's watcher: the rank ends when one of its ancestors does, or at once if one is gone already.
 
-    Does nothing where no launcher started this process.
+    `watched_too` are the watcher's options, with the descriptors that they name (see `watcher`). Does nothing where no
+    launcher started this process.
     """
     watched = ancestors()
     own = identity(os.getpid())
     if not watched or own is None:
         return
-    command = [sys.executable, "-m", "memdiff.processes.watcher", named(f"rank {os.environ.get('RANK', '0')}", own)]
+    command = [
+        sys.executable,
+        "-m",
+        "memdiff.processes.watcher",
+        *watched_too,
+        named(f"rank {os.environ.get('RANK', '0')}", own),
+    ]
     command += [named(name, process) for name, process in watched.items()]
     # A session of its own: Ctrl-C is for the rank, and nobody who waits for the run's session waits for this.
-    watcher = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    watcher = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, pass_fds=descriptors
+    )
     atexit.register(_end, watcher)
 
 

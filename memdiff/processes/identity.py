@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -59,6 +59,37 @@ def words_of(pid: int) -> list[str]:
     return text.split("\0") if text else []
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP or a debugger holds it."""
+    fields = _stat(pid)
+    return fields is not None and fields[STATE] in "Tt"
+
+
+def pending(pid: int, numbers: Sequence[int]) -> int | None:
+    """The first of these signals that was sent to the process and waits, since it blocks it; None where none does."""
+    try:
+        lines = (PROC / str(pid) / "status").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    waiting = 0
+    for line in lines:
+        if line.startswith(("SigPnd:", "ShdPnd:")):
+            waiting |= int(line.split()[1], 16)
+    return next((number for number in numbers if waiting >> (number - 1) & 1), None)
+
+
+def rank_of(pid: int) -> str | None:
+    """RANK in the environment that a rank of DeepSpeed's launcher was started with; None for any other process."""
+    words = words_of(pid)
+    if "memdiff" not in words or not any(word.startswith("--local_rank=") for word in words):
+        return None
+    try:
+        entries = (PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    return next((entry[5:].decode() for entry in entries if entry.startswith(b"RANK=")), None)
+
+
 def all_pids() -> Iterator[int]:
     """Every process that can be seen."""
     if PROC.is_dir():
@@ -70,16 +101,21 @@ def of_session(session: int) -> list[int]:
     return [pid for pid in all_pids() if (fields := _stat(pid)) is not None and int(fields[SESSION]) == session]
 
 
+def children(pid: int) -> list[int]:
+    """The processes that it started and that have not ended."""
+    return [other for other in all_pids() if parent_of(other) == pid]
+
+
 def descendants(pid: int) -> list[int]:
     """Children, their children, and so on."""
-    children: dict[int, list[int]] = {}
+    by_parent: dict[int, list[int]] = {}
     for other in all_pids():
         parent = parent_of(other)
         if parent is not None:
-            children.setdefault(parent, []).append(other)
+            by_parent.setdefault(parent, []).append(other)
     pids, waiting = [], [pid]
     while waiting:
-        below = children.get(waiting.pop(), [])
+        below = by_parent.get(waiting.pop(), [])
         pids += below
         waiting += below
     return pids

@@ -15,7 +15,7 @@ from memdiff.recipe.prompts import PromptsConfig
 from memdiff.rewards.config import RewardPart, part_name, way_to_a_gradient
 from memdiff.rewards.guards_config import GuardsConfig
 from memdiff.rewards.part_config import TextPart
-from memdiff.runtime.section import Int, Section
+from memdiff.runtime.section import Float, Int, Section
 
 
 class EvaluateConfig(Section):
@@ -34,6 +34,12 @@ class RunConfig(Section):
     seed: Int = Field(default=0, ge=0, lt=2**63, description="Decides all noise, prompts and random draws of the run.")
     save_every: Int = Field(default=10, ge=1, description="Rounds between two checkpoints; one more at the end.")
     keep_checkpoints: Int = Field(default=2, ge=1, description="Newest checkpoints that stay on disk.")
+    watchdog_seconds: Float = Field(
+        default=900,
+        ge=0,
+        le=1e6,
+        description="A run ends where a rank made no step, piece, chunk of rewards or save for so long. 0: never.",
+    )
 
 
 class Recipe(Section):

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from memdiff.errors import EXIT_STOPPED, MemdiffError
+from memdiff.errors import EXIT_STOPPED, MemdiffError, StopRequested
 
 
 def guarded(action: Callable[[], Any]) -> NoReturn:
@@ -21,6 +21,8 @@ def guarded(action: Callable[[], Any]) -> NoReturn:
         message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
         # Bare `memdiff` prints its help and raises without a message.
         code = _say(2, f"{message} See memdiff --help.") if message else 2
+    except StopRequested as request:
+        code = _say(EXIT_STOPPED, str(request))
     except (KeyboardInterrupt, typer.Abort):
         code = _say(EXIT_STOPPED, "stopped")
     sys.stdout.flush()

@@ -5,20 +5,31 @@ Shapes: n values on this rank, N values over all ranks.
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
+from memdiff.errors import StopRequested
+from memdiff.processes import landmarks
+from memdiff.processes.heartbeat import WAITING
+from memdiff.processes.stops import Stops
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among `world_size` processes. Collectives use torch.distributed's default group."""
+    """This process's place among `world_size` processes. Collectives use torch.distributed's default group.
+
+    Where ranks may leave their work together (`Stops.leaving`), each collective first asks whether any of them was
+    asked to stop: then StopRequested is raised in the place of it, on all.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    stops: Stops | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -42,7 +53,8 @@ class Ranks:
         padded = values_n.new_zeros(max(lengths), *values_n.shape[1:])
         padded[: len(values_n)] = values_n
         blocks = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(blocks, padded.contiguous())
+        with self._together():
+            dist.all_gather(blocks, padded.contiguous())
         return torch.cat([block[:length] for block, length in zip(blocks, lengths, strict=True)])
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -63,7 +75,8 @@ class Ranks:
         if self.world_size == 1:
             return values
         values = values.clone()
-        dist.all_reduce(values, op=op)
+        with self._together():
+            dist.all_reduce(values, op=op)
         return values
 
     def first_error(self, error: BaseException | None) -> tuple[int, str, str] | None:
@@ -75,7 +88,8 @@ class Ranks:
         said: Sequence[tuple[int, str, str] | None] = [mine]
         if self.world_size > 1:
             said = [None] * self.world_size
-            dist.all_gather_object(said, mine)  # pyright: ignore[reportArgumentType]
+            with self._together():
+                dist.all_gather_object(said, mine)  # pyright: ignore[reportArgumentType]
         return next((entry for entry in said if entry is not None), None)
 
     def broadcast(self, text: str | None) -> str | None:
@@ -83,13 +97,52 @@ class Ranks:
         if self.world_size == 1:
             return text
         box = [text]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        with self._together():
+            dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
     def barrier(self) -> None:
         """Waits for every rank."""
         if self.world_size > 1:
-            dist.barrier()
+            with self._together():
+                dist.barrier()
+
+    def asked_to_stop(self) -> bool:
+        """Whether any rank was. Collective."""
+        asked = self.stops is not None and self.stops.requested
+        if self.world_size == 1:
+            return asked
+        with landmarks.at(WAITING):
+            flag = torch.tensor(float(asked), device=self.device)
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return float(flag) > 0
+
+    def stay_together(self) -> None:
+        """From here on no rank leaves; or all leave here, by StopRequested. Collective where they may leave."""
+        if self.stops is None or not self.stops.together:
+            return
+        with self.stops.staying():
+            if self.asked_to_stop():
+                raise StopRequested(agreed=True)
+            self.stops.stay()
+
+    def leave_together(self, request: StopRequested) -> None:
+        """After StopRequested, where ranks leave together: tells those that have not left yet."""
+        if not request.agreed:
+            self.asked_to_stop()
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Around a collective, which no rank leaves halfway, or alone."""
+        if self.stops is None or not self.stops.together:
+            with landmarks.at(WAITING):
+                yield
+            return
+        with self.stops.staying():
+            if self.asked_to_stop():
+                raise StopRequested(agreed=True)
+            with landmarks.at(WAITING):
+                yield
 
 
 def device_of_this_process() -> torch.device:
@@ -99,6 +152,7 @@ def device_of_this_process() -> torch.device:
     return torch.device("cpu")
 
 
-def ranks_of_this_process() -> Ranks:
+def ranks_of_this_process(stops: Stops | None = None) -> Ranks:
     """From the launcher's RANK and WORLD_SIZE; one rank where there is no launcher."""
-    return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), device_of_this_process())
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return Ranks(rank, world_size, device_of_this_process(), stops)

@@ -1,29 +1,29 @@
 """Starts the DeepSpeed launcher for a run and tells a person how it ended. No deepspeed is imported here."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from memdiff.errors import ConfigError
+from memdiff.errors import EXIT_STOPPED, LOST, CheckpointError, ConfigError, PeerError
 from memdiff.processes.bound import bound_command, bound_environment
-from memdiff.processes.identity import kill, of_session, words_of
+from memdiff.processes.launched import Launched
+from memdiff.processes.stops import Stops
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.training.run_folder import RunFolder
 
 LOG = "launcher.log"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 VISIBLE_TO_RANKS = "MEMDIFF_VISIBLE_DEVICES"  # what VISIBLE said before the deepspeed launcher
-SECONDS_FOR_RANKS = 3.0  # after the launcher has ended: their watchers need less
-
-
-def under_launcher() -> bool:
-    """Whether this process is a rank that a launcher started."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+# The launcher's, where a rank said that it was stopped, or was ended by a signal that asks for it.
+STOPPED_CODES = {EXIT_STOPPED, *(code % 256 for code in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP))}
+STOPPED_CODES |= {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 
 
 def choose_world_size(gpus: int | None) -> int:
@@ -79,67 +79,96 @@ def restore_visible_devices() -> None:
         os.environ[VISIBLE] = os.environ[VISIBLE_TO_RANKS]
 
 
-def launch(arguments: Sequence[str], folder: RunFolder, world_size: int) -> int:
+def launch(arguments: Sequence[str], folder: RunFolder, world_size: int, stops: Stops) -> int:
     """`deepspeed --num_gpus N --module memdiff <arguments>`; stderr goes to launcher.log. Returns the exit code.
 
     The launcher's own exit code is not trusted: it is 0 after its child was killed. A run is done when status.json says
-    so. SIGTERM and SIGINT are passed on once to the whole group, and the ranks save. Nothing that was started here
-    outlives this function, nor this process.
+    so. A request to stop, to this process or to one of the launcher's, is passed on to the ranks, which save; a second
+    one ends all at once. Nothing that was started here outlives this function, nor this process.
     """
     command = bound_command(
         "deepspeed.launcher.runner", "--log_level", "error", "--num_gpus", str(world_size),
-        "--master_port", str(free_port()), "--module", "memdiff", *arguments,
+        "--master_port", str(free_port()), "--module", "memdiff", *arguments, requests_wait=True,
     )  # fmt: skip
     environment = launcher_environment(world_size) | bound_environment()
     log = folder.path / LOG
-    with log.open("wb") as stderr:
+    with opened(log) as stderr:
         process = subprocess.Popen(command, env=environment, stderr=stderr, start_new_session=True)
-        previous = {
-            number: signal.signal(number, lambda received, _: _signal_ranks(process.pid, received))
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            code = process.wait()
-            _end_session(process.pid)
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-    state = folder.status()
-    if state.get("state") in ("complete", "stopped") and state.get("exit_code") is not None:
-        return int(state["exit_code"])
-    return _tell_failure(folder, log, code)
+        launched = Launched(process, stops)
+        with stops.second_calls(launched.end_at_once):
+            code = launched.wait()
+    return outcome(folder, log, launched, code)
 
 
-def _signal_ranks(session: int, number: int) -> None:
-    """Only to the ranks: DeepSpeed's launcher kills the others as soon as one is gone, before they have saved."""
-    for pid in of_session(session):
-        words = words_of(pid)
-        if "memdiff" in words and any(word.startswith("--local_rank=") for word in words):
-            kill([pid], number)
-
-
-def _end_session(session: int) -> None:
-    """Kills what is left of a launch whose first process has ended, once ranks have had time to say why."""
-    deadline = time.monotonic() + SECONDS_FOR_RANKS
-    while left := of_session(session):
-        if time.monotonic() > deadline:
-            kill(left)
-        time.sleep(0.05)
-
-
-def _tell_failure(folder: RunFolder, log: Path, code: int) -> int:
-    """The first error line of the ranks on stderr, and its exit code."""
-    lines = log.read_text(errors="replace").splitlines()
-    said = next((line for line in lines if line.startswith("memdiff: error[")), None)
-    if said is not None:
-        sys.stderr.write(said + "\n")
-        exit_code = int(said.removeprefix("memdiff: error[").partition("]")[0])
-    else:
-        exit_code = 6
-        sys.stderr.write(f"memdiff: error[6]: a rank ended without a word (launcher exit code {code}); see {log}\n")
-        said = f"a rank ended without a word (launcher exit code {code})"
-    folder.write_status("failed", round_number=int(folder.status().get("round", 0)), exit_code=exit_code, message=said)
+def outcome(folder: RunFolder, log: Path, launched: Launched, code: int) -> int:
+    """How a launch ended: one line on stderr unless the run is complete, status.json, and the exit code."""
+    status = folder.status()
+    exit_code, message = said_in(log)
+    if status.get("state") == "complete" and status.get("exit_code") is not None:
+        return int(status["exit_code"])
+    if status.get("state") == "stopped" and status.get("exit_code") == EXIT_STOPPED:
+        sys.stderr.write(f"memdiff: error[{EXIT_STOPPED}]: {status.get('message')}\n")
+        return EXIT_STOPPED
+    # A rank that was asked and could do no more ends with the loss of another, which then is no news.
+    stopped = launched.stops.requested or code in STOPPED_CODES or exit_code == EXIT_STOPPED
+    if stopped and exit_code in (None, PeerError.exit_code, EXIT_STOPPED):
+        exit_code = EXIT_STOPPED
+        message = f"stopped on request: {folder.what_is_saved()}"
+        if launched.stops.requested and launched.is_urgent:
+            message = f"stopped at once, on a second request: {folder.what_is_saved()}"
+    elif exit_code is None:
+        exit_code = PeerError.exit_code
+        message = f"{how_it_ended(launched, code, log)}; {folder.what_is_saved()}"
+    sys.stderr.write(f"memdiff: error[{exit_code}]: {message}\n")
+    state = "stopped" if exit_code == EXIT_STOPPED else "failed"
+    folder.write_status(state, round_number=round_of(status), exit_code=exit_code, message=message)
     return exit_code
+
+
+def said_in(log: Path) -> tuple[int | None, str]:
+    """The exit code and the words of the first line in the ranks' log that says why; (None, "") where none does."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return None, ""
+    for line in lines:
+        match = re.match(r"memdiff: error\[(\d+)\]: (.*)", line)
+        if match and LOST not in line:
+            return int(match[1]), match[2]
+    return None, ""
+
+
+def how_it_ended(launched: Launched, code: int, log: Path) -> str:
+    """A launch of which no process left a word of ours."""
+    who = launched.first_gone or "the deepspeed launcher"
+    signal_number = -code if code < 0 else 256 - code
+    if 0 < signal_number < 65 and (code < 0 or launched.first_gone) and signal_number in set(signal.Signals):
+        return f"{who} was killed by {signal.Signals(signal_number).name}"
+    return f"{who} ended without a word (launcher exit code {code}{last_error(log)}); see {log}"
+
+
+def last_error(log: Path) -> str:
+    """The last line of the log that a traceback may have ended with: `, TypeError: ...`; empty where there is none."""
+    with suppress(OSError):
+        for line in reversed(log.read_text(errors="replace").splitlines()):
+            words = line.removeprefix("[rank").partition("]: ")[2] if line.startswith("[rank") else line
+            if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", words):
+                return f", {words[:200]}"
+    return ""
+
+
+def round_of(status: Mapping[str, Any]) -> int:
+    """The round of a status, which may be damaged."""
+    number = status.get("round")
+    return number if isinstance(number, int) else 0
+
+
+def opened(log: Path) -> BinaryIO:
+    """The ranks' log. CheckpointError where it can't be written."""
+    try:
+        return log.open("wb")
+    except OSError as error:
+        raise CheckpointError(f"{log} can't be written: {error.strerror}") from None
 
 
 def free_port() -> int:

@@ -1,21 +1,25 @@
 """The training loop, and what one rank does around it."""
 
 import json
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from memdiff.chain.noise import Noise, Stream
 from memdiff.engine.checkpoint import Checkpoints
 from memdiff.engine.engine import start_process_group
-from memdiff.errors import EXIT_STOPPED, CheckpointError, OutOfMemoryError
+from memdiff.errors import EXIT_STOPPED, LOST, CheckpointError, OutOfMemoryError, PeerError, StopRequested
 from memdiff.memory.offload import decoding, scoring
 from memdiff.methods.experience import Batch, Clock, Metrics, Round
 from memdiff.methods.micro_batches import fits
+from memdiff.models.policy import decode_what_fits
+from memdiff.processes import landmarks
+from memdiff.processes.heartbeat import Heartbeat
+from memdiff.processes.stops import Stops
 from memdiff.recipe.recipe import Recipe
 from memdiff.reporting.grid import image_grid, write_evolution
 from memdiff.rewards.guards import alarms, watched
@@ -32,32 +36,80 @@ from memdiff.training.run_state import RunState
 if TYPE_CHECKING:
     from memdiff.planner.plan import Plan
 
+# By gloo and NCCL, in collectives and where they meet first.
+SAID_OF_A_LOST_RANK = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "recvValue failed",
+    "sendBytes failed", "Socket Timeout", "Timed out waiting", "NCCL communicator was aborted", "remote process exited",
+)  # fmt: skip
 
-def train(recipe: Recipe, out: Path, *, resume: Resume = "auto", ds_config_file: Path | None = None) -> int:
-    """This rank's whole part of a run, from the recipe to the saved model. Returns the exit code."""
-    ranks = ranks_of_this_process()
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    stops: Stops,
+    heartbeat: Heartbeat,
+    *,
+    resume: Resume = "auto",
+    ds_config_file: Path | None = None,
+) -> int:
+    """This rank's whole part of a run, from the recipe to the saved model. Returns the exit code.
+
+    Until there is something to save, a request to stop raises StopRequested.
+    """
+    ranks = ranks_of_this_process(stops)
     folder = RunFolder(out)
     with folder.prepare(recipe, resume, ds_config_file) if ranks.is_first else nullcontext():
-        start_process_group(ranks)
-        ranks.barrier()
-        return _train_in(folder, recipe, ranks, resume, ds_config_file)
+        with stops.leaving():
+            start_process_group(ranks)
+            ranks.barrier()
+        with one_line():
+            return _train_in(folder, recipe, ranks, resume, ds_config_file, stops, heartbeat)
 
 
-def _train_in(folder: RunFolder, recipe: Recipe, ranks: Ranks, resume: Resume, ds_config_file: Path | None) -> int:
+@contextmanager
+def one_line() -> Iterator[None]:
+    """What a disk or a lost rank raises, in the words of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or 'a file'} can't be used: {error.strerror or error}") from None
+    except RuntimeError as error:
+        if any(words in str(error) for words in SAID_OF_A_LOST_RANK):
+            raise PeerError(f"{LOST}: {str(error).splitlines()[0][:200]}") from None
+        raise
+
+
+def _train_in(
+    folder: RunFolder,
+    recipe: Recipe,
+    ranks: Ranks,
+    resume: Resume,
+    ds_config_file: Path | None,
+    stops: Stops,
+    heartbeat: Heartbeat,
+) -> int:
     """The same, in a folder that is this run's own, with every rank there."""
-    with stop_signals() as stop, RunProgress(rounds=recipe.run.rounds, shown=ranks.is_first) as progress:
-        progress.say(f"loading the model and the rewards on {ranks.world_size} rank(s)")
-        parts = build_parts(recipe, ranks, ds_config_file=ds_config_file)
-        checkpoints = Checkpoints(folder.checkpoints, ranks, keep=recipe.run.keep_checkpoints)
-        run_state = restore(parts, checkpoints, folder, resume, progress)
-        if ranks.is_first:
-            folder.write_status("running", round_number=run_state.round, environment=describe(ranks, parts.knobs))
-            if parts.plan:
-                folder.write_plan(parts.plan.to_json())
-                progress.say(planned(parts.plan))
+    with RunProgress(rounds=recipe.run.rounds, shown=ranks.is_first) as progress:
+        progress.say(
+            f"loading the model and the rewards on {ranks.world_size} rank(s), "
+            f"for which they have {heartbeat.limit / 60:.0f} minutes"
+        )
+        with stops.leaving():
+            parts = build_parts(recipe, ranks, ds_config_file=ds_config_file)
+            keep, learners = recipe.run.keep_checkpoints, parts.method.learners
+            checkpoints = Checkpoints(folder.checkpoints, ranks, keep=keep, learners=learners, say=progress.say)
+            run_state = restore(parts, checkpoints, folder, resume, progress)
+            if ranks.is_first:
+                folder.write_status("running", round_number=run_state.round, environment=describe(ranks, parts.knobs))
+                if parts.plan:
+                    folder.write_plan(parts.plan.to_json())
+                    progress.say(planned(parts.plan))
         with memory_told(parts.plan):
-            rehearse(parts)
-            run = Run(parts, folder, checkpoints, progress, run_state, stop)
+            run = Run(parts, folder, checkpoints, progress, run_state, stops)
+            with stops.leaving():
+                rehearse(parts)
+                heartbeat.limit = recipe.run.watchdog_seconds
+                run.evaluate_the_start()
             return run.loop()
 
 
@@ -71,43 +123,90 @@ class Run:
         checkpoints: Checkpoints,
         progress: RunProgress,
         run_state: RunState,
-        stop: Sequence[int],
+        stops: Stops,
     ) -> None:
         self.parts, self.folder, self.checkpoints = parts, folder, checkpoints
-        self.progress, self.run_state, self.stop = progress, run_state, stop
+        self.progress, self.run_state, self.stops = progress, run_state, stops
+        self.saved = run_state.round  # the last round that lies in a checkpoint; 0 for none
+
+    def evaluate_the_start(self) -> None:
+        """Before the first round of a run."""
+        if self.run_state.round == 0:
+            self.evaluate({"round": 0, "update": 0, "images": 0})
 
     def loop(self) -> int:
         """Rounds from where the run stands to the last. Returns the exit code."""
-        parts, rounds = self.parts, self.parts.recipe.run.rounds
-        if self.run_state.round == 0:
-            self.evaluate({"round": 0, "update": 0, "images": 0})
-        last = self.run_state.round if self.run_state.alarm and parts.recipe.guards.stop else rounds
-        for number in range(self.run_state.round + 1, last + 1):
-            clock = Clock(parts.ranks.device)
-            reset_peak(parts.ranks)
-            this_round = new_round(parts, number, clock, self.progress)
-            experience = parts.method.collect(parts.policy, this_round)
-            updates, diagnostics, part = [], {}, experience
-            for part in parts.method.updates(experience):
-                diagnostics = parts.method.differentiate(parts.policy, part)
-                with clock.phase("train"):
-                    updates.append(parts.engine.apply(parts.method.rate))
-            self.run_state.round, self.run_state.images = number, self.run_state.images + this_round.batch.num_images
-            self.run_state.statistics = to_json(parts.reward.statistics)
-            self.run_state.objective = parts.method.state()
-            row = round_row(parts, self.run_state, experience, updates, diagnostics, clock)
-            del experience, part  # or this round's trajectory would live on beside the next one's
+        recipe, run_state, ranks = self.parts.recipe, self.run_state, self.parts.ranks
+        rounds = recipe.run.rounds
+        last = run_state.round if run_state.alarm and recipe.guards.stop else rounds
+        for number in range(run_state.round + 1, last + 1):
+            row = self.round_unless_stopped(number)
+            if row is None:
+                return self.stopped()
+            landmarks.go_to("after the round")
             self.finish(row)
-            stopped, alarmed = self.someone_asked_to_stop(), self.run_state.alarm is not None
-            if stopped or alarmed or number % parts.recipe.run.save_every == 0 or number == rounds:
-                self.checkpoints.save(parts.engine, vars(self.run_state), parts.method.learners)
+            stopped, alarmed = ranks.asked_to_stop(), run_state.alarm is not None
+            if alarmed or number % recipe.run.save_every == 0 or number == rounds:
+                self.save()
             if alarmed:
                 break
             if stopped and number < rounds:
-                return self.end("stopped", EXIT_STOPPED, "stopped on request and saved; run the same command again")
+                return self.stopped()
         self.save_model(self.folder.model)
-        alarm = self.run_state.alarm if self.run_state.round < rounds else None
+        alarm = run_state.alarm if run_state.round < rounds else None
         return self.end("complete", 0, f"ended by a guard: {alarm}; to go on, --set guards.stop=false" if alarm else "")
+
+    def round_unless_stopped(self, number: int) -> Metrics | None:
+        """None, on all ranks, where a request to stop came before the first update. Its frames, and the tensors in
+        them, are gone by then."""
+        try:
+            return self.round(number)
+        except StopRequested as request:
+            self.parts.ranks.leave_together(request)
+            return None
+
+    def round(self, number: int) -> Metrics:
+        """One round's updates, and its row. Raises StopRequested, on all ranks, where a request came before the first
+        update: nothing that is saved has changed by then."""
+        parts, run_state, updates = self.parts, self.run_state, []
+        clock = Clock(parts.ranks.device)
+        reset_peak(parts.ranks)
+        landmarks.go_to(f"round {number}")
+        with self.stops.leaving(together=True):
+            if parts.method.learners:
+                parts.ranks.stay_together()  # they learn before the first update: a stop waits for the round's end
+            this_round = new_round(parts, number, clock, self.progress)
+            experience = parts.method.collect(parts.policy, this_round)
+            diagnostics, part = {}, experience
+            for part in parts.method.updates(experience):
+                diagnostics = parts.method.differentiate(parts.policy, part)
+                parts.ranks.stay_together()
+                with clock.phase("train"), landmarks.at("apply"):
+                    updates.append(parts.engine.apply(parts.method.rate))
+        run_state.round, run_state.images = number, run_state.images + this_round.batch.num_images
+        run_state.statistics = to_json(parts.reward.statistics)
+        run_state.objective = parts.method.state()
+        return round_row(parts, run_state, experience, updates, diagnostics, clock)
+
+    def save(self) -> None:
+        """A checkpoint of the run as it stands, where there is room for one."""
+        if self.checkpoints.save(self.parts.engine, vars(self.run_state)) is not None:
+            self.saved = self.run_state.round
+
+    def stopped(self) -> int:
+        """Ends the run on request, saved as it stands. Returns the exit code."""
+        number = self.run_state.round
+        if number != self.saved:
+            self.save()
+        if number != self.saved:
+            raise CheckpointError(
+                f"stopped on request, and round {number} could not be saved; {self.folder.what_is_saved()}"
+            )
+        if number == 0:
+            message = "stopped on request; nothing had been trained; the same command starts again"
+        else:
+            message = f"stopped on request; round {number} is saved; the same command goes on from there"
+        return self.end("stopped", EXIT_STOPPED, message)
 
     def finish(self, row: Metrics) -> None:
         """Evaluates where it is due, writes the row and shows it."""
@@ -129,7 +228,8 @@ class Run:
         number, ranks = row["round"], self.parts.ranks
         steps = len(ranks.block(self.parts.recipe.evaluate.images)) * self.parts.policy.schedule.steps
         self.progress.begin("evaluating", steps)
-        result = evaluate(self.parts, self.progress.advance, from_json(self.run_state.evaluate_statistics) or None)
+        with landmarks.at("evaluation"):
+            result = evaluate(self.parts, self.progress.advance, from_json(self.run_state.evaluate_statistics) or None)
         self.run_state.evaluate_statistics = to_json(result.statistics)
         best = self.run_state.is_best(result.reward_mean)
         if best:
@@ -137,7 +237,8 @@ class Run:
             if number > 0:
                 self.save_model(self.folder.best_model)
         if ranks.is_first:
-            image_grid(result.images_NHWC[:64]).save(self.folder.sample_file(number))
+            with self.warned("the grid of an evaluation"):
+                image_grid(result.images_NHWC[:64]).save(self.folder.sample_file(number))
         evaluated = plain_row({**row, **result.numbers, "evaluate/best": best})
         numbers = {key.removeprefix("evaluate/"): evaluated[key] for key in result.numbers}
         summary = "  ".join(
@@ -153,29 +254,31 @@ class Run:
         own_alarms = alarms(row, run_state.first, parts.recipe.guards, parts.held_out)
         shared_alarms: list[str] = json.loads(parts.ranks.broadcast(json.dumps(own_alarms)) or "[]")
         if parts.ranks.is_first:
-            self.folder.add_row({**row, "alarms": shared_alarms})
+            with self.warned("a row of metrics.jsonl"):
+                self.folder.add_row({**row, "alarms": shared_alarms})
         for alarm in shared_alarms:
             self.progress.say(f"alarm at round {row['round']}: {alarm}")
         run_state.alarm = shared_alarms[0] if shared_alarms and parts.recipe.guards.stop else None
 
     def save_model(self, folder: Path) -> None:
         """What diffusers loads, from the fp32 masters (or their average). Collective."""
-        weights = self.parts.engine.weights()
-        if self.parts.ranks.is_first:
-            self.parts.policy.save(folder, weights)
-        self.parts.ranks.barrier()
-
-    def someone_asked_to_stop(self) -> bool:
-        """Whether any rank got a signal: all ranks stop at the same round."""
-        flag = torch.tensor(float(len(self.stop) > 0), device=self.parts.ranks.device)
-        return float(self.parts.ranks.max(flag)) > 0
+        weights, error = self.parts.engine.weights(), None
+        with landmarks.at("save model"):
+            if self.parts.ranks.is_first:
+                try:
+                    self.parts.policy.save(folder, weights)
+                except (OSError, RuntimeError, SafetensorError) as problem:
+                    error = problem
+            failure = self.parts.ranks.first_error(error)
+        if failure is not None:
+            cause = " ".join(failure[2].split())
+            raise CheckpointError(f"the model could not be written to {folder}: {cause}; {self.folder.what_is_saved()}")
 
     def end(self, state: Literal["complete", "stopped"], exit_code: int, message: str) -> int:
-        """Writes the animation and the last word."""
+        """Writes the animation and the last word; first the word where somebody waits for the end."""
         if self.parts.ranks.is_first:
-            samples = list(self.folder.sample_files().values())
-            if samples:
-                write_evolution(samples, self.folder.samples / "evolution.gif")
+            if state == "complete":
+                self.write_animation()
             self.folder.write_status(
                 state,
                 round_number=self.run_state.round,
@@ -183,8 +286,26 @@ class Run:
                 message=message,
                 ended_by_guard=self.run_state.alarm is not None,
             )
+            if state == "stopped":
+                self.write_animation()
         self.parts.ranks.barrier()
+        self.stops.close()
         return exit_code
+
+    def write_animation(self) -> None:
+        """Of the evaluations' grids."""
+        samples = list(self.folder.sample_files().values())
+        if samples:
+            with self.warned("the animation"):
+                write_evolution(samples, self.folder.samples / "evolution.gif")
+
+    @contextmanager
+    def warned(self, what: str) -> Iterator[None]:
+        """A file that the run does not need to go on: where it can't be written, a line says so."""
+        try:
+            yield
+        except OSError as error:
+            self.progress.say(f"warning: {what} could not be written: {error.filename or ''} {error.strerror or error}")
 
 
 def planned(plan: "Plan") -> str:
@@ -198,14 +319,13 @@ def restore(
     parts: Parts, checkpoints: Checkpoints, folder: RunFolder, resume: Resume, progress: RunProgress
 ) -> RunState:
     """Loads the newest whole checkpoint, if there is one, and drops what was written after it."""
-    latest = checkpoints.latest()
+    latest = checkpoints.restore(parts.engine)
     if latest is None and resume == "must":
         raise CheckpointError(f"--resume must: {checkpoints.folder} holds no checkpoint")
     run_state = RunState()
     if latest is not None:
         path, state = latest
-        checkpoints.load(parts.engine, path, parts.method.learners)
-        run_state = RunState(**{key: state[key] for key in vars(run_state)})
+        run_state = RunState(**{key: state[key] for key in vars(run_state) if key in state})
         parts.reward.statistics = from_json(run_state.statistics)
         parts.method.restore(run_state.objective)
         progress.say(f"resuming after round {run_state.round} from {path}")
@@ -240,10 +360,16 @@ def rehearse(parts: Parts) -> None:
     noise = Noise(seed=parts.recipe.run.seed, stream=Stream.PROBE, round_number=0, shape=policy.shape)
     prompts = parts.prompts.of_evaluation(range(count))
     policy.encode(prompts)
-    while not fits(parts.method.rehearse, policy, noise, count, prompts):
-        parts.method.halve()
+    images = count
+    while not fits(parts.method.rehearse, policy, noise, images, prompts):
+        try:
+            parts.method.halve()
+        except OutOfMemoryError:
+            if images == 1:
+                raise
+            images = -(-images // 2)  # a rollout is made again in halves too
     with torch.no_grad(), decoding(policy, knobs):
-        images_BCHW = policy.decode(noise.initial(range(count)).to(policy.device))
+        images_BCHW = decode_what_fits(policy, noise.initial(range(count)).to(policy.device))
         with scoring(parts.eval_reward, knobs):
             parts.eval_reward.raw(images_BCHW, prompts)
     parts.engine.gradients.zero()
@@ -258,22 +384,3 @@ def memory_told(plan: "Plan | None") -> Iterator[None]:
         what = str(error).splitlines()[0]
         advice = plan.suggestions() if plan else ["--set memory.activation_checkpointing=blocks", "an adapter"]
         raise OutOfMemoryError(f"{what}; what would help: {'; '.join(advice)}") from None
-
-
-@contextmanager
-def stop_signals() -> Iterator[Sequence[int]]:
-    """Collects SIGTERM and SIGINT; a second one ends the process at once."""
-    seen: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        if seen:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        seen.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

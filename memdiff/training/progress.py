@@ -1,11 +1,14 @@
 """What a person sees while a run goes on: one bar a round on a terminal, one line a round elsewhere."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from memdiff.processes import landmarks
 
 
 class RunProgress:
@@ -35,15 +38,17 @@ class RunProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        with suppress(OSError):  # the terminal is gone: the run goes on, or is saved
+            self._progress.stop()
 
     def begin(self, what: str, total: int) -> None:
         """A new inner bar of `total` image-steps."""
         self._progress.reset(self._one, description=what, total=max(1, total))
 
     def advance(self, count: int) -> None:
-        """So many image-steps more."""
+        """So many image-steps more: a sign of life."""
         self._progress.advance(self._one, count)
+        landmarks.passed()
 
     def done(self, round_number: int, row: Mapping[str, Any]) -> None:
         """A round is finished: its line."""
@@ -51,8 +56,9 @@ class RunProgress:
         self.say(f"round {round_number:>4}/{self._rounds}  {summary(row)}")
 
     def say(self, text: str) -> None:
-        """A line above the bars."""
-        self._progress.console.print(text, markup=False, soft_wrap=True)
+        """A line above the bars. Nothing where whoever read is gone: the run goes on, or is saved."""
+        with suppress(OSError):
+            self._progress.console.print(text, markup=False, soft_wrap=True)
 
 
 def summary(row: Mapping[str, Any]) -> str:

@@ -4,6 +4,8 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +23,7 @@ from memdiff.runtime.numbered import name_of, numbered
 State = Literal["running", "complete", "stopped", "failed"]
 Resume = Literal["auto", "must", "never"]
 LOCK = "run.lock"
+MANIFEST = "MANIFEST.json"  # of a checkpoint, written last
 
 
 class RunFolder:
@@ -35,6 +38,7 @@ class RunFolder:
         self.best_model = path / "model_best"
         self._config, self._status = path / "config.yaml", path / "status.json"
         self._contents = path / "contents.json"
+        self._rows_to_write: list[str] = []
 
     def exists(self) -> bool:
         """Whether a run was started here."""
@@ -81,18 +85,28 @@ class RunFolder:
         """Writes the recipe, whole, with every default in it, and what its paths hold."""
         try:
             self.samples.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+            _write_atomically(self._config, text)
+            _write_atomically(self._contents, json.dumps(contents, indent=2))
         except OSError as error:
             raise self._unwritable(error) from None
-        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-        _write_atomically(self._config, text)
-        _write_atomically(self._contents, json.dumps(contents, indent=2))
 
     def _unwritable(self, error: OSError) -> ConfigError:
         return ConfigError(f"--out {self.path} can't be written: {error.strerror}")
 
     def recipe(self) -> Recipe:
         """The recipe that was stored."""
-        return check_recipe(yaml.safe_load(self._config.read_text()), source=str(self._config))
+        try:
+            content = yaml.safe_load(self._config.read_text())
+            if not isinstance(content, dict):
+                raise ValueError("no mapping of sections")
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            cause = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{self._config} can't be read ({cause}); restore it, give another --out, or --resume never to move "
+                "the run aside"
+            ) from None
+        return check_recipe(content, source=str(self._config))
 
     def check_same(self, recipe: Recipe, contents: Contents) -> None:
         """Raises ConfigError where the stored recipe, or what its paths held, would give other weights."""
@@ -107,7 +121,7 @@ class RunFolder:
 
     def _trained_with(self) -> Mapping[str, Any]:
         """The fingerprints that were stored; empty in a run without a checkpoint, and in one that stored none."""
-        if not any((folder / "MANIFEST.json").is_file() for folder in numbered(self.checkpoints, "round_").values()):
+        if not any((folder / MANIFEST).is_file() for folder in numbered(self.checkpoints, "round_").values()):
             return {}  # it starts over: a reward that failed at its first call may be mended
         try:
             stored = json.loads(self._contents.read_text())
@@ -124,32 +138,51 @@ class RunFolder:
         return target
 
     def status(self) -> dict[str, Any]:
-        """What was last said of the run; empty where nothing was."""
+        """What was last said of the run; empty where nothing was, or nothing that can be read."""
         try:
-            return json.loads(self._status.read_text())
+            status = json.loads(self._status.read_text())
         except (OSError, ValueError):
             return {}
+        return status if isinstance(status, dict) else {}
+
+    def what_is_saved(self) -> str:
+        """What the run can go on from, in words."""
+        saved = [number for number, path in numbered(self.checkpoints, "round_").items() if (path / MANIFEST).is_file()]
+        if not saved:
+            return "nothing had been trained and saved; the same command starts it"
+        return f"round {saved[-1]} is the last that is saved; the same command goes on from there"
 
     def write_status(
         self, state: State, *, round_number: int, exit_code: int | None = None, message: str = "", **more: Any
     ) -> None:
-        """status.json; keys not given here keep their values."""
+        """status.json; keys not given here keep their values. Where it can't be written it goes: right or absent."""
         status = self.status() | {
             "state": state, "exit_code": exit_code, "round": round_number, "message": message, "pid": os.getpid(),
             "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         } | more  # fmt: skip
-        _write_atomically(self._status, json.dumps(status, indent=2))
+        try:
+            _write_atomically(self._status, json.dumps(status, indent=2))
+        except OSError:
+            with suppress(OSError):
+                self._status.unlink()
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
-        """Writes the plan to plan.json, whole or not at all."""
-        _write_atomically(self.path / "plan.json", json.dumps(plan, indent=2))
+        """plan.json, where there is room for it."""
+        with suppress(OSError):
+            _write_atomically(self.path / "plan.json", json.dumps(plan, indent=2))
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, flushed to the disk."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """One line of metrics.jsonl, flushed to the disk. OSError where it can't be: it comes with the next then."""
+        self._rows_to_write.append(json.dumps(row) + "\n")
+        with self.metrics.open("ab", buffering=0) as file:
+            length = file.seek(0, os.SEEK_END)
+            try:
+                _write_all(file, "".join(self._rows_to_write).encode())
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(file.fileno(), length)  # part of a line would join the next one
+                raise
+        self._rows_to_write.clear()
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows so far."""
@@ -157,7 +190,8 @@ class RunFolder:
 
     def drop_rows_after(self, round_number: int) -> None:
         """Rows of rounds that a resumed run makes again."""
-        kept = [row for row in self.rows() if row["round"] <= round_number]
+        rounds = [(row, row.get("round")) for row in self.rows()]
+        kept = [row for row, number in rounds if isinstance(number, int) and number <= round_number]
         _write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
     def sample_file(self, round_number: int) -> Path:
@@ -175,10 +209,22 @@ class RunFolder:
                 file.unlink()
 
 
+def _write_all(file: RawIOBase, content: bytes) -> None:
+    """A raw file takes less than it is given where the disk fills up, and raises only for the rest."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
+
+
 def _write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".tmp")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise

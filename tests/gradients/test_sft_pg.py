@@ -375,7 +375,8 @@ def test_resume_in_the_middle_of_a_critic_phase(tmp_path: Path) -> None:
     policy, method, engine = start()
     whole_rounds(policy, method, engine, rounds=[1])
     checkpoints = Checkpoints(tmp_path, ALONE, keep=2)
-    checkpoints.save(cast(DeepSpeedEngine, Engine()), {"round": 1, "objective": method.state()}, method.learners)
+    checkpoints.learners = method.learners
+    checkpoints.save(cast(DeepSpeedEngine, Engine()), {"round": 1, "objective": method.state()})
     real, asked = method.phase.real, []
 
     class Dying(RealImages):
@@ -393,7 +394,8 @@ def test_resume_in_the_middle_of_a_critic_phase(tmp_path: Path) -> None:
     policy, method, engine = start()
     latest = checkpoints.latest()
     assert latest is not None
-    checkpoints.load(cast(DeepSpeedEngine, Engine()), latest[0], method.learners)
+    checkpoints.learners = method.learners
+    checkpoints.load(cast(DeepSpeedEngine, Engine()), latest[0])
     method.restore(latest[1]["objective"])
     whole_rounds(policy, method, engine, rounds=range(2, 5))
     for mine, theirs in ((policy, straight[0]), (method, straight[1])):

@@ -127,9 +127,12 @@ def test_a_checkpoint_holds_it(tmp_path: Path) -> None:
     straight = reinforce(policy)
     straight.collect(policy, round_of(policy, 6))
     checkpoints = Checkpoints(tmp_path, ALONE, keep=1)
-    path = checkpoints.save(cast(DeepSpeedEngine, Engine()), {"round": 1}, straight.learners)
+    checkpoints.learners = straight.learners
+    path = checkpoints.save(cast(DeepSpeedEngine, Engine()), {"round": 1})
     resumed = reinforce(policy)
-    checkpoints.load(cast(DeepSpeedEngine, Engine()), path, resumed.learners)
+    assert path is not None
+    checkpoints.learners = resumed.learners
+    checkpoints.load(cast(DeepSpeedEngine, Engine()), path)
     first, second = (one.collect(policy, round_of(policy, 6, number=2)) for one in (straight, resumed))
     assert torch.equal(cast(torch.Tensor, first.step_advantages_Kn), cast(torch.Tensor, second.step_advantages_Kn))
     assert straight.value is not None and resumed.value is not None

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "memdiff"
 # each other.
 ORDER = (
     ("errors",),
-    ("runtime", "processes"),
+    ("processes",),
+    ("runtime",),
     ("chain", "digits"),
     ("models",),
     ("rewards",),

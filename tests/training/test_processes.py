@@ -24,8 +24,10 @@ time.sleep(300)
 """
 # Starts the rest of its arguments and waits, as DeepSpeed's processes do. Its first argument is the name it goes by.
 STARTS = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[2:]))"
+# The kernel hangs up on a stopped process whose group its parent's end orphans (setpgid(2)), before a watcher looks.
 RANK = """
-import os, pathlib, subprocess, sys, time
+import os, pathlib, signal, subprocess, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
 from memdiff.processes.ancestors import watch_ancestors
 watch_ancestors()
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])

@@ -1,7 +1,9 @@
 """A run folder belongs to one run at a time, and nothing in it but what memdiff wrote is counted, read or deleted."""
 
+import hashlib
 import json
 import os
+import random
 import shutil
 import socket
 from pathlib import Path
@@ -118,7 +120,9 @@ class _Shards:
 
 
 def save(checkpoints: Checkpoints, round_number: int) -> Path:
-    return checkpoints.save(cast(DeepSpeedEngine, _Shards()), {"round": round_number})
+    path = checkpoints.save(cast(DeepSpeedEngine, _Shards()), {"round": round_number})
+    assert path is not None
+    return path
 
 
 def names(folder: Path) -> list[str]:
@@ -220,3 +224,76 @@ def test_a_sample_folder_keeps_other_peoples_images(tmp_path: Path) -> None:
         clear_folder(tmp_path)
         assert names(tmp_path) == ["image_1.png", "image_of_a_cat.png", SAMPLE_LOCK, SETTINGS]
     assert names(tmp_path) == ["image_1.png", "image_of_a_cat.png", SETTINGS]
+
+
+def corrupt(folder: Path, older: Path, draw: random.Random) -> str:
+    """One of seven kinds of damage to one file of a checkpoint. What was done."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    file = draw.choice(files)
+    content = file.read_bytes()
+    match draw.choice(("truncate", "flip", "delete", "swap", "empty", "append", "link")):
+        case "truncate":
+            file.write_bytes(content[: draw.randrange(len(content))])
+        case "flip":
+            bit = draw.randrange(8 * len(content))
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(changed)
+        case "delete":
+            file.unlink()
+        case "swap":  # of the manifest: a whole older one, which is another checkpoint's
+            shutil.copy(older / file.name, file)
+        case "empty":
+            (folder / "MANIFEST.json").write_text(draw.choice(("", "{}", "[]", "null", "3", '{"a": 1}', "[" * 9000)))
+        case "append":
+            file.write_bytes(content + b"\0")
+        case "link":
+            file.unlink()
+            file.symlink_to(older / file.name)
+    return file.name
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
+def test_damage_is_seen_before_anything_is_loaded(both: bool, tmp_path: Path) -> None:
+    """150 kinds of damage to the newest of two checkpoints: the older one is taken, with a line by name and reason;
+    50 to both: exit code 5. A manifest whose bytes changed without a word of it changing is no damage."""
+    draw, said, ends = random.Random(1), [], 0
+    for number in range(50 if both else 150):
+        made = Checkpoints(tmp_path / str(number), Ranks(0, 1, torch.device("cpu")), keep=2, say=said.append)
+        paths = [save(made, round_number) for round_number in (3, 4)]
+        spare = Path(shutil.copytree(paths[0], tmp_path / "spare", dirs_exist_ok=True))
+        for path in reversed(paths) if both else paths[1:]:
+            corrupt(path, spare if path == paths[1] else paths[1], draw)
+        said.clear()
+        before = {path: (path / "MANIFEST.json").is_file() and json_of(path / "MANIFEST.json") for path in paths}
+        try:
+            newest = made.latest()
+        except CheckpointError as error:
+            assert both and error.exit_code == 5 and "\n" not in str(error)
+            ends += 1
+            continue
+        assert newest is not None
+        intact = before[newest[0]] == json_of(newest[0] / "MANIFEST.json") and not list(lines_of(said, newest[0]))
+        assert intact and all(sums(newest[0]))
+        if newest[0] == paths[0]:
+            assert len(list(lines_of(said, paths[1]))) == 1
+    assert ends > 40 or not both
+
+
+def json_of(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (ValueError, RecursionError):
+        return None
+
+
+def lines_of(said: list[str], path: Path) -> list[str]:
+    return [line for line in said if line.startswith(f"warning: passed over {path}: ")]
+
+
+def sums(folder: Path) -> list[bool]:
+    """Whether each file is the one in the manifest."""
+    entries = json_of(folder / "MANIFEST.json")
+    return [
+        hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"] for name, entry in entries.items()
+    ]

@@ -14,6 +14,7 @@ import pytest
 
 from memdiff import cli
 from memdiff.errors import ConfigError
+from memdiff.processes.stops import Stops, exit_at_once
 from memdiff.training import launcher
 from memdiff.training.launcher import VISIBLE, VISIBLE_TO_RANKS
 from memdiff.training.run_folder import RunFolder
@@ -74,7 +75,7 @@ def test_ranks_of_a_run_see_what_was_visible(
         monkeypatch.setenv(VISIBLE, visible)
     folder = RunFolder(tmp_path)
     monkeypatch.setattr(RunFolder, "status", lambda self: {"state": "complete", "exit_code": 0})
-    launcher.launch(["train", "recipe.yaml"], folder, 2)
+    launcher.launch(["train", "recipe.yaml"], folder, 2, Stops(exit_at_once))
     command, environment = started.pop()
     become(monkeypatch, environment)
     monkeypatch.setattr(runner, "fetch_hostfile", lambda path: None)

@@ -1,0 +1,87 @@
+"""DeepSpeed's launcher and its ranks as `memdiff train` sees them: who asks to stop, which rank ended first. No torch.
+
+The launcher itself ends the ranks one after another, up to half a minute each, when one is gone. That is not waited
+for.
+"""
+
+import signal
+import subprocess
+import time
+
+from memdiff.processes.ancestors import LAUNCH, RUNNER
+from memdiff.processes.identity import identity, kill, lives, of_session, pending, pid_of, rank_of, words_of
+from memdiff.processes.stops import BLOCKED, PASSED_ON, Stops
+
+SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_SEARCHES = 0.5  # for processes that are new
+SECONDS_FOR_THE_OTHERS = 6.0  # after the first rank has ended: they have nothing left to do, or nobody to do it with
+SECONDS_FOR_RANKS = 3.0  # after the launcher has ended: their watchers need less
+
+
+class Launched:
+    """`process` leads a session of its own, in which requests to stop wait (see `bound`)."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", stops: Stops) -> None:
+        self.process, self.stops = process, stops
+        self.ranks: dict[str, str] = {}  # `rank N` by identity
+        self.first_gone: str | None = None  # `rank N (pid P)`
+        self._launchers: list[int] = []
+        self._asked: set[str] = set()
+        self._searched = self._first_gone_at = 0.0
+        self.is_urgent = False  # whether a second request to stop came
+
+    def end_at_once(self) -> None:
+        """A second request to stop: everything is killed."""
+        self.is_urgent = True
+
+    def wait(self) -> int:
+        """Until everything has ended. Returns the first process's exit code, which is negative for a signal."""
+        while self.process.poll() is None:
+            self._look()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        self._note_ends()
+        deadline = time.monotonic() + (0 if self.is_urgent else SECONDS_FOR_RANKS)
+        while left := of_session(self.process.pid):
+            if time.monotonic() > deadline:
+                kill(left)
+            time.sleep(0.05)
+        return self.process.returncode
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if self.stops.requested or now - self._searched > SECONDS_BETWEEN_SEARCHES:
+            self._search()
+            self._searched = now
+        self._note_ends()
+        for pid in self._launchers:
+            number = pending(pid, BLOCKED)
+            if number is not None:
+                self.stops.ask(number)
+        over = self.first_gone is not None and now - self._first_gone_at > SECONDS_FOR_THE_OTHERS
+        if self.is_urgent or over or (self.stops.requested and not self.ranks):
+            kill(of_session(self.process.pid))
+        elif self.stops.requested:
+            self._ask_ranks()
+
+    def _search(self) -> None:
+        self._launchers = []
+        for pid in of_session(self.process.pid):
+            rank, process = rank_of(pid), identity(pid)
+            if rank is not None and process is not None:
+                self.ranks.setdefault(process, f"rank {rank}")
+            elif {LAUNCH, RUNNER} & set(words_of(pid)):
+                self._launchers.append(pid)
+
+    def _ask_ranks(self) -> None:
+        """Each once, those that start later too."""
+        number = signal.SIGHUP if self.stops.number == signal.SIGHUP else PASSED_ON
+        for process in self.ranks.keys() - self._asked:
+            kill([pid_of(process)], number)
+            self._asked.add(process)
+
+    def _note_ends(self) -> None:
+        if self.first_gone is None:
+            gone = next((process for process in self.ranks if not lives(process)), None)
+            if gone is not None:
+                self.first_gone = f"{self.ranks[gone]} (pid {pid_of(gone)})"
+                self._first_gone_at = time.monotonic()
