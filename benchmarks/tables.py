@@ -199,7 +199,7 @@ def sd15_table(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         numbers = row["figures"]
-        allowed = sum((numbers.get("items") or {}).get(name, 0) for name in ("workspace", "fragmentation"))
+        allowed = sum((numbers.get("items") or {}).get(name, 0) for name in ("allowance", "workspace", "fragmentation"))
         live = numbers["peak_bytes"] - allowed if "peak_bytes" in numbers else None
         lines.append(
             [

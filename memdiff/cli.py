@@ -58,6 +58,10 @@ def train(
     gpus: Annotated[int | None, typer.Option(help="Ranks. Default: every GPU, or one CPU rank.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Overrides a key: --set run.rounds=5")] = None,
     resume: Annotated[str, typer.Option(help="auto, must or never (which moves an old run aside).")] = "auto",
+    resume_from: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER|hf://REPO", help="A run folder begun elsewhere, copied to --out to go on there."),
+    ] = None,
     ds_config: Annotated[Path | None, typer.Option(help="A DeepSpeed JSON to start from.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")] = False,
 ) -> None:
@@ -79,7 +83,10 @@ def train(
     stops.listen()
     try:
         with stops.leaving():
-            code = _train(recipe, out, gpus, set_ or [], resume, ds_config, stops, dry_run=dry_run)
+            code = _train(
+                recipe, out, gpus, set_ or [], resume, ds_config, stops,
+                resume_from=resume_from, dry_run=dry_run,
+            )  # fmt: skip
     except OSError as error:
         raise CheckpointError(f"{error.filename or 'a file'} can't be used: {error.strerror or error}") from None
     raise typer.Exit(code)
@@ -105,11 +112,13 @@ def _checked(
 
 def _train(
     recipe: Path, out: Path | None, gpus: int | None, set_: list[str], resume: Any, ds_config: Path | None,
-    stops: "Stops", *, dry_run: bool,
+    stops: "Stops", *, resume_from: str | None, dry_run: bool,
 ) -> int:  # fmt: skip
     """What `memdiff train` does where no launcher started it. Returns the exit code."""
     from memdiff.training.launcher import choose_world_size
 
+    if resume_from is not None and resume == "never":
+        raise ConfigError("--resume-from goes on with a run, and --resume never starts over; give one")
     checked, folder = _checked(recipe, out, set_, resume, ds_config)
     world_size = choose_world_size(gpus)
     checked.check_world_size(world_size)
@@ -118,6 +127,10 @@ def _train(
 
         typer.echo("\n".join(preview(checked, folder, world_size, resume, ds_config)))
         return 0
+    if resume_from is not None:
+        from memdiff.processes.copied_run import bring_run
+
+        bring_run(resume_from, folder.path)
     arguments = ["train", str(recipe), "--out", str(folder.path)]
     arguments += ["--resume", "auto" if resume == "never" else resume]
     arguments += [word for override in set_ for word in ("--set", override)]
@@ -128,7 +141,7 @@ def _train(
         more = way_on(checked, folder)
         if more is not None:
             typer.echo(f"this run is complete ({folder.status()['round']} rounds); for more, --set {more}")
-        code = 0 if more else run_ranks(folder, arguments, world_size, stops)
+        code = 0 if more else run_ranks(checked, folder, arguments, world_size, stops)
     with suppress(OSError):  # who reads may be gone
         typer.echo(str(folder.path))
     return code

@@ -157,7 +157,7 @@ def train(
             words = ["train", str(folder.path / "config.yaml"), "--out", str(folder.path), "--resume", "auto"]
             words += ["--ds-config", str(file)] if file else []
             with folder.prepare(checked, resume, file):
-                code = 0 if way_on(checked, folder) else run_ranks(folder, words, world_size, stops)
+                code = 0 if way_on(checked, folder) else run_ranks(checked, folder, words, world_size, stops)
     if code not in (0, EXIT_STOPPED):
         error = MemdiffError(str(folder.status().get("message") or f"the run ended with exit code {code}"))
         error.exit_code = code

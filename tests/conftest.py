@@ -13,6 +13,7 @@ from tests.helpers.operators import build_operators
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["MEMDIFF_PLAN_CACHE"] = ""  # what a test plans it measures itself
 # One ninja for all: another one's build log makes DeepSpeed's operators be built anew.
 os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
 

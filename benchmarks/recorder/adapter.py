@@ -29,9 +29,11 @@ from memdiff.engine.ds_config import make_ds_config
 from memdiff.memory.knobs import Knobs, MemoryConfig, resolved
 from memdiff.memory.zero2 import States, training_states
 from memdiff.planner.compose import estimate_round
-from memdiff.planner.dry_run import Measured, measure, resident
+from memdiff.planner.dry_run import measure
+from memdiff.planner.measured import Measured
 from memdiff.planner.piece_costs import PieceCosts
 from memdiff.planner.rank_round import rank_round_of, sizes_to_measure
+from memdiff.planner.rounds import resident
 from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.recipe import Recipe
 from memdiff.training import loop

@@ -33,6 +33,13 @@ def offload(network: torch.nn.Module, device: torch.device) -> None:
         _on_host[network] = copies
     for name, parameter in _frozen(network).items():
         put_in_place(parameter, _on_host[network][name])
+    give_back(device)
+
+
+def give_back(device: torch.device) -> None:
+    """Frees what the allocator keeps for a network that has left: it would serve only what fits."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def onload(network: torch.nn.Module, device: torch.device, category: MemoryTag) -> None:
@@ -70,12 +77,14 @@ def scoring(reward: WeightedReward, knobs: Knobs) -> Iterator[None]:
     finally:
         if knobs.rewards == "idle_off":
             reward.move(HOST)
+            give_back(reward.device)
 
 
 def offload_idle(policy: Policy, reward: WeightedReward, knobs: Knobs) -> None:
     """Where things are before anything is looked at."""
     if knobs.rewards == "idle_off":
         reward.move(HOST)
+        give_back(reward.device)
     decoder = policy.networks.get("vae")
     if decoder is not None and knobs.idle_decoder == "host":
         offload(decoder, policy.device)

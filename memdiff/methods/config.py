@@ -160,7 +160,14 @@ class DirectConfig(Section):
         ...
 
     def _workload(
-        self, rolled: float, depths: Sequence[int], most: int, knobs: Knobs, *, samples: int = 1, states: int = 0
+        self,
+        rolled: float,
+        depths: Sequence[int],
+        most: int,
+        knobs: Knobs,
+        *,
+        samples: int = 1,
+        states: int | None = None,
     ) -> Workload:
         """Of a sweep whose depth is one of `depths`, at most `most`, made for `samples` noisings of an image."""
         pulled = samples * (sum(depths) / len(depths))
@@ -170,7 +177,7 @@ class DirectConfig(Section):
             pulled=pulled,
             again=samples * (sum(max(0, depth - knobs.kept_steps) for depth in depths) / len(depths)),
             gradient_steps=max(1, round(pulled)),
-            states=states or max(1, most),
+            states=max(1, most) if states is None else states,
             most_kept=most,
             kept=min(knobs.kept_steps, most),
         )
@@ -276,9 +283,8 @@ class ReflConfig(DirectConfig):
     target: Float | None = Field(default=2.0, description="Loss max(target - r, 0). None: -r.")
 
     def workload(self, chain: Chain, knobs: Knobs) -> Workload:
-        """Expected over its draws of the step, which is the one that is pulled."""
-        states = len(self.differentiated(chain.steps))
-        return self._workload((self.first_step + self.last_step) / 2 + 1, [1], 1, knobs, states=states)
+        """Expected over its draws of the step, which is the one that is pulled, from the state that is at hand."""
+        return self._workload((self.first_step + self.last_step) / 2 + 1, [1], 1, knobs, states=0)
 
     def shortened(self, steps: int) -> Self:
         """The differentiated step is not drawn: it is the last of the short chain."""

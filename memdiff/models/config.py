@@ -96,6 +96,14 @@ def takes_prompts(model: ModelConfig) -> bool:
     return isinstance(model, LatentConfig)
 
 
+def needs_guidance(weight: float | None) -> bool:
+    """Whether the branch without a prompt has a say: above 1 alone, as in diffusers' pipelines.
+
+    The formula at 0 would leave the prompt out, where the cards of distilled models mean no guidance.
+    """
+    return weight is not None and weight > 1
+
+
 class AdapterConfig(Section):
     """LoRA (Hu et al. 2021) through peft: dW = alpha / rank * B A on the named layers, everything else frozen."""
 

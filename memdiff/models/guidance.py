@@ -16,14 +16,6 @@ from memdiff.models.text_encoders import Conditioning
 Network = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
 
 
-def needs_guidance(weight: float | None) -> bool:
-    """Whether the branch without a prompt has a say: above 1 alone, as in diffusers' pipelines.
-
-    The formula at 0 would leave the prompt out, where the cards of distilled models mean no guidance.
-    """
-    return weight is not None and weight > 1
-
-
 def guided(
     network: Network,
     x_t_BCHW: torch.Tensor,

@@ -14,9 +14,9 @@ import torch
 from diffusers import DDIMScheduler
 
 from memdiff.errors import ConfigError
-from memdiff.models.config import SamplerConfig
+from memdiff.models.config import SamplerConfig, needs_guidance
 from memdiff.models.denoiser import Denoiser
-from memdiff.models.guidance import guided, needs_guidance
+from memdiff.models.guidance import guided
 from memdiff.models.lora import inject
 from memdiff.models.options import ModelOptions
 from memdiff.models.scheduler import sampling_chain

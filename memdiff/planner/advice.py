@@ -8,7 +8,7 @@ from memdiff.memory.gpus import PCIE_BYTES_A_SECOND
 from memdiff.memory.knobs import TABLE, word
 from memdiff.memory.zero2 import States
 from memdiff.planner.compose import estimate_round
-from memdiff.planner.dry_run import Sizes
+from memdiff.planner.measured import Sizes
 from memdiff.planner.piece_costs import PieceCosts
 from memdiff.planner.rank_round import RankRound
 from memdiff.planner.search import Recompute, Setting, recompute_of, situation

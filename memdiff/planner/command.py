@@ -1,11 +1,14 @@
 """`memdiff plan`: a recipe and a card in, a table, JSON or YAML out. No torch before both are known to be right."""
 
 import json
-import os
 from pathlib import Path
 
 from memdiff.errors import ConfigError
 from memdiff.memory.gpus import Gpu, find_gpu
+from memdiff.planner.kept_rounds import KeptRounds, users_folder
+from memdiff.planner.processes import processes_here
+from memdiff.planner.rounds import Measuring
+from memdiff.planner.telling import Telling
 from memdiff.recipe.reading import read_recipe
 from memdiff.runtime.units import GIB
 
@@ -35,15 +38,15 @@ def plan_recipe(
     recipe.check_world_size(ranks)
     budget = card.budget_bytes(ranks) if card else int((budget_gib or 0) * GIB)
 
-    from memdiff.models.quiet import quiet_libraries
-    from memdiff.planner.plan import make_plan
-    from memdiff.planner.table import show
-
-    quiet_libraries()
     if card and recipe.model.precision == "bf16" and not card.bf16:
         raise ConfigError(f"model.precision bf16: a {card.name} has none (sm_{card.sm}); use fp16")
-    processes = min(2, os.cpu_count() or 1) if hasattr(os, "fork") else 1
-    plan = make_plan(recipe, budget_bytes=budget, ranks=ranks, gpu=card, processes=processes)
+    with Telling(file.name) as telling:
+        from memdiff.planner.plan import make_plan
+
+        measuring = Measuring(processes_here(), KeptRounds(recipe, users_folder()), telling.progress)
+        plan = make_plan(recipe, budget_bytes=budget, ranks=ranks, gpu=card, measuring=measuring)
+    from memdiff.planner.table import show
+
     if as_json:
         return json.dumps(plan.to_json(), indent=2)
     if as_yaml:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.zero2 import FULL, States
 from memdiff.methods.workload import Workload
-from memdiff.planner.dry_run import Sizes
+from memdiff.planner.measured import Sizes
 from memdiff.planner.piece_costs import TRANSIENT, PieceCosts
 from memdiff.planner.rank_round import RankRound
 from memdiff.runtime.memory_tags import MEMORY_TAGS, MemoryTag
@@ -53,7 +53,8 @@ class Estimate:
 
 def estimate_round(rank_round: RankRound, knobs: Knobs, costs: PieceCosts, states: States) -> Estimate:
     """A whole round at this setting."""
-    sizes, rows, work = costs.sizes, rank_round.rows(knobs), rank_round.workload(knobs)
+    rank_round, sizes = rank_round.on(costs.sizes), costs.sizes
+    rows, work = rank_round.rows(knobs), rank_round.workload(knobs)
     stored = work.states * (rows if work.by_micro_batch else rank_round.images)
     trajectory = (stored if work.replays else 0) * sizes.state_elements * rank_round.state_bytes
     always: dict[MemoryTag, int] = {

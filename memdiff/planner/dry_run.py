@@ -8,21 +8,24 @@ Shapes: B images of the round.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from memdiff.memory.knobs import TABLE, Knobs
+from memdiff.memory.knobs import Knobs
 from memdiff.memory.offload import decoding, offload_idle, scoring
+from memdiff.memory.peak import Peak
 from memdiff.methods.build import build_method
 from memdiff.methods.experience import Batch, Clock, Round
-from memdiff.methods.workload import Chain, Workload
+from memdiff.methods.workload import Chain
 from memdiff.models.load import skeleton_policy
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import Policy
+from memdiff.planner.blank import blank_policy, blank_reward
 from memdiff.planner.fake_tensors import GPU, BlankNoise, fake_gpu
-from memdiff.planner.ledger import Ledger, Peak
+from memdiff.planner.ledger import Ledger
+from memdiff.planner.measured import VISITS, WITH_GRAPH, WITHOUT_GRAPH, Measured, Sizes
 from memdiff.recipe.model_options import model_options
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.build import build_weighted
@@ -37,38 +40,6 @@ STEPS = 2
 PROMPT = "a"
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What is there before anything runs: bytes and elements."""
-
-    unet: int
-    unet_trained: int  # of it
-    decoder: int
-    rewards: int
-    held_out: int  # of rewards that score evaluations alone
-    encoders: int
-    elements: int  # trained
-    largest_elements: int  # of one trained parameter
-    state_elements: int  # of one x_t
-    own_networks: int = 0  # that the method trains beside the model, with their optimizers: as its section declares
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One short round of `images` images."""
-
-    images: int
-    work: Workload
-    peaks: Mapping[str, Peak]
-    flops: Mapping[str, int]
-    recomputed_flops: Mapping[str, int]  # of them, what checkpoints ran again
-    kept_bytes: int  # of one step's graph between its forward and its pull
-    without_graph_bytes: int  # activations at the rollout's peak before the first graph was made
-    sizes: Sizes
-    evaluated_images: int  # of an evaluation, decoded and scored at once; 0: not measured
-    evaluated: Mapping[MemoryTag, int]  # what that takes besides networks and what was there before
-
-
 def measure(
     recipe: Recipe,
     knobs: Knobs,
@@ -79,18 +50,24 @@ def measure(
     evaluated: int = 0,
     paths: bool = True,
     cut_method: bool = True,
+    blank: bool = False,
 ) -> Measured:
     """Runs `collect`, `updates` and `differentiate` on `images` images and a chain of `steps`.
 
     `evaluated`: images of an evaluation that is scored afterwards, with everything on the GPU. `paths`: also which
-    module was at work at each peak. `cut_method`: the method is fitted to a short chain.
+    module was at work at each peak. `cut_method`: the method is fitted to a short chain. `blank`: images are neither
+    decoded nor scored, for `Measured.with_images_of` another round's.
     """
     prompts = [PROMPT] * images
     with fake_gpu():
         policy = make_policy(recipe, knobs, precision, steps)
         scoring = HOST if knobs.rewards == "cpu" else GPU
-        reward = build_weighted(recipe.reward, device=scoring, skeleton=True)
-        held_out = build_weighted(recipe.evaluate.rewards, device=scoring, skeleton=True)
+        if blank:
+            blank_policy(policy)
+            reward, held_out = blank_reward(recipe.reward, scoring), WeightedReward([], device=scoring)
+        else:
+            reward = build_weighted(recipe.reward, device=scoring, skeleton=True)
+            held_out = build_weighted(recipe.evaluate.rewards, device=scoring, skeleton=True)
         ledger = Ledger(device=GPU, networks=_named(policy, reward) if paths else None)
         own_networks = recipe.method.own_bytes(policy.shape, recipe.sampler.steps)
         sizes = replace(enter(ledger, policy, reward, held_out), own_networks=own_networks)
@@ -106,7 +83,7 @@ def measure(
             with ledger.phase("encode"), memory_tag("weights"):
                 policy.encode(prompts)
             noise = BlankNoise(policy.shape)
-            this_round = Round(Batch(range(images), prompts, images, noise, prompts), _Phases(ledger))
+            this_round = Round(Batch(range(images), prompts, images, noise, prompts), _Phases(ledger, pieces))
             experience = algorithm.collect(policy, this_round)
             for part in algorithm.updates(experience):
                 algorithm.differentiate(policy, part)
@@ -114,9 +91,10 @@ def measure(
         return Measured(
             images=images,
             work=method.workload(Chain(steps, len(policy.schedule.steps_with_density), images=images), knobs),
-            peaks=ledger.peaks,
-            flops=ledger.flops,
-            recomputed_flops=ledger.recomputed_flops,
+            peaks=_whole_peaks(ledger.peaks),
+            scored={visit: peak for visit, peak in ledger.peaks.items() if visit in VISITS},
+            flops=_whole_sums(ledger.flops),
+            recomputed_flops=_whole_sums(ledger.recomputed_flops),
             kept_bytes=pieces.kept_bytes,
             without_graph_bytes=pieces.without_graph_bytes,
             sizes=sizes,
@@ -177,20 +155,22 @@ def enter(ledger: Ledger, policy: Policy, reward: WeightedReward, held_out: Weig
         elements=sum(parameter.numel() for parameter in trained),
         largest_elements=max(parameter.numel() for parameter in trained),
         state_elements=channels * height * width,
+        noisy_to_the_end=policy.schedule.steps - 1 in policy.schedule.steps_with_density,
     )
 
 
-class _Phases(Clock):
-    """The algorithm's own phases, told to a ledger."""
+def _whole_peaks(peaks: Mapping[str, Peak]) -> dict[str, Peak]:
+    """With the larger of both visits as the phase's own."""
+    phases = {name: peak for name, peak in peaks.items() if name not in VISITS}
+    visits = [peaks[visit] for visit in VISITS if visit in peaks]
+    return {**phases, **({"reward": max(visits, key=lambda peak: peak.bytes)} if visits else {})}
 
-    def __init__(self, ledger: Ledger) -> None:
-        super().__init__(GPU)
-        self._ledger = ledger
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        with self._ledger.phase(name):
-            yield
+def _whole_sums(flops: Mapping[str, int]) -> dict[str, int]:
+    """With both visits' sum in the place of each."""
+    phases = {name: count for name, count in flops.items() if name not in VISITS}
+    scored = sum(flops.get(visit, 0) for visit in VISITS)
+    return {**phases, **({"reward": scored} if scored else {})}
 
 
 class _Watched(Pieces):
@@ -200,6 +180,7 @@ class _Watched(Pieces):
         super().__init__(gradients)
         self._ledger, self.kept_bytes, self.without_graph_bytes = ledger, 0, 0
         self._none_yet = True
+        self.costs = 0  # built and not yet pulled
 
     def vjp(
         self, fn: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, **options: Any
@@ -210,7 +191,28 @@ class _Watched(Pieces):
         before = self._ledger.live["activations"]
         y, pull = super().vjp(fn, x, **options)
         self.kept_bytes = max(self.kept_bytes, self._ledger.live["activations"] - before)
-        return y, pull
+        self.costs += 1
+
+        def pull_and_count(dy: torch.Tensor) -> torch.Tensor | None:
+            self.costs -= 1
+            return pull(dy)
+
+        return y, pull_and_count
+
+
+class _Phases(Clock):
+    """The algorithm's own phases, told to a ledger."""
+
+    def __init__(self, ledger: Ledger, pieces: _Watched) -> None:
+        super().__init__(GPU)
+        self._ledger, self._pieces = ledger, pieces
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        if name == "reward":
+            name = WITH_GRAPH if self._pieces.costs else WITHOUT_GRAPH
+        with self._ledger.phase(name):
+            yield
 
 
 def _named(policy: Policy, reward: WeightedReward) -> Mapping[str, torch.nn.Module]:
@@ -229,10 +231,3 @@ def _tensors(network: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 def _bytes(network: torch.nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(network))
-
-
-def resident(knobs: Knobs, work: Workload, *, images: int) -> Knobs:
-    """One piece of `images` images with everything on the GPU all the time, one step's graph kept where any can be."""
-    plain = {name: knob.plain for name, knob in TABLE.items() if knob.choices and not knob.measured}
-    pieces = {"micro_batch": images, "rollout_batch": images, "kept_steps": min(1, work.most_kept)}
-    return knobs.model_copy(update=plain | pieces)

@@ -18,9 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memdiff.chain.noise import Noise, Stream
+from memdiff.planner.remembered import Remembered
 from memdiff.runtime.placement import put_in_place
 
 GPU = torch.device("cpu", 0)
+_DEVICE = torch.ops.prim.device.default  # the commonest operator
 _ANSWERS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default}
 
 
@@ -55,7 +57,7 @@ def _fake_gpu() -> Iterator[FakeTensorMode]:
         # torch's own looks for the data.
         _in_place_of(FakeTensor, "__deepcopy__", _deep_copy),
         FakeTensorMode() as mode,
-        _Answers(),
+        _Answers(Remembered(mode)),
     ):
         yield mode
 
@@ -113,17 +115,23 @@ def _apply(module: torch.nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], 
 class _Answers(TorchDispatchMode):
     """Answers what reads numbers."""
 
+    def __init__(self, remembered: Remembered) -> None:
+        super().__init__()
+        self._run = remembered
+
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Runs the operator, or answers in its place."""
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         if func in _ANSWERS and isinstance(args[0], FakeTensor) and args[0].constant is None:
             dtype = args[0].dtype
             return True if dtype == torch.bool or func is torch.ops.aten.is_nonzero.default else dtype_one(dtype)
         if func is torch.ops.aten.nonzero.default:
             return torch.empty(0, args[0].ndim, dtype=torch.int64, device=args[0].device)
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = self._run(func, args, kwargs)
         if kwargs.get("device") == GPU and isinstance(result, FakeTensor) and result.constant is not None:
             # A number that torch knows: it would go on computing with it, really, and on the plain cpu.
             result.constant, result.fake_device = None, GPU

@@ -6,8 +6,10 @@ from contextlib import suppress
 import torch
 
 from memdiff.errors import ConfigError
-from memdiff.memory.gpus import NCCL_BYTES, Gpu, find_gpu
+from memdiff.memory.gpus import MARGIN_BYTES, NCCL_BYTES, Gpu, find_gpu
+from memdiff.planner.kept_rounds import KeptRounds, users_folder
 from memdiff.planner.plan import Plan, make_plan
+from memdiff.planner.rounds import Measuring
 from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.ranks import Ranks
 
@@ -15,10 +17,10 @@ from memdiff.runtime.ranks import Ranks
 def plan_of_run(recipe: Recipe, ranks: Ranks, precision: str) -> Plan | None:
     """For the fullest of the ranks' GPUs, the same on every rank.
 
-    Called before anything is loaded: what is free then is what the allocator may hold. Where an architecture is neither
-    written down nor to be read, the rules decide as well; loading it says why it can't be.
+    Called before anything is loaded: what is free then, less the margin, is what a plan may fill. Where an architecture
+    is neither written down nor to be read, the rules decide as well; loading it says why it can't be.
     """
-    free = torch.cuda.mem_get_info(ranks.device)[0] - (NCCL_BYTES if ranks.world_size > 1 else 0)
+    free = torch.cuda.mem_get_info(ranks.device)[0] - (NCCL_BYTES if ranks.world_size > 1 else 0) - MARGIN_BYTES
     least = -int(ranks.max(torch.tensor(-free, device=ranks.device)))
     return shared_plan(recipe, ranks, precision, budget=least, gpu=_card(torch.cuda.get_device_name(ranks.device)))
 
@@ -28,7 +30,10 @@ def shared_plan(recipe: Recipe, ranks: Ranks, precision: str, *, budget: int, gp
     text = None
     if ranks.is_first:
         with suppress(ConfigError):
-            plan = make_plan(recipe, budget_bytes=budget, ranks=ranks.world_size, gpu=gpu, precision=precision)
+            measuring = Measuring(kept=KeptRounds(recipe, users_folder()))  # in this process: it uses CUDA
+            plan = make_plan(
+                recipe, budget_bytes=budget, ranks=ranks.world_size, gpu=gpu, precision=precision, measuring=measuring
+            )
             text = json.dumps(plan.to_json())
     shared_text = ranks.broadcast(text)
     return None if shared_text is None else Plan.from_json(json.loads(shared_text))

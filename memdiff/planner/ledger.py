@@ -12,7 +12,7 @@ the number that an operator's node gets is noted in the forward.
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -24,21 +24,13 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from memdiff.memory.peak import Peak
 from memdiff.planner.flops import flops_of
 from memdiff.runtime.memory_tags import MEMORY_TAGS, MemoryTag, current_tag
 
 _DEVICE = torch.ops.prim.device.default  # what `tensor.device` dispatches to on fake tensors: the commonest operator
 _RESIZING = {torch.ops.aten.resize_.default, torch.ops.aten.set_.source_Storage_storage_offset}
 _VIEWS_UNSAID = {torch.ops.aten._unsafe_view.default}  # views whose schema doesn't say so
-
-
-@dataclass(frozen=True)
-class Peak:
-    """The most bytes that lived at once, what they were, and which module was at work."""
-
-    bytes: int = 0
-    categories: Mapping[MemoryTag, int] = field(default_factory=dict)
-    module: str = ""
 
 
 @dataclass(frozen=True)

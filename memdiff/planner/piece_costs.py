@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from memdiff.planner.dry_run import Measured, Sizes
+from memdiff.planner.measured import Measured, Sizes
 from memdiff.runtime.memory_tags import MemoryTag
 
 TRANSIENT: tuple[MemoryTag, ...] = ("weights", "activations", "decoder", "reward")
@@ -54,7 +54,8 @@ class PieceCosts:
         """`measured` differ in their images only."""
         first = measured[0]
         sizes = first.sizes
-        baseline = {"weights": sizes.unet, "activations": 0, "decoder": sizes.decoder, "reward": sizes.rewards}
+        baseline = {"weights": sizes.unet, "activations": 0, "decoder": sizes.decoder}
+        baseline |= {"reward": sizes.rewards + sizes.held_out}  # held-out ones are there while others score and train
         transient: dict[str, dict[MemoryTag, Curve]] = {
             phase: {
                 category: Curve(

@@ -3,30 +3,27 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any, Literal
 
 import yaml
 
 from memdiff.engine.ds_config import make_ds_config
-from memdiff.memory.gpus import CARDS, FRAGMENTATION, WORKSPACE_BYTES, Gpu
-from memdiff.memory.knobs import Knobs, resolved
+from memdiff.memory.gpus import CARDS, MARGIN_BYTES, Gpu
+from memdiff.memory.knobs import Knobs
+from memdiff.memory.throughput import peak_share
 from memdiff.memory.zero2 import States, training_states
-from memdiff.models.config import DdpmConfig, EmbeddedConfig, Precision
-from memdiff.models.load import embedded_source
+from memdiff.models.config import needs_guidance, takes_prompts
 from memdiff.planner.advice import Change, changes, sentences, three_best
 from memdiff.planner.compose import total
-from memdiff.planner.dry_run import Measured, measure, resident
 from memdiff.planner.piece_costs import PieceCosts
-from memdiff.planner.processes import side_by_side
-from memdiff.planner.rank_round import RankRound, rank_round_of, sizes_to_measure
-from memdiff.planner.search import MEASURED, Recompute, Setting, all_settings, best, left_open, recompute_of
+from memdiff.planner.rank_round import planned_precision, rank_round_of
+from memdiff.planner.rounds import Measuring, ShortRound, measure_recomputes, measure_rounds
+from memdiff.planner.search import Recompute, Setting, all_settings, best, recompute_of
 from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.units import GIB
 
-VERSION = 2  # of plan.json: its knobs are a recipe's section `memory`
+VERSION = 3  # of plan.json: live bytes, allowance and margin stand apart
 REFERENCE_TFLOPS = 65.0  # a T4, where only a budget is given
-MOST_EVALUATED = 64  # images of an evaluation that are scored on fake tensors; for more its bytes are multiplied
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,11 @@ class Plan:
     """What a run will need on each GPU. Bytes, but where a name says otherwise."""
 
     fits: bool
-    budget_bytes: int
-    peak_bytes: int
+    budget_bytes: int  # for live bytes and allowance
+    margin_bytes: int  # kept free beside it on a named card
+    peak_bytes: int  # live bytes and allowance
+    live_bytes: int
+    allowance_bytes: int  # that the allocator reserves beyond them
     peak_phase: str
     peak_module: str
     items: Mapping[str, int]  # of the peak
@@ -67,10 +67,14 @@ class Plan:
     def to_yaml(self) -> str:
         """The recipe's section `memory` as it was chosen, after a line that says what comes of it."""
         said = "fits" if self.fits else "does not fit"
-        head = (
-            f"# {said}: {self.peak_bytes / GIB:.2f} of {self.budget_bytes / GIB:.2f} GiB on each of {self.ranks} GPUs"
-        )
+        head = f"# {said}: {self.of_budget()} on each of {self.ranks} GPUs"
         return f"{head}\n{yaml.safe_dump({'memory': dict(self.knobs)}, sort_keys=False)}"
+
+    def of_budget(self) -> str:
+        """Live bytes, allowance, budget and margin, apart."""
+        live, allowance, budget = (size / GIB for size in (self.live_bytes, self.allowance_bytes, self.budget_bytes))
+        kept = f", {self.margin_bytes / GIB:.2f} more kept free" if self.margin_bytes else ""
+        return f"{live:.2f} live + {allowance:.2f} allowance = {self.peak_bytes / GIB:.2f} of {budget:.2f} GiB{kept}"
 
     def suggestions(self) -> list[str]:
         """What would save most, for a run that ran out of memory."""
@@ -88,12 +92,13 @@ def make_plan(
     ranks: int = 1,
     gpu: Gpu | None = None,
     precision: str | None = None,
-    processes: int = 1,
+    measuring: Measuring | None = None,
 ) -> Plan:
     """On `ranks` GPUs whose allocator may hold `budget_bytes` each. Raises ConfigError for what can't be planned."""
+    measuring = measuring or Measuring()
     precision = precision or planned_precision(recipe.model.precision)
     rank_round = rank_round_of(recipe, ranks=ranks, precision=precision)
-    rounds = measure_recomputes(recipe, rank_round, precision, processes=processes)
+    rounds = measure_recomputes(recipe, rank_round, precision, measuring=measuring)
     while True:
         costs = {recompute: PieceCosts.of(measured) for recompute, measured in rounds.items()}
         plan = choose(recipe, costs, budget_bytes=budget_bytes, ranks=ranks, gpu=gpu, precision=precision)
@@ -102,7 +107,8 @@ def make_plan(
         if any(each.images == knobs.micro_batch for each in measured) or len(measured) == 1:
             return plan
         # What was chosen lay between measured sizes: it is measured itself, and the choice made again.
-        measured.append(_round(recipe, knobs, rank_round, precision, knobs.micro_batch))
+        missing = [ShortRound(recompute_of(knobs), knobs.micro_batch)]
+        measured += measure_rounds(recipe, rank_round, precision, missing, measuring)
         measured.sort(key=lambda each: each.images)
 
 
@@ -116,8 +122,8 @@ def choose(
     precision: str,
 ) -> Plan:
     """The plan from what was measured: arithmetic alone."""
-    rank_round = rank_round_of(recipe, ranks=ranks, precision=precision)
     sizes = next(iter(costs.values())).sizes
+    rank_round = rank_round_of(recipe, ranks=ranks, precision=precision).on(sizes)
 
     # The size that the engine will be given: DeepSpeed allocates it in full, however little is in it.
     bucket = make_ds_config(recipe.optimizer, precision=precision, offload=False, trainable_elements=sizes.elements)[
@@ -136,7 +142,8 @@ def choose(
             largest_elements=sizes.largest_elements,
         )
 
-    tflops = gpu.peak_tflops if gpu else REFERENCE_TFLOPS
+    peak = gpu.peak_tflops if gpu else REFERENCE_TFLOPS
+    tflops = peak * peak_share(_family(recipe), 1)
     settings = list(all_settings(rank_round, recipe.memory, costs, states_of))
     setting, fits = best(settings, rank_round, recipe.memory, costs, states_of, budget=budget_bytes, tflops=tflops)
     smallest = min(candidate.peak_bytes for candidate in settings)
@@ -144,70 +151,28 @@ def choose(
     if not fits:
         notes += [_cards_that_would(smallest, ranks)]
     return _as_plan(
-        recipe, setting, fits=fits, budget=budget_bytes, smallest=smallest, tflops=tflops, gpu=gpu, ranks=ranks,
+        recipe, setting, fits=fits, budget=budget_bytes, smallest=smallest, peak_tflops=peak, gpu=gpu, ranks=ranks,
         precision=precision, notes=notes, changed=changes(setting, rank_round, costs, states_of),
     )  # fmt: skip
 
 
-def measure_recomputes(
-    recipe: Recipe, rank_round: RankRound, precision: str, *, processes: int = 1
-) -> dict[Recompute, list[Measured]]:
-    """The ways of recomputing that the recipe leaves open, each measured at one size or several.
-
-    With more than one of `processes` they run side by side, in forks: not in a process that uses CUDA or threads.
-    """
-    values = (left_open(recipe.memory, name) for name in MEASURED)
-    measurements: dict[Recompute, list[Measured]] = {
-        recompute: [] for recompute in product(*values) if _possible(recipe, recompute)
-    }
-    sizes = sizes_to_measure(recipe, rank_round)
-    tasks = [(recompute, images) for images in sizes for recompute in measurements]
-
-    def run(recompute: Recompute, images: int) -> Measured:
-        knobs = resolved(recipe.memory).model_copy(update=dict(zip(MEASURED, recompute, strict=True)))
-        evaluated = min(rank_round.evaluated, MOST_EVALUATED) if images == sizes[0] else 0
-        return _round(recipe, knobs, rank_round, precision, images, evaluated=evaluated)
-
-    for (recompute, _), measured in zip(tasks, side_by_side(run, tasks, processes), strict=True):
-        measurements[recompute].append(measured)
-    return measurements
-
-
-def _possible(recipe: Recipe, recompute: Recompute) -> bool:
-    """A DDPM's UNet has no feed-forward layers to recompute; where the recipe asks for them, building it says so."""
-    model = recipe.model
-    if isinstance(model, EmbeddedConfig):
-        model = embedded_source(model)
-    asked = recipe.memory.activation_checkpointing != "auto"
-    return asked or "feed_forwards" not in recompute or not isinstance(model, DdpmConfig)
-
-
-def _round(
-    recipe: Recipe, knobs: Knobs, rank_round: RankRound, precision: str, images: int, *, evaluated: int = 0
-) -> Measured:
-    """With everything on the GPU."""
-    pieces = resident(knobs, rank_round.workload(knobs), images=images)
-    return measure(recipe, pieces, precision=precision, images=images, evaluated=evaluated)
-
-
-def planned_precision(precision: Precision) -> str:
-    """auto is fp16, as on every CUDA device."""
-    return "fp16" if precision == "auto" else precision
-
-
 def _as_plan(
-    recipe: Recipe, setting: Setting, *, fits: bool, budget: int, smallest: int, tflops: float, gpu: Gpu | None,
+    recipe: Recipe, setting: Setting, *, fits: bool, budget: int, smallest: int, peak_tflops: float, gpu: Gpu | None,
     ranks: int, precision: str, notes: list[str], changed: list[Change],
 ) -> Plan:  # fmt: skip
     estimate = setting.estimate
     phase = estimate.peak_phase
     items: dict[str, int] = total(estimate.phases[phase])
-    items |= {"workspace": WORKSPACE_BYTES, "fragmentation": int(estimate.peak * FRAGMENTATION)}
-    seconds = setting.seconds(tflops)
+    items |= {"allowance": setting.allowance_bytes}
+    seconds = estimate.flops / (peak_tflops * 1e12 * peak_share(_family(recipe), _rows(recipe, setting)))
+    seconds += setting.moved_seconds
     return Plan(
         fits=fits,
         budget_bytes=budget,
+        margin_bytes=MARGIN_BYTES if gpu else 0,
         peak_bytes=setting.peak_bytes,
+        live_bytes=estimate.peak,
+        allowance_bytes=setting.allowance_bytes,
         peak_phase=phase,
         peak_module=estimate.modules.get(phase, ""),
         items=items,
@@ -226,6 +191,19 @@ def _as_plan(
         changes=tuple(changed),
         notes=tuple(notes),
     )
+
+
+def _family(recipe: Recipe) -> str:
+    """As the table of throughput has it: embedded models are small ones of their kinds."""
+    if recipe.model.kind != "embedded":
+        return recipe.model.kind
+    return "stable_diffusion" if takes_prompts(recipe.model) else "ddpm"
+
+
+def _rows(recipe: Recipe, setting: Setting) -> int:
+    """Of the network, in a piece."""
+    both = needs_guidance(recipe.sampler.guidance) and setting.knobs.guidance_passes == 1
+    return setting.knobs.micro_batch * (2 if both else 1)
 
 
 def _cards_that_would(smallest: int, ranks: int) -> str:

@@ -1,12 +1,12 @@
 """What a recipe's round comes to on one rank, and at which sizes it is measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memdiff.memory.knobs import Knobs, resolved
 from memdiff.methods.config import MethodConfig
 from memdiff.methods.workload import Chain, Workload
-from memdiff.models.config import noisy_steps
-from memdiff.models.guidance import needs_guidance
+from memdiff.models.config import Precision, needs_guidance, noisy_steps
+from memdiff.planner.measured import Sizes
 from memdiff.recipe.recipe import Recipe
 
 
@@ -21,6 +21,14 @@ class RankRound:
     chunk: int  # images that rewards score at once
     evaluated: int  # images of this rank in one evaluation; 0: there is none
     separable: bool  # an adapter is trained: the images of one piece can have gradients of their own
+
+    def on(self, sizes: Sizes) -> "RankRound":
+        """With what the model's own schedule says of the last step, once it is measured.
+
+        Stable Diffusion's ends at the noise of its first timestep, so that its last step adds noise as the others do.
+        """
+        noisy = self.chain.steps if self.chain.noisy and sizes.noisy_to_the_end else self.chain.noisy
+        return replace(self, chain=replace(self.chain, noisy=noisy))
 
     def workload(self, knobs: Knobs) -> Workload:
         """As the method's section has it."""
@@ -53,6 +61,11 @@ def rank_round_of(recipe: Recipe, *, ranks: int, precision: str) -> RankRound:
         evaluated=-(-recipe.evaluate.images // ranks) if recipe.evaluate.every else 0,
         separable=recipe.adapter is not None,
     )
+
+
+def planned_precision(precision: Precision) -> str:
+    """auto is fp16, as on every CUDA device."""
+    return "fp16" if precision == "auto" else precision
 
 
 def sizes_to_measure(recipe: Recipe, rank_round: RankRound) -> tuple[int, ...]:

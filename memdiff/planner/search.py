@@ -1,7 +1,7 @@
 """The settings of the knobs, and which of those that fit is the fastest.
 
-Settings are compared by estimated seconds: FLOPs at the card's usual share of its peak, bytes moved over PCIe, and a
-piece's fixed costs, taken as a tenth of a one-image piece. FLOPs outweigh the rest, so that what is chosen is the
+Settings are compared by estimated seconds: FLOPs at what the model's family reaches on the card, bytes moved over
+PCIe, and a piece's fixed costs, a tenth of a one-image piece. FLOPs outweigh the rest, so that what is chosen is the
 setting with the least recomputation, of those the one that moves least, of those the one with the largest pieces.
 """
 
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from memdiff.memory.gpus import FRAGMENTATION, MATRIX_SHARE, PCIE_BYTES_A_SECOND, WORKSPACE_BYTES
+from memdiff.memory.allowance import allowance_bytes
+from memdiff.memory.gpus import PCIE_BYTES_A_SECOND
 from memdiff.memory.knobs import TABLE, Knobs, MemoryConfig, Situation, resolved
 from memdiff.memory.zero2 import States
 from memdiff.methods.workload import Workload
 from memdiff.planner.compose import Estimate, estimate_round
-from memdiff.planner.dry_run import Sizes
+from memdiff.planner.measured import Sizes
 from memdiff.planner.piece_costs import PieceCosts
 from memdiff.planner.rank_round import RankRound
 
@@ -37,8 +38,13 @@ class Setting:
 
     @property
     def peak_bytes(self) -> int:
-        """What the allocator will have reserved: live bytes, fragmentation, workspace."""
-        return held(self.estimate.peak)
+        """What the allocator will have reserved: live bytes and the allowance."""
+        return self.estimate.peak + self.allowance_bytes
+
+    @property
+    def allowance_bytes(self) -> int:
+        """Reserved beyond what is live."""
+        return allowance_bytes(self.estimate.peak, self.knobs)
 
     @property
     def moved_seconds(self) -> float:
@@ -46,14 +52,9 @@ class Setting:
         return self.estimate.moved_bytes / PCIE_BYTES_A_SECOND
 
     def seconds(self, tflops: float) -> float:
-        """Of a round, estimated."""
-        arithmetic = self.estimate.flops / (tflops * 1e12 * MATRIX_SHARE)
+        """Of a round at so many TFLOP/s, as settings are compared."""
+        arithmetic = self.estimate.flops / (tflops * 1e12)
         return arithmetic * (1 + FIXED_SHARE / self.knobs.micro_batch) + self.moved_seconds
-
-
-def held(live: int) -> int:
-    """Bytes that torch's allocator holds for so many live ones."""
-    return int(live * (1 + FRAGMENTATION)) + WORKSPACE_BYTES
 
 
 def recompute_of(knobs: Knobs) -> Recompute:

@@ -30,8 +30,8 @@ def _headline(plan: Plan) -> Text:
     where = f"{plan.ranks} x {plan.gpu}" if plan.gpu else f"{plan.ranks} GPU(s)"
     verdict = "fits" if plan.fits else "does not fit"
     return Text(
-        f"{verdict}: {gib(plan.peak_bytes)} of {gib(plan.budget_bytes)} GiB on {where} in {plan.precision}, the most "
-        f"in phase {plan.peak_phase}{f' at {plan.peak_module}' if plan.peak_module else ''}\n"
+        f"{verdict}: {plan.of_budget()}, on {where} in {plan.precision}; the most in phase "
+        f"{plan.peak_phase}{f' at {plan.peak_module}' if plan.peak_module else ''}\n"
         f"a round: {plan.flops / TERA:,.0f} TFLOP on each GPU, {plan.flops / plan.flops_ideal:.2f} x that of nothing "
         f"recomputed; moves take {plan.moved_seconds:.1f} s; {gib(plan.host_bytes)} GiB of host memory a rank\n"
         f"estimated: {plan.round_seconds:,.0f} s a round, {plan.hours:,.1f} hours in all"

@@ -96,7 +96,15 @@ def changed_keys(old: Recipe, new: Recipe) -> list[str]:
 def _deciding(recipe: Recipe) -> dict[str, Any]:
     """Left out: a run may be made longer, guards only warn or end it, memory knobs change gradients by rounding."""
     flat = _flatten(recipe.model_dump(mode="json"))
-    free = ("run.rounds", "run.save_every", "run.keep_checkpoints", "run.watchdog_seconds", "memory.", "guards.")
+    free = (
+        "run.rounds",
+        "run.save_every",
+        "run.keep_checkpoints",
+        "run.watchdog_seconds",
+        "run.max_hours",
+        "memory.",
+        "guards.",
+    )
     return {key: value for key, value in flat.items() if not key.startswith(free)}
 
 

@@ -40,6 +40,12 @@ class RunConfig(Section):
         le=1e6,
         description="A run ends where a rank made no step, piece, chunk of rewards or save for so long. 0: never.",
     )
+    max_hours: Float | None = Field(
+        default=None,
+        gt=0,
+        description="The run saves and ends (exit code 75) within so many hours of its command, at the end of a round; "
+        "the same command goes on. Sessions of Kaggle and Colab are cut after 9 to 12.",
+    )
 
 
 class Recipe(Section):

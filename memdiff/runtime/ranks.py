@@ -61,6 +61,10 @@ class Ranks:
         """Elementwise sum over ranks."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
+    def any(self, condition: bool) -> bool:
+        """Whether it holds on any rank; the same on all."""
+        return float(self.max(torch.tensor(float(condition), device=self.device))) > 0
+
     def max(self, values: torch.Tensor) -> torch.Tensor:
         """Elementwise maximum over ranks; NaN where any rank has NaN, as torch's own maximum gives."""
         if self.world_size == 1 or not values.is_floating_point():

@@ -40,6 +40,13 @@ def choose_world_size(gpus: int | None) -> int:
     return gpus
 
 
+def ranks_use_gpus() -> bool:
+    """Whether ranks that are started here have GPUs, for which a run makes a plan."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def rank_environment(world_size: int) -> dict[str, str]:
     """For the ranks: compiled operators inside a checkout's own cache, the CPU's threads divided over CPU ranks."""
     import torch

@@ -18,6 +18,7 @@ from memdiff.methods.experience import Batch, Clock, Metrics, Round
 from memdiff.methods.micro_batches import fits
 from memdiff.models.policy import decode_what_fits
 from memdiff.processes import landmarks
+from memdiff.processes.deadline import Deadline
 from memdiff.processes.heartbeat import Heartbeat
 from memdiff.processes.stops import Stops
 from memdiff.recipe.recipe import Recipe
@@ -127,6 +128,8 @@ class Run:
     ) -> None:
         self.parts, self.folder, self.checkpoints = parts, folder, checkpoints
         self.progress, self.run_state, self.stops = progress, run_state, stops
+        self.is_late = False  # by run.max_hours
+        self.deadline = Deadline(parts.recipe.run.max_hours)
         self.saved = run_state.round  # the last round that lies in a checkpoint; 0 for none
 
     def evaluate_the_start(self) -> None:
@@ -145,7 +148,8 @@ class Run:
                 return self.stopped()
             landmarks.go_to("after the round")
             self.finish(row)
-            stopped, alarmed = ranks.asked_to_stop(), run_state.alarm is not None
+            self.is_late = ranks.any(self.deadline.is_near())
+            stopped, alarmed = self.is_late or ranks.asked_to_stop(), run_state.alarm is not None
             if alarmed or number % recipe.run.save_every == 0 or number == rounds:
                 self.save()
             if alarmed:
@@ -170,6 +174,7 @@ class Run:
         update: nothing that is saved has changed by then."""
         parts, run_state, updates = self.parts, self.run_state, []
         clock = Clock(parts.ranks.device)
+        self.deadline.begin_round()
         reset_peak(parts.ranks)
         landmarks.go_to(f"round {number}")
         with self.stops.leaving(together=True):
@@ -190,22 +195,23 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint of the run as it stands, where there is room for one."""
-        if self.checkpoints.save(self.parts.engine, vars(self.run_state)) is not None:
+        with self.deadline.a_save():
+            path = self.checkpoints.save(self.parts.engine, vars(self.run_state))
+        if path is not None:
             self.saved = self.run_state.round
 
     def stopped(self) -> int:
         """Ends the run on request, saved as it stands. Returns the exit code."""
         number = self.run_state.round
+        why = "stopped for run.max_hours" if self.is_late else "stopped on request"
         if number != self.saved:
             self.save()
         if number != self.saved:
-            raise CheckpointError(
-                f"stopped on request, and round {number} could not be saved; {self.folder.what_is_saved()}"
-            )
+            raise CheckpointError(f"{why}, and round {number} could not be saved; {self.folder.what_is_saved()}")
         if number == 0:
-            message = "stopped on request; nothing had been trained; the same command starts again"
+            message = f"{why}; nothing had been trained; the same command starts again"
         else:
-            message = f"stopped on request; round {number} is saved; the same command goes on from there"
+            message = f"{why}; round {number} is saved; the same command goes on from there"
         return self.end("stopped", EXIT_STOPPED, message)
 
     def finish(self, row: Metrics) -> None:
@@ -310,9 +316,8 @@ class Run:
 
 def planned(plan: "Plan") -> str:
     """What the plan promises, in a line."""
-    gib = 2**30
     fits = "" if plan.fits else "; it may not fit: " + "; ".join(plan.notes[:1])
-    return f"planned peak {plan.peak_bytes / gib:.2f} of {plan.budget_bytes / gib:.2f} GiB, in {plan.peak_phase}{fits}"
+    return f"planned peak {plan.of_budget()}, in {plan.peak_phase}{fits}"
 
 
 def restore(
@@ -341,7 +346,7 @@ def new_round(parts: Parts, number: int, clock: Clock, progress: RunProgress) ->
     recipe, policy = parts.recipe, parts.policy
     block = parts.ranks.block(recipe.run.images_per_round)
     noise = Noise(seed=recipe.run.seed, stream=Stream.ROLLOUT, round_number=number, shape=policy.shape)
-    progress.begin(f"round {number}", len(block) * parts.method.passes(policy))
+    progress.begin_round(number, len(block) * parts.method.passes(policy))
     count = recipe.run.images_per_round
     all_prompts = parts.prompts.of(recipe.run.seed, number, range(count), count)
     prompts = all_prompts[block.start : block.stop]

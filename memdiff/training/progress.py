@@ -1,6 +1,7 @@
-"""What a person sees while a run goes on: one bar a round on a terminal, one line a round elsewhere."""
+"""What a person sees while a run goes on: one bar a round on a terminal, one line a round elsewhere; and its end."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -9,6 +10,62 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from memdiff.processes import landmarks
+
+ENOUGH_SECONDS, ENOUGH_SHARE = 20.0, 0.05  # of a round, before its pace is said: its first pieces warm up
+
+
+class Pace:
+    """Seconds of an image-step as measured, and the seconds that a run still takes by them. Nothing where unknown."""
+
+    def __init__(self, rounds: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._rounds, self._now = rounds, now
+        self._start: float | None = None  # of the first round of this process
+        self._round_start = 0.0
+        self._round, self._finished, self._steps, self._done = 0, 0, 0, 0
+
+    def begin(self, round_number: int, steps: int) -> None:
+        """A round of so many image-steps starts."""
+        self._round_start = self._now()
+        self._start = self._round_start if self._start is None else self._start
+        self._round, self._steps, self._done = round_number, steps, 0
+
+    def advance(self, steps: int) -> None:
+        """So many of them are done."""
+        self._done += steps
+
+    def finish(self) -> None:
+        """The round has ended, its evaluation and its checkpoint included."""
+        self._finished += 1
+        self._done = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether enough was seen to say a pace."""
+        return self._finished > 0 or (
+            self._steps > 0
+            and self._done >= ENOUGH_SHARE * self._steps
+            and self._now() - self._round_start >= ENOUGH_SECONDS
+        )
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Of an image-step: of all rounds so far, before the first has ended of what was done of it."""
+        if self._start is None:
+            return 0.0
+        return (self._now() - self._start) / max(1, self._finished * self._steps + self._done)
+
+    @property
+    def seconds_left(self) -> float:
+        """Of this run, by that."""
+        left = self._rounds - self._round + (0 if self._done == 0 and self._finished else 1)
+        return self.seconds_per_step * (max(0, left) * self._steps - self._done)
+
+
+def clock_time(seconds_left: float) -> str:
+    """When it will be, so many seconds from now: with the day where it is not today."""
+    end = time.localtime(time.time() + seconds_left)
+    today = end.tm_yday == time.localtime().tm_yday and seconds_left < 24 * 3600
+    return time.strftime("%H:%M" if today else "%a %d %b %H:%M", end)
 
 
 class RunProgress:
@@ -24,12 +81,14 @@ class RunProgress:
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[end]}"),
             console=self._console,
             disable=not self._live,
             transient=True,
         )
-        self._all = self._progress.add_task("rounds", total=rounds)
-        self._one = self._progress.add_task("")
+        self._all = self._progress.add_task("rounds", total=rounds, end="")
+        self._one = self._progress.add_task("", end="")
+        self._pace, self._pace_said, self._in_round = Pace(rounds), False, False
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -41,19 +100,39 @@ class RunProgress:
         with suppress(OSError):  # the terminal is gone: the run goes on, or is saved
             self._progress.stop()
 
+    def begin_round(self, number: int, total: int) -> None:
+        """A round of `total` image-steps, whose pace tells when the run will end."""
+        self.begin(f"round {number}", total)
+        self._in_round = True
+        self._pace.begin(number, total)
+
     def begin(self, what: str, total: int) -> None:
         """A new inner bar of `total` image-steps."""
+        self._in_round = False
         self._progress.reset(self._one, description=what, total=max(1, total))
 
     def advance(self, count: int) -> None:
         """So many image-steps more: a sign of life."""
         self._progress.advance(self._one, count)
         landmarks.passed()
+        if self._in_round:
+            self._pace.advance(count)
+            if not self._pace_said and self._pace.known:
+                self._pace_said = True
+                self.say(self._estimate())
 
     def done(self, round_number: int, row: Mapping[str, Any]) -> None:
         """A round is finished: its line."""
-        self._progress.update(self._all, completed=round_number)
-        self.say(f"round {round_number:>4}/{self._rounds}  {summary(row)}")
+        self._pace.finish()
+        end = f"ends about {clock_time(self._pace.seconds_left)}" if round_number < self._rounds else ""
+        self._progress.update(self._all, completed=round_number, end=end)
+        self.say(f"round {round_number:>4}/{self._rounds}  {summary(row)}{f'  {end}' if end else ''}")
+
+    def _estimate(self) -> str:
+        pace, left = self._pace.seconds_per_step, self._pace.seconds_left
+        end = f"ends about {clock_time(left)}"
+        self._progress.update(self._all, end=end)
+        return f"measured: {pace:.3g} s per image-step, so that {left / 3600:.1f} hours are left; {end}"
 
     def say(self, text: str) -> None:
         """A line above the bars. Nothing where whoever read is gone: the run goes on, or is saved."""

@@ -109,10 +109,14 @@ class RunFolder:
         return check_recipe(content, source=str(self._config))
 
     def check_same(self, recipe: Recipe, contents: Contents) -> None:
-        """Raises ConfigError where the stored recipe, or what its paths held, would give other weights."""
-        stored = self.recipe()
+        """Raises ConfigError where the stored recipe, or what its paths held, would give other weights.
+
+        A path that is another one and holds the same is no change: the run may have been copied from elsewhere.
+        """
+        stored, held = self.recipe(), self._trained_with()
         keys = changed_keys(stored, recipe) if recipe_hash(stored) != recipe_hash(recipe) else []
-        keys += changed_contents(self._trained_with(), contents)
+        keys = [key for key in keys if not contents.get(key) or held.get(key) != contents[key]]
+        keys += changed_contents(held, contents)
         if keys:
             raise ConfigError(
                 f"{self.path} holds a run of another recipe (different: {', '.join(keys[:5])}); give another --out, or "

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from memdiff.processes.deadline import note_start
 from memdiff.processes.heartbeat import Heartbeat
 from memdiff.processes.stops import BLOCKED, Stops
 from memdiff.recipe.contents import contents_of
 from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.exit_codes import quiet_bitsandbytes
-from memdiff.training.launcher import launch, rank_environment, round_of
+from memdiff.training.launcher import launch, rank_environment, ranks_use_gpus, round_of
 from memdiff.training.run_folder import Resume, RunFolder
 
 
@@ -26,9 +27,14 @@ def way_on(recipe: Recipe, folder: RunFolder) -> str | None:
     return "guards.stop=false" if ended_by_guard else "run.rounds=N"
 
 
-def run_ranks(folder: RunFolder, arguments: list[str], world_size: int, stops: Stops) -> int:
+def run_ranks(recipe: Recipe, folder: RunFolder, arguments: list[str], world_size: int, stops: Stops) -> int:
     """The launcher's exit code, in a folder that is this process's own; after a complete run its report is there."""
+    note_start()
     folder.write_status("running", round_number=round_of(folder.status()))
+    if ranks_use_gpus():
+        from memdiff.planner.ahead import measure_ahead
+
+        measure_ahead(recipe, world_size)
     stops.stay()
     code = launch(arguments, folder, world_size, stops)
     if code == 0:
@@ -42,6 +48,7 @@ def run_here(recipe: Recipe, folder: RunFolder, resume: Resume, ds_config: Path 
         folder.check_same(recipe, contents_of(recipe, ds_config))
         if way_on(recipe, folder):
             return 0
+    note_start()
     from memdiff.models.quiet import quiet_libraries
     from memdiff.training.loop import train
 

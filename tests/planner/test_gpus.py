@@ -3,7 +3,7 @@
 import pytest
 
 from memdiff.errors import ConfigError
-from memdiff.memory.gpus import CARDS, CONTEXT_BYTES, NCCL_BYTES, find_gpu
+from memdiff.memory.gpus import CARDS, CONTEXT_BYTES, MARGIN_BYTES, NCCL_BYTES, find_gpu
 from memdiff.runtime.units import GIB
 
 
@@ -25,11 +25,12 @@ def test_an_unknown_card_lists_the_known_ones(said: str) -> None:
 
 
 def test_the_t4_is_turing() -> None:
-    """sm_75 has neither bf16 nor flash attention 2. 14.56 - 0.40 = 14.16 GiB for one rank, 13.96 for several."""
+    """sm_75 has neither bf16 nor flash attention 2. 14.56 - 0.40 = 14.16 GiB for one rank, 13.96 for several;
+    of them 0.30 are kept free."""
     t4 = find_gpu("t4")
     assert t4.sm == 75 and not t4.bf16 and find_gpu("a10").bf16
-    assert t4.budget_bytes(1) == pytest.approx(14.16 * GIB, rel=1e-6)
-    assert t4.budget_bytes(4) == pytest.approx(13.96 * GIB, rel=1e-6)
+    assert t4.budget_bytes(1) == pytest.approx(13.86 * GIB, rel=1e-6)
+    assert t4.budget_bytes(4) == pytest.approx(13.66 * GIB, rel=1e-6)
 
 
 def test_numbers_are_of_their_size() -> None:
@@ -41,4 +42,4 @@ def test_numbers_are_of_their_size() -> None:
     for name, card in CARDS.items():
         assert 0.9 < card.total_gib / sizes[name] < 1.0, name
         assert 18 <= card.peak_tflops <= 1000 and 300 <= card.bandwidth_gb <= 4800
-        assert card.budget_bytes(2) == card.total_bytes - CONTEXT_BYTES - NCCL_BYTES
+        assert card.budget_bytes(2) == card.total_bytes - CONTEXT_BYTES - NCCL_BYTES - MARGIN_BYTES

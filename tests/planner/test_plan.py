@@ -38,14 +38,16 @@ from memdiff.models.scheduler import ddim_scheduler, noise_schedule
 from memdiff.planner.advice import three_best
 from memdiff.planner.command import plan_recipe
 from memdiff.planner.compose import estimate_round
-from memdiff.planner.dry_run import Sizes, measure, resident
+from memdiff.planner.dry_run import measure
 from memdiff.planner.fake_tensors import GPU, BlankNoise, fake_gpu
 from memdiff.planner.for_run import shared_plan
 from memdiff.planner.ledger import Ledger
+from memdiff.planner.measured import Sizes
 from memdiff.planner.piece_costs import TRANSIENT, Curve, PieceCosts
-from memdiff.planner.plan import Plan, choose, make_plan, measure_recomputes
+from memdiff.planner.plan import Plan, choose, make_plan
 from memdiff.planner.rank_round import rank_round_of, sizes_to_measure
-from memdiff.planner.search import Recompute, held
+from memdiff.planner.rounds import measure_recomputes, resident
+from memdiff.planner.search import Recompute
 from memdiff.planner.table import show
 from memdiff.recipe.model_options import model_options
 from memdiff.recipe.prompts import PromptSet
@@ -428,14 +430,15 @@ def test_the_items_are_the_peak_and_changes_are_differences(
 ) -> None:
     plan = chosen(measured, 100 * GIB, kept_steps=0, micro_batch=8)
     assert sum(plan.items.values()) == pytest.approx(plan.peak_bytes, abs=8)
-    assert plan.peak_bytes == held(max(plan.phases.values()))
+    assert plan.live_bytes == max(plan.phases.values())
+    assert plan.peak_bytes == plan.live_bytes + plan.allowance_bytes
     by_knob = {change.knob: change for change in plan.changes}  # of activation_checkpointing the last: blocks
     assert by_knob["activation_checkpointing"].peak_bytes < 0 < by_knob["activation_checkpointing"].flops
     assert by_knob["micro_batch"].peak_bytes < 0 and by_knob["trajectory"].moved_seconds > 0
     turned = chosen(measured, 100 * GIB, kept_steps=0, micro_batch=8, activation_checkpointing="blocks")
     assert turned.peak_bytes - plan.peak_bytes == by_knob["activation_checkpointing"].peak_bytes
     text = console_text(plan)
-    assert "fits" in text and "fragmentation" in text and "one knob set otherwise" in text
+    assert "fits" in text and "allowance" in text and "one knob set otherwise" in text
 
 
 def console_text(plan: Plan) -> str:
@@ -468,7 +471,7 @@ def test_a_run_takes_the_plan_of_its_first_rank(measured: tuple[Recipe, dict[Rec
     recipe, _ = measured
     plan = shared_plan(recipe, Ranks(0, 1, HOST), "fp16", budget=100 * GIB, gpu=find_gpu("t4"))
     assert plan is not None and Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
-    assert plan.to_json()["version"] == 2 and plan.chosen() == Knobs(**plan.knobs)
+    assert plan.to_json()["version"] == 3 and plan.chosen() == Knobs(**plan.knobs)
     unknown = recipe.model_copy(update={"model": DdpmConfig(kind="ddpm", path="nobody/nothing")})
     assert shared_plan(unknown, Ranks(0, 1, HOST), "fp16", budget=GIB, gpu=None) is None
 
@@ -551,11 +554,11 @@ def test_figures_of_the_public_architectures() -> None:
         for recompute, measurements in measure_recomputes(sd, rank_round, "fp16").items()
     }
     here = sd.model_copy(update={"memory": MemoryConfig(**RESIDENT, micro_batch=1)})
-    budgets = ((here, 4.0, 2.0), (sd, 2.6, 2.0), (sd, 14.0, 1.45))
+    budgets = ((here, 4.0, 2.0), (sd, 2.7, 2.0), (sd, 14.0, 1.45))
     for recipe, budget, most in budgets:
         plan = choose(recipe, costs, budget_bytes=int(budget * GIB), ranks=1, gpu=t4, precision="fp16")
         assert plan.fits and plan.flops <= most * plan.flops_ideal, (budget, plan)
-    said = ["memory.rewards=idle_off", "memory.trajectory=host", "memory.micro_batch=12"]
+    said = ["memory.rewards=gpu", "memory.trajectory=host", "memory.micro_batch=12"]
     celebahq = read_recipe(RECIPES / "celebahq_reinforce.yaml", said)
     plan = make_plan(celebahq, budget_bytes=t4.budget_bytes(4), ranks=4, gpu=t4)
     assert plan.fits and plan.flops <= 1.02 * plan.flops_ideal, plan
@@ -563,7 +566,8 @@ def test_figures_of_the_public_architectures() -> None:
 
 @pytest.mark.slow
 def test_figures_of_sdxl() -> None:
-    """11.5 GiB with everything resident, 7.0 with idle parts off the GPU; growth with the chain: the stored latents."""
+    """11.5 GiB with everything resident, 9.0 at the smallest, while what leaves has its measured allowance; growth
+    with the chain: the stored latents."""
     recipe = read_recipe(RECIPES / "sdxl_draft_t4.yaml", ["run.images_per_round=1"])
     rank_round = rank_round_of(recipe, ranks=1, precision="fp16")
     costs = {
@@ -571,7 +575,7 @@ def test_figures_of_sdxl() -> None:
         for recompute, measurements in measure_recomputes(recipe, rank_round, "fp16").items()
     }
     here = recipe.model_copy(update={"memory": MemoryConfig(**RESIDENT, kept_steps=0)})
-    for variant, budget in ((here, 11.5), (recipe, 7.0)):
+    for variant, budget in ((here, 11.5), (recipe, 9.0)):
         plan = choose(variant, costs, budget_bytes=int(budget * GIB), ranks=1, gpu=find_gpu("t4"), precision="fp16")
         assert plan.fits, plan
     peaks = []

@@ -1,0 +1,46 @@
+"""How far planning is, on stderr: a bar on a terminal, two lines elsewhere. No torch.
+
+No thread draws the bar, since rounds are measured in forks, which would find its locks taken.
+"""
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+class Telling:
+    """From the first second: while libraries load, while rounds are measured; nothing where all are kept."""
+
+    def __init__(self, recipe: str) -> None:
+        console = Console(stderr=True, highlight=False)
+        self._recipe, self._lines, self._told = recipe, not console.is_terminal, False
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+            console=console, auto_refresh=False, transient=True, disable=self._lines,
+        )  # fmt: skip
+        self._task = self._bar.add_task(f"planning {recipe}", total=None)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        self._bar.refresh()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def progress(self, done: int, total: int) -> None:
+        """So many rounds of `total` are measured."""
+        self._bar.update(self._task, description=f"measuring {total} short rounds", completed=done, total=total)
+        self._bar.refresh()
+        if self._lines and not self._told and done < total:
+            self._told = True
+            sys.stderr.write(
+                f"memdiff: planning {self._recipe}: measuring {total - done} short rounds without data, a few seconds "
+                "each; they are kept for the next time\n"
+            )
+            sys.stderr.flush()

@@ -1,0 +1,190 @@
+"""Short rounds: kept between starts, blank where another has been decoded and scored, answered from memory."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memdiff.planner import rounds
+from memdiff.planner.ahead import main as measure_ahead_of
+from memdiff.planner.fake_tensors import GPU, fake_gpu
+from memdiff.planner.kept_rounds import KeptRounds, users_folder
+from memdiff.planner.measured import Measured
+from memdiff.planner.piece_costs import Curve, PieceCosts
+from memdiff.planner.plan import make_plan
+from memdiff.planner.processes import side_by_side
+from memdiff.planner.rank_round import rank_round_of
+from memdiff.planner.rounds import Measuring, ShortRound, measure_rounds, short_rounds
+from memdiff.recipe.reading import check_recipe
+from memdiff.recipe.recipe import Recipe
+from memdiff.runtime.units import GIB
+
+SCORE = {"kind": "digits", "mode": "log_probability"}
+TEXT = {
+    "model": {"kind": "embedded", "name": "digits_text", "precision": "fp16"},
+    "adapter": {"rank": 4},
+    "prompts": ["a thin seven"],
+}
+PIXELS = {"model": {"kind": "embedded", "name": "digits", "precision": "fp16"}}
+METHODS: dict[str, dict[str, Any]] = {
+    "reinforce": {**PIXELS, "sampler": {"steps": 3, "eta": 1.0}, "method": {"kind": "reinforce"}},
+    "reinforce on texts": {
+        **TEXT, "sampler": {"steps": 3, "eta": 1.0, "guidance": 3.0}, "method": {"kind": "reinforce"},
+    },
+    "draft": {**TEXT, "sampler": {"steps": 3, "guidance": 3.0}, "method": {"kind": "draft", "last_steps": "all"}},
+    "draft of new noisings": {
+        **TEXT, "sampler": {"steps": 3}, "method": {"kind": "draft", "last_steps": 1, "noise_samples": 2},
+    },
+    "refl": {**TEXT, "sampler": {"steps": 3}, "method": {"kind": "refl", "first_step": 1, "last_step": 2}},
+    "draft, trained whole": {**PIXELS, "sampler": {"steps": 3}, "method": {"kind": "draft", "last_steps": "all"}},
+}  # fmt: skip
+
+
+def recipe_of(name: str, **sections: Any) -> Recipe:
+    recipe = {**METHODS[name], "reward": [SCORE], "run": {"images_per_round": 4}, "evaluate": {"images": 4}, **sections}
+    return check_recipe(recipe, source="test")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_blank_round_is_completed_to_a_whole_one(name: str) -> None:
+    """Blocks recomputed, measured with a decoder and rewards and without, completed by the round of the first way: the
+    same functions of rows, FLOPs and sizes. While a policy gradient trains, one number an image is less there."""
+    recipe = recipe_of(name)
+    rank_round = rank_round_of(recipe, ranks=1, precision="fp16")
+    every = short_rounds(recipe, rank_round)
+    first, blank = every[0], every[-1]
+    assert blank.blank and not first.blank
+    first = ShortRound(first.recompute, blank.images)
+    ask = [first, blank, ShortRound(blank.recompute, blank.images)]
+    first_way, without, whole = measure_rounds(recipe, rank_round, "fp16", ask, Measuring())
+    completed, measured = (PieceCosts.of([one]) for one in (without.with_images_of(first_way), whole))
+    ours, theirs = (costs.transient["train"]["reward"].at(blank.images) for costs in (completed, measured))
+    assert 0 <= theirs - ours <= 4 * blank.images
+    transient = {
+        **measured.transient,
+        "train": {**measured.transient["train"], "reward": Curve(((blank.images, ours),))},
+    }
+    assert completed == dataclasses.replace(measured, transient=transient)
+
+
+def test_what_is_kept_is_read_and_what_is_damaged_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget is in no key; what is cut short, changed, or of another time or recipe is measured anew, the same."""
+    recipe = recipe_of("draft")
+    counted: list[ShortRound] = []
+    measure_one = rounds._measured
+
+    def count(*task: Any) -> Measured:
+        counted.append(task[-1])
+        return measure_one(*task)
+
+    monkeypatch.setattr(rounds, "_measured", count)
+
+    def plan(recipe: Recipe, budget: float) -> tuple[dict[str, Any], int]:
+        counted.clear()
+        made = make_plan(recipe, budget_bytes=int(budget * GIB), measuring=Measuring(kept=KeptRounds(recipe, tmp_path)))
+        return made.to_json(), len(counted)
+
+    first, measured = plan(recipe, 10)
+    assert measured == 3 and len(list(tmp_path.iterdir())) == measured
+    assert plan(recipe, 10) == (first, 0)
+    assert plan(recipe.model_copy(update={"run": recipe.run.model_copy(update={"rounds": 7})}), 10)[1] == 0
+    files = sorted(tmp_path.iterdir())
+    files[0].write_text(files[0].read_text()[:50])
+    stored = json.loads(files[1].read_text())
+    files[1].write_text(json.dumps({**stored, "measured": {**stored["measured"], "kept_bytes": 1}}))
+    files[2].write_bytes(b"\xff\x00")
+    assert plan(recipe, 10) == (first, 3) and plan(recipe, 10) == (first, 0)
+    assert plan(recipe_of("draft", optimizer={"bits": 8}), 10)[1] == 0
+    assert plan(recipe_of("draft", adapter={"rank": 5}), 10)[1] == 3
+    monkeypatch.setattr("memdiff.planner.kept_rounds._sources", lambda: "other sources")
+    assert plan(recipe, 10)[1] == 3
+
+
+def test_another_budget_measures_what_it_chooses_alone(tmp_path: Path) -> None:
+    """0.01 GiB: nothing fits, and it is said from what is kept."""
+    recipe = recipe_of("draft")
+    kept = KeptRounds(recipe, tmp_path)
+    make_plan(recipe, budget_bytes=4 * GIB, measuring=Measuring(kept=kept))
+    told: list[tuple[int, int]] = []
+    measuring = Measuring(kept=kept, progress=lambda done, total: told.append((done, total)))
+    plan = make_plan(recipe, budget_bytes=GIB // 100, measuring=measuring)
+    assert not plan.fits and set(told) == {(3, 3)}
+
+
+def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    recipe = recipe_of("draft")
+    kept = KeptRounds(recipe, tmp_path / "file" / "below")
+    plan = make_plan(recipe, budget_bytes=4 * GIB, measuring=Measuring(kept=kept))
+    assert plan.fits and kept.read({}) is None
+
+
+def test_where_rounds_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MEMDIFF_PLAN_CACHE", "")
+    assert users_folder() is None
+    monkeypatch.setenv("MEMDIFF_PLAN_CACHE", str(tmp_path))
+    assert users_folder() == tmp_path
+    monkeypatch.delenv("MEMDIFF_PLAN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert users_folder() == tmp_path / "memdiff" / "rounds"
+
+
+def test_what_is_measured_ahead_is_what_a_run_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before two ranks start, in the process that is started for it; their plan measures nothing but its own choice."""
+    monkeypatch.setenv("MEMDIFF_PLAN_CACHE", str(tmp_path))
+    monkeypatch.setattr("memdiff.planner.ahead.processes_here", lambda: 1)  # forks are another test's
+    recipe = recipe_of("draft")
+    measure_ahead_of(json.dumps({"recipe": recipe.model_dump(mode="json"), "ranks": 2}))
+    told: list[tuple[int, int]] = []
+    measuring = Measuring(kept=KeptRounds(recipe, tmp_path), progress=lambda done, total: told.append((done, total)))
+    make_plan(recipe, budget_bytes=4 * GIB, ranks=2, measuring=measuring)
+    assert set(told) == {(3, 3)}
+
+
+def double(number: int) -> int:
+    if number < 0:
+        raise ValueError("a negative number")
+    return 2 * number
+
+
+def test_forks_give_what_one_process_gives() -> None:
+    told: list[None] = []
+    tasks = [(number,) for number in range(5)]
+    assert side_by_side(double, tasks, 2, done=lambda: told.append(None)) == [0, 2, 4, 6, 8]
+    assert len(told) == 5
+    with pytest.raises(ValueError, match="negative"):
+        side_by_side(double, [(1,), (-1,)], 2, done=lambda: None)
+
+
+def test_a_remembered_operator_returns_what_it_returned() -> None:
+    """The second time from memory: metadata, views' storages, arguments changed in place and results left out."""
+
+    def run() -> list[Any]:
+        x = torch.empty(4, 6, device=GPU)
+        view = x.transpose(0, 1)[1:, ::2]
+        changed = x.add_(1)
+        parts = x.split(2)
+        none = torch.ops.aten.native_group_norm_backward(
+            torch.empty(1, 4, 2, 2, device=GPU), torch.empty(1, 4, 2, 2, device=GPU), torch.empty(1, 2, device=GPU),
+            torch.empty(1, 2, device=GPU), None, 1, 4, 4, 2, [True, False, False],
+        )  # fmt: skip
+        mixed = (x @ torch.empty(6, 3, device=GPU)).half()
+        assert changed is x
+        assert all(part.untyped_storage()._cdata == x.untyped_storage()._cdata for part in (view, *parts))
+        assert none[1] is None and none[2] is None
+        tensors = (x, view, *parts, none[0], mixed)
+        return [
+            (t.shape, t.stride(), t.storage_offset(), t.dtype, t.device, t.untyped_storage().nbytes()) for t in tensors
+        ]
+
+    with fake_gpu():
+        assert run() == run()
+    with fake_gpu():
+        first = run()
+    with fake_gpu():
+        assert run() == first
