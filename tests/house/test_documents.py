@@ -13,7 +13,10 @@ from memdiff.models.config import ModelConfig
 from memdiff.rewards.config import RewardPart
 from tests.house.rooms import FILES, ORDER, PACKAGE, ROOT, room_of
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "tests/README.md", "benchmarks/README.md", "launch/README.md")
+DOCUMENTS = (
+    *("README.md", "CONTRIBUTING.md", "tests/README.md", "benchmarks/README.md", "launch/README.md"),
+    "docs/reliability.md",
+)
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PLACEHOLDERS = ("KIND", "FAMILY")
 
