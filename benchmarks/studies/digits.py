@@ -88,7 +88,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def median(results: list[dict[str, Any]], when: str, key: str) -> float:
-    """Over the seeds."""
+    """The median of a measured value over the seeds."""
     return statistics.median(result["judge"][when][key] for result in results)
 
 

@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 
 def main() -> None:
-    """Learns, then measures."""
+    """Trains the value function, then measures the gradient with it and without."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=10)
@@ -77,8 +77,8 @@ def main() -> None:
         with_value.append(gradient(experience))
         without.append(gradient(replace(experience, step_advantages_Kn=None, old_log_probs=None)))
         print(f"seed {seed}: |g| {without[-1].norm():.4g} without, {with_value[-1].norm():.4g} with", flush=True)
-    variances = [float(torch.stack(found).var(dim=0).sum()) for found in (without, with_value)]
-    means = [torch.stack(found).mean(dim=0) for found in (without, with_value)]
+    variances = [float(torch.stack(gradients).var(dim=0).sum()) for gradients in (without, with_value)]
+    means = [torch.stack(gradients).mean(dim=0) for gradients in (without, with_value)]
     summary = {
         "command": f"python -m benchmarks.studies.value_baseline {' '.join(sys.argv[1:])}".strip(),
         **of_tree(),

@@ -17,7 +17,7 @@ from memdiff.runtime.units import GIB
 
 @dataclass(frozen=True)
 class Row:
-    """One measured run."""
+    """One measured run: what its plan counted and what the allocator held."""
 
     run: str
     live_gib: float

@@ -23,7 +23,7 @@ class Row:
 
     @property
     def rows(self) -> int:
-        """Of the network."""
+        """Rows of the network that one piece holds."""
         return 2 * self.images
 
     @property

@@ -32,7 +32,7 @@ class Critic(torch.nn.Module):
         self.layers = torch.nn.Sequential(*layers, torch.nn.Conv2d(widths[-1], 1, 1))
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Costs: B fp32."""
+        """The cost of each image, high on the model's own: B fp32."""
         return self.layers(2 * images_BCHW - 1).mean(dim=(1, 2, 3))
 
 

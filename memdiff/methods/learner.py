@@ -66,11 +66,11 @@ class Learner(Generic[N]):
             parameter.grad.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and moments."""
+        """The network's weights and its optimizer's moments."""
         return {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `state_dict` gave."""
+        """Takes what `state_dict` gave, bit for bit."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
 

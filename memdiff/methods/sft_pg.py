@@ -68,7 +68,7 @@ class Experience:
 
 
 class ShortcutFineTuning:
-    """Fulfils memdiff.methods.method.Objective."""
+    """Critic steps, then policy-gradient minibatches of a chain of few steps."""
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ class ValueFunction(torch.nn.Module):
         self.value = torch.nn.Linear(width, 1)
 
     def forward(self, x_BCHW: torch.Tensor, steps: Sequence[int]) -> torch.Tensor:
-        """Values: B fp32."""
+        """The expected worth of each state at its step: B fp32."""
         step_B = torch.tensor(list(steps)).to(x_BCHW.device)
         hidden_BW = x_BCHW.float().flatten(start_dim=1)
         for layer, gate_KW in zip(self.layers, self.gates, strict=True):

@@ -50,7 +50,7 @@ def blank_reward(parts: Sequence[AnyPart], device: torch.device) -> WeightedRewa
 
 
 class _Brightness:
-    """Fulfils memdiff.rewards.reward.Reward."""
+    """Scores the mean of each image, in the place of rewards that another round measures."""
 
     differentiable = True
     networks: Sequence[torch.nn.Module] = ()

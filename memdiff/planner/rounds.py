@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]  # rounds that are measured, of how many
 
 @dataclass(frozen=True)
 class ShortRound:
-    """One of them."""
+    """One short round: its setting and its images."""
 
     recompute: Recompute
     images: int

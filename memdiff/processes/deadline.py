@@ -25,7 +25,7 @@ class Deadline:
         self._round_start = time.monotonic()
 
     def begin_round(self) -> None:
-        """A round starts."""
+        """Takes the time at which a round starts."""
         self._round_start = time.monotonic()
 
     @contextmanager

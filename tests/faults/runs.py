@@ -122,7 +122,7 @@ def last_round(out: Path) -> int:
 
 
 def status(out: Path) -> dict[str, Any]:
-    """status.json."""
+    """What status.json says, empty without one."""
     return json.loads((out / "status.json").read_text())
 
 

@@ -89,7 +89,7 @@ class Expected(torch.nn.Module):
 
 
 class Nothing(torch.nn.Module):
-    """v = 0."""
+    """A value function that is zero everywhere."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,14 +129,14 @@ def test_sample_by_sample_on_a_gaussian_chain() -> None:
     """log p(x_{k+1} | x_k) = -(x_{k+1} - x_k - theta)^2 / (2 sigma^2) + c, whose slope in theta is z_k / sigma. The
     loss is the mean over the 3 N pairs of (f(x_0) - v) log p, whose slope is the mean of (f(x_0) - v) z_k / sigma."""
     policy: Any = Walk()
-    found, part = one_update(on_a_walk(policy, Nothing(), 50), policy, 50)
+    slope, part = one_update(on_a_walk(policy, Nothing(), 50), policy, 50)
     z_KN, x_N = z_of(part, policy)
-    assert found == pytest.approx(float((SLOPE * x_N * z_KN / SIGMA).mean()), rel=1e-5)
-    found, part = one_update(on_a_walk(policy, Expected(), 50), policy, 50)
+    assert slope == pytest.approx(float((SLOPE * x_N * z_KN / SIGMA).mean()), rel=1e-5)
+    slope, part = one_update(on_a_walk(policy, Expected(), 50), policy, 50)
     states_KN = torch.stack([part.trajectory.state(k).flatten() for k in range(STEPS)]).double()
     left_K1 = torch.tensor([[3.0], [2.0], [1.0]])
     advantages_KN = SLOPE * (x_N - states_KN - left_K1 * THETA)
-    assert found == pytest.approx(float((advantages_KN * z_KN / SIGMA).mean()), rel=1e-5)
+    assert slope == pytest.approx(float((advantages_KN * z_KN / SIGMA).mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize(("value", "variance"), [(Nothing, 15.2533), (Expected, 4.0)])
@@ -151,8 +151,8 @@ def test_in_expectation_on_a_gaussian_chain(value: Any, variance: float) -> None
     """
     policy: Any = Walk()
     images = 4096
-    found, part = one_update(on_a_walk(policy, value(), images), policy, images)
-    assert found == pytest.approx(SLOPE, abs=5 * math.sqrt(variance / images))
+    slope, part = one_update(on_a_walk(policy, value(), images), policy, images)
+    assert slope == pytest.approx(SLOPE, abs=5 * math.sqrt(variance / images))
     z_KN, x_N = z_of(part, policy)
     states_KN = torch.stack([part.trajectory.state(k).flatten() for k in range(STEPS)])
     with torch.no_grad():
@@ -178,13 +178,13 @@ def test_beyond_the_bound_the_round_ends_and_the_rate_is_halved() -> None:
     method = on_a_walk(policy, Nothing(), 20)
     method.config = method.config.model_copy(update={"generator_updates": 3, "minibatch": 20, "max_kl": 0.01})
     experience = method.collect(policy, round_of(policy, 20))
-    taken = 0
+    updates = 0
     for part in method.updates(experience):
-        taken += 1
+        updates += 1
         assert len(part.pairs) == part.num_pairs == 20
         with torch.no_grad():
             policy.theta += 0.1
-    assert taken == 1 and method.rate == 0.5 and method.state() == {"rate": [0.5]}
+    assert updates == 1 and method.rate == 0.5 and method.state() == {"rate": [0.5]}
     assert experience.metrics["skipped_minibatches"] == 2 and experience.metrics["kl"] == pytest.approx(0.02, rel=1e-4)
     again = on_a_walk(policy, Nothing(), 20)
     again.restore(json.loads(json.dumps(method.state())))

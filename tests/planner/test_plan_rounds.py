@@ -110,10 +110,10 @@ def test_another_budget_measures_what_it_chooses_alone(tmp_path: Path) -> None:
     recipe = recipe_of("draft")
     kept = KeptRounds(recipe, tmp_path)
     make_plan(recipe, budget_bytes=4 * GIB, measuring=Measuring(kept=kept))
-    told: list[tuple[int, int]] = []
-    measuring = Measuring(kept=kept, progress=lambda done, total: told.append((done, total)))
+    progress_calls: list[tuple[int, int]] = []
+    measuring = Measuring(kept=kept, progress=lambda done, total: progress_calls.append((done, total)))
     plan = make_plan(recipe, budget_bytes=GIB // 100, measuring=measuring)
-    assert not plan.fits and set(told) == {(3, 3)}
+    assert not plan.fits and set(progress_calls) == {(3, 3)}
 
 
 def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
@@ -140,10 +140,12 @@ def test_what_is_measured_ahead_is_what_a_run_asks_for(tmp_path: Path, monkeypat
     monkeypatch.setattr("memdiff.planner.ahead.processes_here", lambda: 1)  # forks are another test's
     recipe = recipe_of("draft")
     measure_ahead_of(json.dumps({"recipe": recipe.model_dump(mode="json"), "ranks": 2}))
-    told: list[tuple[int, int]] = []
-    measuring = Measuring(kept=KeptRounds(recipe, tmp_path), progress=lambda done, total: told.append((done, total)))
+    progress_calls: list[tuple[int, int]] = []
+    measuring = Measuring(
+        kept=KeptRounds(recipe, tmp_path), progress=lambda done, total: progress_calls.append((done, total))
+    )
     make_plan(recipe, budget_bytes=4 * GIB, ranks=2, measuring=measuring)
-    assert set(told) == {(3, 3)}
+    assert set(progress_calls) == {(3, 3)}
 
 
 def double(number: int) -> int:
@@ -153,10 +155,10 @@ def double(number: int) -> int:
 
 
 def test_forks_give_what_one_process_gives() -> None:
-    told: list[None] = []
+    done_calls: list[None] = []
     tasks = [(number,) for number in range(5)]
-    assert side_by_side(double, tasks, 2, done=lambda: told.append(None)) == [0, 2, 4, 6, 8]
-    assert len(told) == 5
+    assert side_by_side(double, tasks, 2, done=lambda: done_calls.append(None)) == [0, 2, 4, 6, 8]
+    assert len(done_calls) == 5
     with pytest.raises(ValueError, match="negative"):
         side_by_side(double, [(1,), (-1,)], 2, done=lambda: None)
 

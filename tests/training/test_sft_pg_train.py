@@ -39,10 +39,10 @@ def test_a_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     trained, trained_again = (
         {
             row["round"]: {key: value for key, value in row.items() if not key.startswith("evaluate/")}
-            for row in found
+            for row in some_rows
             if "ipm" in row
         }
-        for found in (rows, rows_again)
+        for some_rows in (rows, rows_again)
     )
     assert trained == trained_again
     assert [trained[number]["rate"] for number in (1, 2, 3, 4)] == [1, 0.5, 0.25, 0.125]

@@ -125,8 +125,8 @@ def test_a_rank_without_a_sign_of_life_is_named_with_its_place() -> None:
     """Not before its limit; without a limit never; one that waits for others lets their watchers speak first."""
     reward, now = watchdog("reward mine", 100.0), time.monotonic()
     assert reward.problem(os.getpid(), now + 90) is None
-    told = reward.problem(os.getpid(), now + 101)
-    assert told == "made no progress for 100 s (run.watchdog_seconds), at: reward mine"
+    problem = reward.problem(os.getpid(), now + 101)
+    assert problem == "made no progress for 100 s (run.watchdog_seconds), at: reward mine"
     assert watchdog("reward mine", 0.0).problem(os.getpid(), now + 1e6) is None
     waits = watchdog(WAITING, 100.0)
     assert waits.problem(os.getpid(), now + 101) is None
@@ -142,9 +142,9 @@ def test_a_rank_that_was_asked_to_stop_has_less_time() -> None:
         one.requests = read
         os.write(write, bytes([signal.SIGTERM]))
         assert one.problem(os.getpid(), now + 50) is None  # asked at 50
-        told = one.problem(os.getpid(), now + 51 + STOPPING_SECONDS)
-        assert (told is None) == patient
-        assert patient or "after it was asked to stop, at: reward mine" in str(told)
+        problem = one.problem(os.getpid(), now + 51 + STOPPING_SECONDS)
+        assert (problem is None) == patient
+        assert patient or "after it was asked to stop, at: reward mine" in str(problem)
 
 
 def test_a_fault_strikes_once_at_its_landmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

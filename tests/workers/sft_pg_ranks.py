@@ -29,7 +29,7 @@ IMAGES = 7
 
 
 def real_images(count: int) -> RealImages:
-    """Some that differ."""
+    """Real images that all differ, the same on every rank."""
     generator = torch.Generator().manual_seed(5)
     return RealImages(torch.rand(count, 1, 8, 8, generator=generator))
 
@@ -50,19 +50,19 @@ def whole_rounds(
     policy: Any, method: ShortcutFineTuning, engine: ReferenceEngine, rounds: Iterable[int]
 ) -> dict[str, Any]:
     """As the training loop goes. Returns the last round's numbers."""
-    found: dict[str, Any] = {"pairs": []}
+    result: dict[str, Any] = {"pairs": []}
     for number in rounds:
         experience = method.collect(policy, round_of(policy, IMAGES, number=number, ranks=method.ranks))
         for part in method.updates(experience):
-            found |= method.differentiate(policy, part)
+            result |= method.differentiate(policy, part)
             first = experience.round.batch.images.start
-            found["pairs"] += [[number, image + first, step] for image, step in part.pairs]
-            found["gradient"] = torch.cat(
+            result["pairs"] += [[number, image + first, step] for image, step in part.pairs]
+            result["gradient"] = torch.cat(
                 [(method.ranks.sum(total) / method.ranks.world_size).flatten() for total in engine.gradients.sums]
             ).tolist()
             engine.apply(method.rate)
-        found |= experience.metrics | {"costs": (-experience.rewards_N).tolist()}
-    return found
+        result |= experience.metrics | {"costs": (-experience.rewards_N).tolist()}
+    return result
 
 
 def results(ranks: Ranks) -> dict[str, Any]:
@@ -71,13 +71,13 @@ def results(ranks: Ranks) -> dict[str, Any]:
     method = shortcut(policy, ranks)
     engine = ReferenceEngine(policy.trainable(), OptimizerConfig(learning_rate=1e-4), ranks)
     method.pieces = Pieces(engine.gradients)
-    found = whole_rounds(policy, method, engine, [1, 2])
+    result = whole_rounds(policy, method, engine, [1, 2])
     weights = {
         name: torch.cat([parameter.detach().flatten() for parameter in learner.parameters])
         for name, learner in method.learners.items()
     }
     digest = hashlib.sha256(b"".join(weight.numpy().tobytes() for weight in weights.values())).hexdigest()
-    numbers = {key: value for key, value in found.items() if not isinstance(value, torch.Tensor)}
+    numbers = {key: value for key, value in result.items() if not isinstance(value, torch.Tensor)}
     numbers["step_advantages"] = value_baseline(ranks)
     return numbers | {name: weight.tolist() for name, weight in weights.items()} | {"bits": digest}
 
