@@ -109,6 +109,8 @@ def save_for_diffusers(
 ) -> None:
     """pytorch_lora_weights.safetensors, which a pipeline's `load_lora_weights` loads at the same strength.
 
+    Beside it lies the same by kohya's key names, which ComfyUI and A1111 read.
+
     Everything else as for `save`.
     """
     write_diffusers(folder, weights, _config(network), _window(adapter, chain_steps))
@@ -132,7 +134,7 @@ def attach(
     """
     attached: dict[str, Steps | None] = {}
     for number, (path, weight) in enumerate(sources):
-        stored = read_adapter(path)
+        stored = read_adapter(path, getattr(network, "config", None))
         _check_fits(network, stored)
         if scale * weight == 0:
             continue
