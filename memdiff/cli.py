@@ -119,8 +119,8 @@ def sample(
         list[str] | None,
         typer.Option(
             metavar="DIR=W",
-            help="An adapter with a weight; again for more. A run, a PEFT folder or a diffusers LoRA. SOURCE then "
-            "gives its base alone.",
+            help="An adapter with a weight; again for more. A run, a PEFT folder, a LoRA of diffusers or kohya. SOURCE "
+            "then gives its base alone.",
         ),
     ] = None,
     adapter_steps: Annotated[

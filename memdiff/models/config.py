@@ -1,10 +1,12 @@
 """Recipe sections `model`, `adapter`, `sampler`. No torch."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from memdiff.errors import ConfigError
+from memdiff.models.lora.paths import find_adapter
 from memdiff.runtime.section import Float, Int, Section
 
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
@@ -99,6 +101,12 @@ def takes_prompts(model: ModelConfig) -> bool:
 class AdapterConfig(Section):
     """LoRA (Hu et al. 2021) through peft: dW = alpha / rank * B A on the named layers, everything else frozen."""
 
+    path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="An adapter to go on from, with its own layers and ranks: a run, a PEFT folder, or a LoRA file of "
+        "diffusers or kohya. None: a new one, of the rank and targets below.",
+    )
     rank: Int = Field(default=4, ge=1, le=1024, description="Rank r of each layer's update dW = alpha / r B A.")
     alpha: Float | None = Field(default=None, gt=0, description="None: equal to rank, a scale of 1.")
     targets: tuple[str, ...] = Field(
@@ -108,6 +116,34 @@ class AdapterConfig(Section):
     steps: tuple[Int, Int] | None = Field(
         default=None, description="[start, end): steps of the chain in which the adapter is active. None: all."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_new_one(cls, raw: Any) -> Any:
+        """Defaults are let through: a stored recipe has them all."""
+        if isinstance(raw, dict) and raw.get("path") is not None:
+            for key in ("rank", "targets", "convolutions"):
+                default = cls.model_fields[key].default
+                chosen = raw.get(key, default)
+                if (tuple(chosen) if isinstance(chosen, list) else chosen) != default:
+                    raise ValueError(
+                        f"{key} is a new adapter's; the one at adapter.path keeps its own. Leave {key} out"
+                    )
+        return raw
+
+    @field_validator("path")
+    @classmethod
+    def _an_adapter(cls, path: str | None, info: ValidationInfo) -> str | None:
+        """Its file, absolute: what lies beside it may change."""
+        if path is None:
+            return None
+        beside = info.context.get("folder") if isinstance(info.context, dict) else None
+        folder = Path(path).expanduser()
+        places = [folder, *((Path(beside) / folder,) if beside else ())]
+        try:
+            return str(find_adapter(next((place for place in places if place.exists()), folder)).resolve())
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("steps")
     @classmethod

@@ -34,8 +34,9 @@ def dense(factors: Factors) -> Tensors:
 def in_network(unet: torch.nn.Module) -> Tensors:
     """dW of every adapted layer as peft works it out, summed over the active adapters, fp64."""
     deltas = {}
-    for name, layer in unet.named_modules():
-        if isinstance(layer, LoraLayer):
+    layers: Any = [(name, layer) for name, layer in unet.named_modules() if isinstance(layer, LoraLayer)]
+    for name, layer in layers:
+        if layer.active_adapters:
             deltas[name] = sum(layer.get_delta_weight(adapter).detach().double() for adapter in layer.active_adapters)
     return deltas
 

@@ -84,7 +84,7 @@ def write_diffusers(
     take it for that. Raises NumericError as `write_peft` does.
     """
     state = {f"unet.{name}": weight for name, weight in _folded(_checked(weights), config).items()}
-    about = config.to_dict() | {"lora_alpha": config.r, "alpha_pattern": dict(config.rank_pattern)}
+    about = config.to_dict() | {"lora_alpha": config.r, "alpha_pattern": config.rank_pattern or {}}
     about = {f"unet.{key}": list(value) if isinstance(value, set) else value for key, value in about.items()}
     folder.mkdir(parents=True, exist_ok=True)
     header = {"format": "pt", DIFFUSERS_KEY: json.dumps(about, indent=2, sort_keys=True)}
