@@ -53,6 +53,9 @@ class DdpmPolicy(UnetPolicy):
     def encode(self, prompts: Sequence[str]) -> None:
         """Nothing: the model has no prompts."""
 
+    def warn_of_cuts(self, prompts: Sequence[str]) -> None:
+        """Nothing: the model has no prompts."""
+
     def predict(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str] = ()) -> torch.Tensor:
         """The network's prediction: B C H W fp32."""
         del prompts

@@ -101,6 +101,10 @@ class LatentPolicy(UnetPolicy):
         """Makes and keeps the embeddings of these prompts; the encoders are on the device for it only."""
         self.text.encode(prompts)
 
+    def warn_of_cuts(self, prompts: Sequence[str]) -> None:
+        """One line in the log where prompts are longer than what a text encoder reads."""
+        self.text.warn_of_cuts(prompts)
+
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """Of encoded prompts, one row each."""
         return self.text.rows(prompts)
