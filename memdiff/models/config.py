@@ -192,6 +192,20 @@ def resolve_source(path: str, context: object) -> str:
     for candidate in (folder, *((Path(beside) / folder,) if beside else ())):
         if candidate.is_dir():
             return str(candidate.resolve())
+        if candidate.is_file():
+            raise ValueError(one_file(candidate))
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
         raise ValueError(f"no such folder: {path}")
     return path
+
+
+def one_file(file: Path) -> str:
+    """What to do with a file where a folder is needed."""
+    if file.suffix not in (".safetensors", ".ckpt"):
+        return f"{file} is a file; give a diffusers pipeline folder or a hub id"
+    folder = file.with_suffix("")
+    return (
+        f"{file} is a checkpoint in one file, and memdiff reads pipeline folders. Convert it once and give the folder: "
+        f'python -c "from diffusers import StableDiffusionPipeline as P; P.from_single_file({str(file)!r})'
+        f'.save_pretrained({str(folder)!r})" (for SDXL StableDiffusionXLPipeline)'
+    )
