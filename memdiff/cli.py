@@ -159,15 +159,15 @@ def sample(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="The text of all images. Default: the run's own texts.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A file of texts, .txt or .jsonl: image i has number i mod P of P.")
+        Path | None, typer.Option(help="A file of texts, such as .txt or .csv: image i has number i mod P of P.")
     ] = None,
     lora_scale: Annotated[float | None, typer.Option(help="Multiplies dW. 0: the base, 1: as trained.")] = None,
     mix: Annotated[
         list[str] | None,
         typer.Option(
             metavar="DIR=W",
-            help="An adapter with a weight; again for more. A run, a PEFT folder or a diffusers LoRA. SOURCE then "
-            "gives its base alone.",
+            help="An adapter with a weight; again for more. A run, a PEFT folder, a LoRA of diffusers or kohya. SOURCE "
+            "then gives its base alone.",
         ),
     ] = None,
     adapter_steps: Annotated[

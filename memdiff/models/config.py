@@ -1,10 +1,12 @@
 """Recipe sections `model`, `adapter`, `sampler`. No torch."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from memdiff.errors import ConfigError
+from memdiff.models.lora.paths import find_adapter
 from memdiff.runtime.section import Float, Int, Section
 
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
@@ -107,6 +109,12 @@ def needs_guidance(weight: float | None) -> bool:
 class AdapterConfig(Section):
     """LoRA (Hu et al. 2021) through peft: dW = alpha / rank * B A on the named layers, everything else frozen."""
 
+    path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="An adapter to go on from, with its own layers and ranks: a run, a PEFT folder, or a LoRA file of "
+        "diffusers or kohya. None: a new one, of the rank and targets below.",
+    )
     rank: Int = Field(default=4, ge=1, le=1024, description="Rank r of each layer's update dW = alpha / r B A.")
     alpha: Float | None = Field(default=None, gt=0, description="None: equal to rank, a scale of 1.")
     targets: tuple[str, ...] = Field(
@@ -116,6 +124,34 @@ class AdapterConfig(Section):
     steps: tuple[Int, Int] | None = Field(
         default=None, description="[start, end): steps of the chain in which the adapter is active. None: all."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_new_one(cls, raw: Any) -> Any:
+        """Defaults are let through: a stored recipe has them all."""
+        if isinstance(raw, dict) and raw.get("path") is not None:
+            for key in ("rank", "targets", "convolutions"):
+                default = cls.model_fields[key].default
+                chosen = raw.get(key, default)
+                if (tuple(chosen) if isinstance(chosen, list) else chosen) != default:
+                    raise ValueError(
+                        f"{key} is a new adapter's; the one at adapter.path keeps its own. Leave {key} out"
+                    )
+        return raw
+
+    @field_validator("path")
+    @classmethod
+    def _an_adapter(cls, path: str | None, info: ValidationInfo) -> str | None:
+        """Its file, absolute: what lies beside it may change."""
+        if path is None:
+            return None
+        beside = info.context.get("folder") if isinstance(info.context, dict) else None
+        folder = Path(path).expanduser()
+        places = [folder, *((Path(beside) / folder,) if beside else ())]
+        try:
+            return str(find_adapter(next((place for place in places if place.exists()), folder)).resolve())
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("steps")
     @classmethod
@@ -188,6 +224,20 @@ def resolve_source(path: str, context: object) -> str:
     for candidate in (folder, *((Path(beside) / folder,) if beside else ())):
         if candidate.is_dir():
             return str(candidate.resolve())
+        if candidate.is_file():
+            raise ValueError(one_file(candidate))
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
         raise ValueError(f"no such folder: {path}")
     return path
+
+
+def one_file(file: Path) -> str:
+    """What to do with a file where a folder is needed."""
+    if file.suffix not in (".safetensors", ".ckpt"):
+        return f"{file} is a file; give a diffusers pipeline folder or a hub id"
+    folder = file.with_suffix("")
+    return (
+        f"{file} is a checkpoint in one file, and memdiff reads pipeline folders. Convert it once and give the folder: "
+        f'python -c "from diffusers import StableDiffusionPipeline as P; P.from_single_file({str(file)!r})'
+        f'.save_pretrained({str(folder)!r})" (for SDXL StableDiffusionXLPipeline)'
+    )

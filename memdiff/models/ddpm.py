@@ -43,6 +43,10 @@ class DdpmPolicy(UnetPolicy):
             )
         self.schedule, self.scheduler, self.device, self.dtype = schedule, scheduler, device, options.dtype
         side = unet.config["sample_size"]
+        if side is None:
+            raise ConfigError(
+                "this UNet's config.json says no sample_size, the side of its images; write it there, such as 256"
+            )
         height, width = side if isinstance(side, list | tuple) else (side, side)
         self.shape = (int(unet.config["in_channels"]), int(height), int(width))
         self.adapter = options.adapter
@@ -51,6 +55,9 @@ class DdpmPolicy(UnetPolicy):
         self.networks: Mapping[str, torch.nn.Module] = {"unet": unet}
 
     def encode(self, prompts: Sequence[str]) -> None:
+        """Nothing: the model has no prompts."""
+
+    def warn_of_cuts(self, prompts: Sequence[str]) -> None:
         """Nothing: the model has no prompts."""
 
     def predict(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str] = ()) -> torch.Tensor:
@@ -112,7 +119,7 @@ def read_pipeline(source: str, *, revision: str | None, variant: str | None) -> 
         if unet_class is None or unet_class[1] != "UNet2DModel":
             raise wrong_part(source, "unet", "UNet2DModel", unet_class)
         unet: Any = read_part(UNet2DModel, folder, "unet", source=source, variant=variant, dtype=torch.float32)
-        pipeline: Any = DiffusionPipeline.from_pretrained(folder, unet=unet, variant=variant)
+        pipeline: Any = DiffusionPipeline.from_pretrained(folder, unet=unet)
     except (OSError, ValueError) as error:
         raise no_pipeline(source, error) from None
     own_memory(unet)

@@ -39,7 +39,7 @@ class Denoiser:
         adapter = self.adapter = options.adapter
         unet.requires_grad_(adapter is None)
         if adapter is not None:
-            inject.inject(unet, adapter)
+            inject.inject(unet, adapter, keep_start=options.keep_base)
         make_lean(unet)
         torch.nn.Module.to(unet, dtype=options.dtype)
         self.unet = unet.eval()
@@ -52,6 +52,9 @@ class Denoiser:
         self.device = device
         self._base_weights: Mapping[str, torch.Tensor] | None = None  # on the device, inside `base` only
         self._windows: dict[str, Steps | None] = {inject.TRAINED: adapter.steps} if adapter else {}
+        goes_on = adapter is not None and adapter.path is not None
+        self._start: dict[str, Steps | None] = {inject.START: adapter.steps} if adapter and goes_on else {}
+        self._start_is_kept = options.keep_base or not goes_on
         self._active = tuple(self._windows)  # adapters that take part now, in the order they are added up
         self._in_base = False
         match options.activation_checkpointing:
@@ -91,7 +94,7 @@ class Denoiser:
 
     def trains(self, step: int) -> bool:
         """Whether a trainable parameter takes part at this step."""
-        return self.adapter is None or inject.TRAINED in self._acting(step)
+        return self.adapter is None or inject.TRAINED in acting(self._windows, step)
 
     def attach(self, sources: Sequence[tuple[Path, float]], *, scale: float, steps: Steps | None, of: int) -> None:
         """Adds saved adapters for sampling, as `inject.attach` has it, in a chain of `of` steps."""
@@ -99,22 +102,22 @@ class Denoiser:
         self._windows |= inject.attach(self.unet, sources, scale=scale, steps=steps, chain_steps=of)
         self._active = tuple(self._windows)
 
-    def _acting(self, step: int) -> tuple[str, ...]:
-        return tuple(name for name, window in self._windows.items() if window is None or window[0] <= step < window[1])
-
     def at_steps(self, steps: Sequence[int]) -> None:
         """Turns adapters on or off for rows at these steps, which must agree on them."""
-        acting = self._acting(steps[0])
-        assert all(self._acting(step) == acting for step in steps), "rows of one call disagree on the adapter"
-        self._turn(() if self._in_base else acting)
+        windows = self._start if self._in_base else self._windows
+        names = acting(windows, steps[0])
+        assert all(acting(self._windows, step) == acting(self._windows, steps[0]) for step in steps), (
+            "rows of one call disagree on the adapter"
+        )
+        self._turn(names)
 
     @contextmanager
     def base(self) -> Iterator[None]:
         """Inside, calls are those of the network before training. Raises ConfigError where it was not kept."""
         before = self._active, self._in_base, self._base_weights
-        if self._windows:
+        if self._windows and self._start_is_kept:
             self._in_base = True
-            self._turn(())
+            self._turn(())  # `at_steps` turns on what training started from
         elif self._twin is None:
             raise ConfigError(
                 "the model before training is asked for and was not kept: only a recipe whose method needs it keeps it"
@@ -185,6 +188,11 @@ class Denoiser:
             for name, weight in weights.items():
                 parameters[name].copy_(weight)
         return twin
+
+
+def acting(windows: Mapping[str, Steps | None], step: int) -> tuple[str, ...]:
+    """Adapters whose window of steps holds this step, in their order."""
+    return tuple(name for name, window in windows.items() if window is None or window[0] <= step < window[1])
 
 
 def is_inside(name: str, modules: Sequence[str]) -> bool:

@@ -101,6 +101,10 @@ class LatentPolicy(UnetPolicy):
         """Makes and keeps the embeddings of these prompts; the encoders are on the device for it only."""
         self.text.encode(prompts)
 
+    def warn_of_cuts(self, prompts: Sequence[str]) -> None:
+        """One line in the log where prompts are longer than what a text encoder reads."""
+        self.text.warn_of_cuts(prompts)
+
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """Of encoded prompts, one row each."""
         return self.text.rows(prompts)
@@ -157,7 +161,9 @@ def latent_shape(parts: LatentParts) -> tuple[tuple[int, int, int], int]:
     """(C H W of the latent, side of the image in pixels). Raises ConfigError where the resolution does not divide."""
     pixels = 2 ** (len(parts.vae.config["block_out_channels"]) - 1)  # of an image a latent pixel
     own = parts.unet.config["sample_size"]
-    own = int(own[0] if isinstance(own, list | tuple) else own) * pixels
+    if own is None and parts.resolution is None:
+        raise ConfigError("this UNet's config.json says no sample_size; set model.resolution, such as 512")
+    own = int(own[0] if isinstance(own, list | tuple) else own or 0) * pixels
     side = parts.resolution or own
     if side % pixels:
         raise ConfigError(f"model.resolution must be a multiple of {pixels} for this model, got {side}")

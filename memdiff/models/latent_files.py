@@ -1,5 +1,6 @@
 """Stable Diffusion and SDXL policies from pipeline folders and hub ids."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def skeleton_latent(
         if model.vae == FP16_VAE:  # SDXL's own, retrained to stay within fp16
             architecture = replace(architecture, vae={**architecture.vae, "force_upcast": False})
         elif model.vae is not None:
+            refuse_other_vae(model.vae, AutoencoderKL.load_config(model.vae), key="model.vae")
             architecture = replace(architecture, vae=read_config(AutoencoderKL, model.vae, key="model.vae"))
     parts = skeleton_parts(architecture, resolution=model.resolution)
     with unset_fake_temporarily():
@@ -129,16 +131,25 @@ def read_vae(model: StableDiffusionConfig | SdxlConfig, dtype: torch.dtype) -> t
         where = {"subfolder": "vae", "revision": model.revision}
     else:
         source, key, name = model.vae, "model.vae", f"the VAE {model.vae}"
-    variant = None if model.vae else model.variant
+    # A hub id may have no files of the variant; of a folder that is seen.
+    variant = model.variant if model.vae is None or Path(model.vae).is_dir() else None
     try:
         with quiet_hub():
             config: Any = AutoencoderKL.load_config(source, **where)
     except (OSError, ValueError) as error:
         raise no_pipeline(source, error, key=key) from None
+    refuse_other_vae(source, config, key=key)
     vae_dtype = choose_vae_dtype(model, config, dtype)
     part = "vae" if model.vae is None else None
     vae = read_network(AutoencoderKL, source, key=key, part=part, variant=variant, dtype=vae_dtype, **where)
     return vae, vae_dtype, name
+
+
+def refuse_other_vae(source: str, config: Any, *, key: str) -> None:
+    """Raises ConfigError for VAEs of another class, such as TAESD's AutoencoderTiny."""
+    name = config.get("_class_name", "AutoencoderKL") if isinstance(config, Mapping) else type(config).__name__
+    if name != "AutoencoderKL":
+        raise ConfigError(f"{key} {source} holds an {name!s:.80}; memdiff decodes with an AutoencoderKL")
 
 
 def choose_vae_dtype(
@@ -173,7 +184,8 @@ def read_parts(
     try:
         folder = pipeline_folder(model.path, **options)
         networks = read_networks(model, folder, dtype=dtype)
-        pipeline: Any = pipeline_class.from_pretrained(folder, **options, **networks)
+        # Its weights are read by now, and diffusers would refuse folders in which a part has none of the variant.
+        pipeline: Any = pipeline_class.from_pretrained(folder, **options | {"variant": None}, **networks)
     except (OSError, ValueError, RuntimeError) as error:
         raise no_pipeline(model.path, error) from None
     missing = [name for name in text_components(pipeline) if pipeline.components.get(name) is None]

@@ -1,5 +1,7 @@
 """From a recipe's `model` to a policy: what kind of pipeline lies there, and the module that reads it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import assert_never
 
 import torch
@@ -7,7 +9,7 @@ from diffusers import DiffusionPipeline
 from pydantic import TypeAdapter
 
 from memdiff.digits.paths import DIGITS_DDPM, DIGITS_TEXT
-from memdiff.errors import ConfigError
+from memdiff.errors import ConfigError, MemdiffError
 from memdiff.models.architectures import DDPMS, LATENTS
 from memdiff.models.config import (
     DdpmConfig,
@@ -39,11 +41,13 @@ def pipeline_kind(source: str, *, revision: str | None = None) -> str:
     try:
         with quiet_hub():
             index = DiffusionPipeline.load_config(source, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise no_pipeline(source, error) from None
     name = index.get("_class_name") if isinstance(index, dict) else None
-    if name not in PIPELINE_KINDS:
-        raise ConfigError(f"{source} is a pipeline of class {name}; memdiff takes {', '.join(sorted(PIPELINE_KINDS))}")
+    if not isinstance(name, str) or name not in PIPELINE_KINDS:
+        raise ConfigError(
+            f"{source} is a pipeline of class {name!s:.80}; memdiff takes {', '.join(sorted(PIPELINE_KINDS))}"
+        )
     return PIPELINE_KINDS[name]
 
 
@@ -61,6 +65,17 @@ def model_of(source: str, *, revision: str | None = None, variant: str | None = 
     )
 
 
+@contextmanager
+def told_in_one_line(source: str) -> Iterator[None]:
+    """What a damaged or foreign folder says ends in whatever exception it leads to, and is told as ConfigError."""
+    try:
+        yield
+    except (MemdiffError, AssertionError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise no_pipeline(source, error) from error
+
+
 def load_policy(model: ModelConfig, sampler: SamplerConfig, options: ModelOptions, *, device: torch.device) -> Policy:
     """The policy that a recipe names.
 
@@ -69,15 +84,16 @@ def load_policy(model: ModelConfig, sampler: SamplerConfig, options: ModelOption
     if isinstance(model, EmbeddedConfig):
         model = embedded_source(model)
     check_kind(model)
-    match model:
-        case DdpmConfig():
-            return load_ddpm(model, sampler, options, device=device)
-        case StableDiffusionConfig() | SdxlConfig():
-            from memdiff.models.latent_files import load_latent
+    with told_in_one_line(model.path):
+        match model:
+            case DdpmConfig():
+                return load_ddpm(model, sampler, options, device=device)
+            case StableDiffusionConfig() | SdxlConfig():
+                from memdiff.models.latent_files import load_latent
 
-            return load_latent(model, sampler, options, device=device)
-        case _:
-            assert_never(model)
+                return load_latent(model, sampler, options, device=device)
+            case _:
+                assert_never(model)
 
 
 def skeleton_policy(
@@ -91,15 +107,16 @@ def skeleton_policy(
         model = embedded_source(model)
     if model.path not in {**DDPMS, **LATENTS}:
         check_kind(model)
-    match model:
-        case DdpmConfig():
-            return skeleton_ddpm(model, sampler, options, device=device)
-        case StableDiffusionConfig() | SdxlConfig():
-            from memdiff.models.latent_files import skeleton_latent
+    with told_in_one_line(model.path):
+        match model:
+            case DdpmConfig():
+                return skeleton_ddpm(model, sampler, options, device=device)
+            case StableDiffusionConfig() | SdxlConfig():
+                from memdiff.models.latent_files import skeleton_latent
 
-            return skeleton_latent(model, sampler, options, device=device)
-        case _:
-            assert_never(model)
+                return skeleton_latent(model, sampler, options, device=device)
+            case _:
+                assert_never(model)
 
 
 def embedded_source(model: EmbeddedConfig) -> DdpmConfig | StableDiffusionConfig:

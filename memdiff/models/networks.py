@@ -5,6 +5,7 @@ one or one without memory (on the meta device). What they report is read here, a
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from diffusers import DiffusionPipeline
 from memdiff.errors import ConfigError
 from memdiff.models.source import no_pipeline, quiet_hub
 from memdiff.runtime.state_dicts import another_shape, refuse_other_weights
+
+# Plain, of a variant, one of several shards: diffusers has put the variant on either side of the shard's number.
+WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<before>[\w-]+?))?(-\d+-of-\d+)?(\.(?P<after>[\w-]+))?"
+    r"\.(safetensors|bin)"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +74,8 @@ def read_network(
             loaded, report = network.from_pretrained(
                 place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
+    except ConfigError:
+        raise
     except Exception as error:  # a damaged or foreign file ends in whatever exception its bytes lead to
         raise no_pipeline(source, error, key=key, part=part) from None
     check_report(loaded, report, name=f"{key} {source}" + (f": {part}" if part else ""))
@@ -114,10 +123,28 @@ def _known_to_nobody(keys: Iterable[str]) -> list[str]:
 
 
 def _files(folder: Path, variant: str | None) -> dict[str, Any]:
-    """Arguments that say which files of a local folder to read; a hub id is left to the library."""
+    """Arguments that say which files of a local folder to read; a hub id is left to the library.
+
+    Raises ConfigError where there are weights of several variants alone, and none is chosen.
+    """
     if not folder.is_dir():
         return {"variant": variant}
-    options: dict[str, Any] = {"variant": variant if variant and any(folder.glob(f"*.{variant}[.-]*")) else None}
+    there = variants_in(folder)
+    if variant not in there:
+        variant = None
+    if there and None not in there and variant is None:
+        if len(there) > 1:
+            raise ConfigError(
+                f"{folder} holds weights of the variants {', '.join(sorted(map(str, there)))} alone; set model.variant"
+            )
+        (variant,) = there
+    options: dict[str, Any] = {"variant": variant}
     if not any(folder.glob("*.safetensors")):
         options["use_safetensors"] = False  # else diffusers speaks of an error before it reads the .bin file
     return options
+
+
+def variants_in(folder: Path) -> set[str | None]:
+    """Of the weights in a folder: `fp16` for diffusion_pytorch_model.fp16.safetensors, None for the plain file."""
+    matches = (WEIGHTS.fullmatch(file.name) for file in folder.iterdir())
+    return {match["before"] or match["after"] for match in matches if match}

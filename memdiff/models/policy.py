@@ -38,6 +38,10 @@ class Policy(Protocol):
         """
         ...
 
+    def warn_of_cuts(self, prompts: Sequence[str]) -> None:
+        """One line in the log where prompts are longer than what a text encoder reads."""
+        ...
+
     def predict(self, x_t_BCHW: torch.Tensor, steps: Sequence[int], prompts: Sequence[str]) -> torch.Tensor:
         """The network's (guided) prediction, B C H W fp32. Differentiable in x and parameters."""
         ...

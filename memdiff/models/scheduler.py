@@ -1,5 +1,6 @@
 """A pipeline's scheduler, whatever its class, as DDIM; and its noise schedule as plain numbers."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import DDIMScheduler
@@ -18,8 +19,10 @@ def ddim_scheduler(scheduler: Any) -> DDIMScheduler:
 
     Schedulers that know no clipping (PNDM, Euler: Stable Diffusion's hub defaults) must not gain it: DDIMScheduler's
     default is to clip. A DDPM's learned or large variance has no counterpart: DDIM's sigma depends on eta alone.
+    Raises ConfigError for schedulers without betas, flow matching among them: DDIM would take its own defaults.
     """
     config = dict(scheduler.config)
+    _refuse_without_betas(type(scheduler).__name__, config)
     config.pop("_use_default_values", None)  # from_config would put DDIM's own defaults in the place of these
     if "clip_sample" not in config:
         config["clip_sample"] = False
@@ -27,6 +30,27 @@ def ddim_scheduler(scheduler: Any) -> DDIMScheduler:
         return DDIMScheduler.from_config(config)  # pyright: ignore[reportReturnType]
     except NotImplementedError as error:
         raise ConfigError(f"the scheduler's noise schedule has no DDIM counterpart in diffusers: {error}") from None
+
+
+def _refuse_without_betas(name: str, config: Mapping[str, Any]) -> None:
+    """By what its config has: KarrasVe, EDM, consistency and flow-matching schedulers have no betas."""
+    chosen = {
+        key: config.get(key) for key in ("timestep_type", "use_flow_sigmas", "prediction_type", "snr_shift_scale")
+    }
+    if not {"beta_start", "beta_end", "beta_schedule"} <= config.keys():
+        reason = "has no betas"
+    elif chosen["timestep_type"] not in (None, "discrete"):
+        reason = f"has timestep_type {chosen['timestep_type']}"
+    elif chosen["use_flow_sigmas"] or chosen["prediction_type"] == "flow_prediction":
+        reason = "is one of flow matching"
+    elif chosen["snr_shift_scale"] not in (None, 1):
+        reason = f"shifts its noise schedule (snr_shift_scale {chosen['snr_shift_scale']})"
+    else:
+        return
+    raise ConfigError(
+        f"the pipeline's scheduler {name} {reason}; memdiff samples with DDIM on a discrete schedule of betas, so it "
+        "takes models made for DDPM, DDIM, PNDM, Euler, DPM-Solver and others of that kind"
+    )
 
 
 def noise_schedule(scheduler: DDIMScheduler) -> NoiseSchedule:

@@ -3,6 +3,7 @@
 Shapes: B rows, L tokens, D of a token, P of a pooled embedding, I size numbers (SDXL).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 
 from memdiff.runtime.placement import HOST, place, upload
 from memdiff.runtime.vjp import fixed_batches
+
+_log = logging.getLogger(__name__)
 
 ENCODE_BATCH = 8  # texts encoded at once, always this many: an embedding does not depend on its neighbours
 
@@ -64,8 +67,11 @@ class TextEncoders:
         self.device, self.penultimate = device, penultimate
         self.negative, self._zero_negative = negative or "", negative is None and zero_without
         self._encoders = encoders
-        for _, encoder in encoders:
+        for tokenizer, encoder in encoders:
             encoder.requires_grad_(False).eval().to(dtype)
+            # Some folders say nothing of it, which transformers takes for 1e30. A saved pipeline gets it right.
+            positions = int(getattr(encoder.config, "max_position_embeddings", tokenizer.model_max_length))
+            tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
         self._known: dict[str, Conditioning] = {}  # one row each, on the host
         self._rows: tuple[tuple[str, ...], Conditioning] | None = None  # the last answer: a chain asks K times for it
 
@@ -85,6 +91,25 @@ class TextEncoders:
                     self._known[batch[row]] = Conditioning(tokens_BLD[row : row + 1].clone(), pooled)
         for _, encoder in self._encoders:
             place(encoder, HOST)
+
+    def warn_of_cuts(self, texts: Sequence[str]) -> None:
+        """One line where texts are longer than a tokenizer's limit: how many, and what is cut off the first of them."""
+        for tokenizer, _ in self._encoders:
+            most = int(tokenizer.model_max_length)
+            cut = {}
+            for text in dict.fromkeys(texts):
+                if len(text.encode()) > most - 2:  # a token has a byte or more, and two are begin and end
+                    ids = tokenizer([text], verbose=False)["input_ids"][0]
+                    if len(ids) > most:
+                        cut[text] = tokenizer.decode(ids[most - 1 : -1])
+            if cut:
+                text, rest = next(iter(cut.items()))
+                _log.warning(
+                    "%d of %d prompts are longer than the %d tokens that the text encoder reads, and are cut; of %r it "
+                    "does not read %r",
+                    len(cut), len(set(texts)), most, f"{text[:40]} ...", rest[:200],
+                )  # fmt: skip
+                return
 
     def rows(self, texts: Sequence[str]) -> Conditioning:
         """Of encoded texts, one row each, on the device."""

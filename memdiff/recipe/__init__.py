@@ -3,6 +3,7 @@
 contents       What lies behind the paths of a recipe
 init           `memdiff init`: a recipe with comments from a few words: which model, which reward, on which card
 model_options  From a recipe and its knobs to how its model is run: the same for a run and for its plan
+prompt_files   Files of prompts: text, CSV and TSV, JSON, JSONL, Parquet
 prompts        Recipe section `prompts`: which texts images are made from, and which image gets which
 reading        Reads a recipe file: YAML in, a checked `Recipe` out, every mistake as one line
 recipe         The recipe: one YAML file, the sum of the rooms' own sections

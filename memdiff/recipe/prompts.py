@@ -4,7 +4,6 @@ Every pass through the texts is shuffled anew; passes follow each other without 
 function of the seed, the round and the image: neither ranks nor batches nor a resumed run change it.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from memdiff.errors import ConfigError
+from memdiff.recipe.prompt_files import KNOWN, read_prompt_file
 from memdiff.rewards.part_config import resolve_file
 from memdiff.runtime.section import Int, Section
 
@@ -26,7 +26,7 @@ class _Texts(Section):
     """Texts, a file of them, or both."""
 
     texts: tuple[Text, ...] = Field(default=(), description="The texts, in the place of a file.")
-    file: str | None = Field(default=None, description="One text a line, or .jsonl with a `prompt` in each line.")
+    file: str | None = Field(default=None, description=f"A file of texts: {KNOWN}.")
 
     @model_validator(mode="before")
     @classmethod
@@ -110,36 +110,3 @@ def _shuffled(seed: int, number: int, count: int) -> tuple[int, ...]:
     key = np.array([seed, STREAM], dtype=np.uint64)
     philox = np.random.Philox(key=key, counter=np.array([0, 0, 0, number], dtype=np.uint64))
     return tuple(int(index) for index in np.argsort(philox.random_raw(count), kind="stable"))
-
-
-def read_prompt_file(path: Path) -> tuple[str, ...]:
-    """The texts of a .jsonl file (`{"prompt": "..."}` a line), or of any other, one a line; empty lines are skipped.
-
-    Raises ConfigError in one line where the file is missing, not text, empty, or a line holds no prompt.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"no such prompt file: {path}") from None
-    except OSError as error:
-        raise ConfigError(f"the prompt file {path} can't be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise ConfigError(f"{path} is not a text file; prompts are UTF-8, one a line, or .jsonl")
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not lines:
-        raise ConfigError(f"the prompt file {path} holds no prompt")
-    if path.suffix != ".jsonl":
-        return tuple(line for _, line in lines)
-    return tuple(_prompt_of(line, f"{path} line {number}") for number, line in lines)
-
-
-def _prompt_of(line: str, where: str) -> str:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise ConfigError(f'{where}: {{"prompt": "..."}} is needed, got {line[:60]!r}') from None
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ConfigError(f"{where}: the prompt must be a text, got {prompt!r}")
-    return prompt.strip()

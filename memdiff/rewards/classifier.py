@@ -120,6 +120,7 @@ def load_image_classifier(config: ClassifierConfig, device: torch.device) -> Cla
         network, report = AutoModelForImageClassification.from_pretrained(
             config.path,
             revision=config.revision,
+            trust_remote_code=False,  # else transformers asks the person whether to run what lies in the folder
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -139,12 +140,17 @@ def skeleton_image_classifier(config: ClassifierConfig, device: torch.device) ->
     """The same network without its weights; images are resized to its side, and its first label is scored."""
     written = ARCHITECTURES.get(config.path)
     try:
-        architecture = written() if written else AutoConfig.from_pretrained(config.path, revision=config.revision)
+        architecture = (
+            written()
+            if written
+            else AutoConfig.from_pretrained(config.path, revision=config.revision, trust_remote_code=False)
+        )
     except Exception as error:
         raise ConfigError(
             f"reward classifier {config.path} has no config that can be read ({_reason(error)})"
         ) from None
-    network, side = AutoModelForImageClassification.from_config(architecture), getattr(architecture, "image_size", 224)
+    network = AutoModelForImageClassification.from_config(architecture, trust_remote_code=False)
+    side = getattr(architecture, "image_size", 224)
     half = (0.5, 0.5, 0.5)
     processing = ImageProcessing((side, side), None, None, "bilinear", half, half)
     return ClassifierReward(config, network, processing, 0, device=device)

@@ -13,6 +13,8 @@ from memdiff.errors import EXIT_STOPPED, MemdiffError, StopRequested
 def guarded(action: Callable[[], Any]) -> NoReturn:
     """Exits with what `action` returns (None: 0); every error of ours is one line on stderr and its exit code."""
     quiet_bitsandbytes()
+    if logging.lastResort is not None:  # what prints warnings where no handler is set up
+        logging.lastResort.setFormatter(HarmlessFormatter())
     try:
         code = action()
     except MemdiffError as error:
@@ -29,11 +31,25 @@ def guarded(action: Callable[[], Any]) -> NoReturn:
     sys.exit(code or 0)
 
 
+def harmless(text: str) -> str:
+    """On one line, control characters written out: what a file, a model or a reward says can't steer the terminal."""
+    shown = (sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in " ".join(text.split()))
+    return "".join(shown)
+
+
+class HarmlessFormatter(logging.Formatter):
+    """Log records as `harmless` lines; they quote files and prompts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, on one line."""
+        return harmless(super().format(record))
+
+
 def quiet_bitsandbytes() -> None:
     """Version 0.50 advises CPU users to install another package."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _say(exit_code: int, message: str) -> int:
-    print(f"memdiff: error[{exit_code}]: {' '.join(message.split())}", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"memdiff: error[{exit_code}]: {harmless(message)}", file=sys.stderr, flush=True)  # noqa: T201
     return exit_code

@@ -10,7 +10,8 @@ from pydantic import Field, ValidationError
 from memdiff.errors import ConfigError
 from memdiff.models.config import EmbeddedConfig, ModelConfig, Precision, SamplerConfig, takes_prompts
 from memdiff.models.lora.paths import find_adapter
-from memdiff.recipe.prompts import PromptSet, read_prompt_file
+from memdiff.recipe.prompt_files import read_prompt_file
+from memdiff.recipe.prompts import PromptSet
 from memdiff.runtime.section import Float, Int, Section
 from memdiff.sampling.source import Source, locate
 

@@ -38,6 +38,8 @@ def sample_block(request: SampleRequest, ranks: Ranks, advance: Callable[[int], 
         policy.attach(sources, scale=request.lora_scale, steps=request.adapter_steps)
     noise = Noise(seed=request.seed, stream=Stream.SAMPLE, round_number=0, shape=policy.shape)
     block = ranks.block(request.num_images)
+    if ranks.rank == 0:
+        policy.warn_of_cuts(request.prompts)
     policy.encode(request.prompts_of(block))
     for start in range(block.start, block.stop, request.batch_size):
         images = range(start, min(start + request.batch_size, block.stop))

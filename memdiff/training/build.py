@@ -107,6 +107,8 @@ def connect(
     method = build_method(recipe.method, reward, pieces, ranks, knobs, policy, seed=recipe.run.seed)
     offload_idle(policy, eval_reward, knobs)
     prompts = PromptSet.read(recipe.prompts)
+    if ranks.rank == 0:
+        policy.warn_of_cuts((*prompts.texts, *prompts.held_out))
     return Parts(
         recipe, ranks, policy, prompts, reward, eval_reward, held_out.names, engine, pieces, method, knobs, plan
     )

@@ -18,7 +18,7 @@ def preview(recipe: Recipe, folder: RunFolder, world_size: int, resume: Resume, 
     run, model = recipe.run, recipe.model
     name = model.name if model.kind == "embedded" else model.path
     rewards = ", ".join(part_name(part) for part in recipe.reward)
-    trained = f"LoRA of rank {recipe.adapter.rank}" if recipe.adapter else "the UNet's own weights"
+    trained = _trained(recipe)
     devices = (
         f"{world_size} x {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"{world_size} CPU rank(s)"
     )
@@ -39,3 +39,9 @@ def _what_is_there(recipe: Recipe, folder: RunFolder, resume: Resume, ds_config:
     folder.check_same(recipe, contents_of(recipe, ds_config))
     done = folder.status().get("round", 0)
     return f"where the run goes on after round {done} of {recipe.run.rounds}"
+
+
+def _trained(recipe: Recipe) -> str:
+    if recipe.adapter is None:
+        return "the UNet's own weights"
+    return f"the LoRA in {recipe.adapter.path}" if recipe.adapter.path else f"LoRA of rank {recipe.adapter.rank}"

@@ -8,7 +8,8 @@ import yaml
 
 from memdiff.chain.noise import Stream
 from memdiff.errors import ConfigError
-from memdiff.recipe.prompts import STREAM, PromptsConfig, PromptSet, read_prompt_file
+from memdiff.recipe.prompt_files import read_prompt_file
+from memdiff.recipe.prompts import STREAM, PromptsConfig, PromptSet
 from memdiff.recipe.reading import check_recipe, read_recipe, recipe_hash
 from memdiff.recipe.recipe import Recipe
 
@@ -161,7 +162,7 @@ def test_text_models_take_guidance_and_rewards_take_the_runs_prompts(tmp_path: P
         ("a.jsonl", b'{"prompt": 3}', "the prompt must be a text, got 3"),
         ("a.jsonl", b'{"prompt": " "}', "the prompt must be a text"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl line 1"),
-        ("folder", None, "can't be read: Is a directory"),
+        ("folder", None, "can't be read: it is a folder"),
         ("missing.txt", None, "no such prompt file"),
     ],
 )  # fmt: skip

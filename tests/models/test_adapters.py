@@ -21,7 +21,7 @@ from memdiff.errors import ConfigError, NumericError
 from memdiff.models.config import AdapterConfig
 from memdiff.models.lora import inject
 from memdiff.models.lora.files import DIFFUSERS_KEY, plain_name
-from memdiff.models.lora.paths import DIFFUSERS_NAME, PEFT_NAME
+from memdiff.models.lora.paths import DIFFUSERS_NAME, KOHYA_NAME, PEFT_NAME
 from memdiff.models.policy import rollout
 from memdiff.models.quiet import quiet_libraries
 from memdiff.recipe.recipe import Recipe
@@ -318,13 +318,13 @@ LATENT = {"sd": (tiny_stable_diffusion, tiny_stable_diffusion_pipeline), "sdxl":
 @pytest.mark.parametrize("kind", LATENT)
 @pytest.mark.parametrize("adapter", [ATTENTION, EVERYTHING], ids=["attention", "convolutions"])
 def test_plain_diffusers_loads_the_file(kind: str, adapter: AdapterConfig, tmp_path: Path) -> None:
-    """load_lora_weights: the same UNet outputs and images as ours, at alpha 8 of rank 2; without the header, not."""
+    """load_lora_weights: the same UNet outputs and images as ours, at alpha 8 of rank 2; without the header too."""
     make_policy, make_pipeline = LATENT[kind]
     policy = make_policy(steps=3, eta=0.0, guidance=3.0, adapter=adapter)
     weights = random_weights(policy)
     put(policy, weights)
     policy.save(tmp_path, weights)
-    assert [file.name for file in tmp_path.iterdir()] == [DIFFUSERS_NAME]
+    assert {file.name for file in tmp_path.iterdir()} == {DIFFUSERS_NAME, KOHYA_NAME}
     noise = Noise(seed=2, stream=Stream.SAMPLE, round_number=0, shape=policy.shape)
     prompts = ["three", "a seven"]
     policy.encode(prompts)
@@ -342,14 +342,14 @@ def test_plain_diffusers_loads_the_file(kind: str, adapter: AdapterConfig, tmp_p
         options: dict[str, Any] = {"guidance_scale": 3.0, "eta": 0.0, "num_inference_steps": 3, "output_type": "pt"}
         images = pipeline(prompts, latents=noise.initial(range(2)), **options).images
         errors.append(float((images - expected).abs().max()))
-    assert errors[0] < 1e-4 and min(errors[1:]) > 1e-2, errors
+    assert max(errors[:2]) < 1e-4 and errors[2] > 1e-2, errors
 
 
 @pytest.mark.parametrize("kind", LATENT)
 def test_diffusers_writes_the_same_file(kind: str, tmp_path: Path) -> None:
-    """Tensors and header of diffusers' own save_lora_weights; and that file attaches to the same network."""
+    """Tensors and header of diffusers' own save_lora_weights, where alpha is the rank; and both attach alike."""
     make_policy, make_pipeline = LATENT[kind]
-    policy = make_policy(adapter=ATTENTION)
+    policy = make_policy(adapter=AdapterConfig(rank=2))
     weights = random_weights(policy)
     put(policy, weights)
     policy.save(tmp_path / "ours", weights)
@@ -369,7 +369,7 @@ def test_diffusers_writes_the_same_file(kind: str, tmp_path: Path) -> None:
     assert rest_ours == rest_theirs == {"format": "pt"}
     for about in (about_ours, about_theirs):  # sets in no order
         about["unet.target_modules"] = sorted(about["unet.target_modules"])
-    assert about_ours == about_theirs and about_ours["unet.lora_alpha"] == 8
+    assert about_ours == about_theirs and about_ours["unet.lora_alpha"] == 2
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     networks = [make_pipeline().unet for _ in range(2)]
     for network, folder in zip(networks, ("ours", "theirs"), strict=True):
@@ -401,14 +401,25 @@ def test_files_that_do_not_fit_are_told(tmp_path: Path) -> None:
     )
     assert "not finite" in error_message(state | {first: torch.full_like(state[first], torch.nan)})
     assert "don't belong together" in error_message({name: tensor for name, tensor in state.items() if name != first})
-    assert "LoRA of the denoiser" in error_message(state | {"text_encoder.layers.0.q.lora_A.weight": torch.ones(2, 4)})
-    assert "LoRA of the denoiser" in error_message(state | {"lora_unet_mid_block.alpha": torch.ones(1)})
+    assert "LoRA of a text encoder" in error_message(
+        state | {"text_encoder.layers.0.q.lora_A.weight": torch.ones(2, 4)}
+    )
+    assert "LoRA of the denoiser" in error_message(state | {"mid_block.alpha": torch.ones(1)})
     assert "is empty" in error_message({})
     save_file(state, file)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
     assert "DoRA" in error_message(state)
-    config.write_text("not JSON")
-    assert "rank and alpha can't be read" in error_message(state)
+    broken = (
+        "not JSON",
+        "[1]",
+        '{"lora_alpha": "2"}',
+        '{"alpha_pattern": [3]}',
+        '{"alpha_pattern": {"(": 2}}',
+        "[" * 99999,
+    )
+    for text in broken:
+        config.write_text(text)
+        assert "rank and alpha can't be read" in error_message(state)
     file.write_bytes(b"\x80PNG")
     with pytest.raises(ConfigError, match="can't be read as safetensors"):
         inject.attach(tiny_unet(), [(file, 1.0)])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from memdiff.errors import ConfigError
-from memdiff.rewards.classifier import ClassifierReward, load_image_classifier
+from memdiff.rewards.classifier import ClassifierReward, load_image_classifier, skeleton_image_classifier
 from memdiff.rewards.config import ClassifierConfig
 from tests.helpers.reward_models import Trap, write_classifier
 
@@ -98,3 +98,27 @@ def test_a_spoilt_classifier_is_one_line_and_runs_nothing(spoil: Callable[[Path,
         classifier(tmp_path / "net")
     assert str(tmp_path / "net") in str(caught.value) and len(str(caught.value)) < 700
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("model_type", ["vit", "something-of-their-own"])
+def test_code_beside_a_model_is_never_asked_about(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """auto_map: transformers would ask "Do you wish to run the custom code? [y/N]". One of its own classes is loaded
+    without that code, another is refused in one line; in a plan too."""
+    write_classifier(tmp_path, "vit")
+    config = json.loads((tmp_path / "config.json").read_text())
+    names = {"AutoConfig": "theirs.Config", "AutoModelForImageClassification": "theirs.Model"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": names, "model_type": model_type}))
+    (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    part = ClassifierConfig.model_validate({"kind": "classifier", "path": str(tmp_path), "label": "male"})
+    for load in (load_image_classifier, skeleton_image_classifier):
+        if model_type == "vit":
+            load(part, CPU)
+        else:
+            with pytest.raises(ConfigError, match=r"can't be loaded|no config that can be read") as caught:
+                load(part, CPU)
+            assert "\n" not in str(caught.value)
+    assert asked == [] and not (tmp_path / "ran").exists()

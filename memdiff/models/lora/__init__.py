@@ -1,6 +1,7 @@
 """LoRA adapters: put into a network, switched, mixed, saved, loaded.
 
-files      Adapters on disk: PEFT folders and diffusers LoRA files, read into the same thing
+files      Adapters on disk: PEFT folders, diffusers' and kohya's LoRA files, read into the same thing
+formats    LoRA files of other programs: their key names as the network's own, by diffusers' converters
 inject     LoRA through peft: injected into a network in place, switched, saved, mixed, merged for export
 paths      Where a saved adapter lies
 per_image  Layers with a weight for each image, so that the gradients of images in one batch come apart

@@ -1,4 +1,4 @@
-"""Adapters on disk: PEFT folders and diffusers LoRA files, read into the same thing.
+"""Adapters on disk: PEFT folders, diffusers' and kohya's LoRA files, read into the same thing.
 
 The step window lies in the safetensors header, under a key that peft and diffusers pass over: they apply an adapter at
 all steps.
@@ -9,6 +9,7 @@ Shapes: R ranks, I inputs, O outputs, h w a convolution's kernel. A is R I (R I 
 import json
 import logging
 import math
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from memdiff.errors import ConfigError, NumericError
-from memdiff.models.lora.paths import DIFFUSERS_NAME, PEFT_NAME, find_adapter
+from memdiff.models.lora.formats import is_kohya, to_kohya_names, to_network_names
+from memdiff.models.lora.paths import DIFFUSERS_NAME, KOHYA_NAME, PEFT_NAME, find_adapter
 
 PREFIXES = ("base_model.model.", "unet.", "module.", "_orig_mod.")  # peft, diffusers, DDP, torch.compile
 DIFFUSERS_KEY = "lora_adapter_metadata"  # diffusers 0.42: diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
@@ -76,31 +78,36 @@ def write_peft(
 def write_diffusers(
     folder: Path, weights: Mapping[str, torch.Tensor], config: peft.LoraConfig, window: StepWindow | None
 ) -> None:
-    """The file that diffusers' `load_lora_weights` reads, its alpha in the header.
+    """The file that diffusers' `load_lora_weights` reads, and beside it one by kohya's key names for other programs.
 
-    Without the header diffusers takes alpha for equal to the rank. Raises NumericError as `write_peft` does.
+    alpha / rank is multiplied into B, and both files say that alpha is the rank: converters drop a header, and then
+    take it for that. Raises NumericError as `write_peft` does.
     """
-    state = {f"unet.{name}": weight for name, weight in _checked(weights).items()}
-    about = {f"unet.{key}": list(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    state = {f"unet.{name}": weight for name, weight in _folded(_checked(weights), config).items()}
+    about = config.to_dict() | {"lora_alpha": config.r, "alpha_pattern": config.rank_pattern or {}}
+    about = {f"unet.{key}": list(value) if isinstance(value, set) else value for key, value in about.items()}
     folder.mkdir(parents=True, exist_ok=True)
     header = {"format": "pt", DIFFUSERS_KEY: json.dumps(about, indent=2, sort_keys=True)}
     _write(folder / DIFFUSERS_NAME, state, header | _window_header(window))
+    _write(folder / KOHYA_NAME, to_kohya_names(state), {"format": "pt"} | _window_header(window))
 
 
-def read_adapter(path: Path) -> StoredAdapter:
-    """Of a PEFT folder, a diffusers LoRA file or folder, or a run folder; wrapper prefixes are taken off the names.
+def read_adapter(path: Path, network_config: Any = None) -> StoredAdapter:
+    """Of a PEFT folder, a LoRA file or folder of diffusers or kohya, or a run; names are those of the network.
 
-    Raises ConfigError where the file is damaged, or holds something else than plain LoRA of one network.
+    `network_config` is the UNet's, which some key names are counted by. Raises ConfigError where the file is damaged,
+    or holds something else than plain LoRA of one network.
     """
     file = find_adapter(path)
     state, header = _load(file)
-    config = _config_of(file, header)
+    # kohya's files have their alphas in them, and none when they are read.
+    config = {} if is_kohya(state) else _config_of(file, header)
     if config.get("use_dora"):
         raise ConfigError(f"{file} holds DoRA, which memdiff does not apply; it takes plain LoRA")
     factors: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in state.items():
+    for name, tensor in to_network_names(file, state, network_config).items():
         match = FACTOR.fullmatch(plain_name(name))
-        if match is None or name.startswith("text_encoder"):
+        if match is None:
             raise ConfigError(f"{file} holds {name}; memdiff applies LoRA of the denoiser, named lora_A and lora_B")
         if not tensor.isfinite().all():
             raise ConfigError(f"{file} holds values that are not finite, in {name}")
@@ -110,7 +117,7 @@ def read_adapter(path: Path) -> StoredAdapter:
     return StoredAdapter(
         file,
         {layer: _factors(file, layer, pair, config) for layer, pair in factors.items()},
-        _window_of(header),
+        _window_of(file, header),
         _targets_of(config),
     )
 
@@ -125,11 +132,25 @@ def plain_name(name: str) -> str:
 def _factors(file: Path, layer: str, pair: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Factors:
     if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
         raise ConfigError(f"{file} is damaged: lora_A and lora_B of {layer} don't belong together")
-    rank = pair["A"].shape[0]
+    return Factors(pair["A"], pair["B"], _scaling(layer, pair["A"].shape[0], config))
+
+
+def _scaling(layer: str, rank: int, config: Mapping[str, Any]) -> float:
+    """alpha / rank of one layer as peft reads a config; 1 where it says nothing."""
     pattern = config.get("alpha_pattern") or {}
     alpha = pattern.get(get_pattern_key(list(pattern), layer), config.get("lora_alpha"))
-    scaling = 1.0 if alpha is None else alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return Factors(pair["A"], pair["B"], scaling)
+    return 1.0 if alpha is None else alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _folded(weights: Mapping[str, torch.Tensor], config: peft.LoraConfig) -> dict[str, torch.Tensor]:
+    """The same dW at a scaling of 1: `x.lora_B.weight` times its layer's alpha / rank."""
+    said, folded = config.to_dict(), dict(weights)
+    for name, weight in weights.items():
+        layer, is_b, _ = name.partition(".lora_B.")
+        scaling = _scaling(layer, weight.shape[1], said) if is_b else 1.0
+        if scaling != 1.0:
+            folded[name] = weight * scaling
+    return folded
 
 
 def _config_of(file: Path, header: Mapping[str, str]) -> Mapping[str, Any]:
@@ -137,9 +158,15 @@ def _config_of(file: Path, header: Mapping[str, str]) -> Mapping[str, Any]:
     beside = file.with_name("adapter_config.json")
     try:
         if file.name != DIFFUSERS_NAME and beside.is_file():
-            return json.loads(beside.read_text())
-        return {plain_name(key): value for key, value in json.loads(header.get(DIFFUSERS_KEY, "{}")).items()}
-    except (OSError, ValueError, AttributeError):
+            said = dict(json.loads(beside.read_text()).items())
+        else:
+            said = {plain_name(key): value for key, value in json.loads(header.get(DIFFUSERS_KEY, "{}")).items()}
+        alphas = [said.get("lora_alpha"), *dict(said.get("alpha_pattern") or {}).values()]
+        if not all(isinstance(alpha, int | float | None) for alpha in alphas):
+            raise ValueError
+        _scaling("a layer", 1, said)  # looks at every key of alpha_pattern, which are regular expressions
+        return said
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError, re.error):
         raise ConfigError(f"what {file} says of its rank and alpha can't be read; save the adapter anew") from None
 
 
@@ -151,6 +178,8 @@ def _targets_of(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _load(file: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
+    if file.suffix != ".safetensors":
+        return _load_pickle(file), {}
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
@@ -158,12 +187,34 @@ def _load(file: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
         raise ConfigError(f"{file} can't be read as safetensors ({str(error)[:100]})") from None
 
 
+def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
+    """Tensors only: nothing else in the file is made or run."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ConfigError(
+            f"{file} was not loaded, and nothing in it was run: it is damaged, or holds more than tensors "
+            f"({type(error).__name__})"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise ConfigError(f"{file} must hold tensors by name; give what diffusers or peft saved")
+    return {str(name): tensor for name, tensor in state.items()}
+
+
 def _window_header(window: StepWindow | None) -> dict[str, str]:
     return {} if window is None else {WINDOW_KEY: json.dumps(vars(window))}
 
 
-def _window_of(header: Mapping[str, str]) -> StepWindow | None:
-    return StepWindow(**json.loads(header[WINDOW_KEY])) if WINDOW_KEY in header else None
+def _window_of(file: Path, header: Mapping[str, str]) -> StepWindow | None:
+    if WINDOW_KEY not in header:
+        return None
+    try:
+        window = StepWindow(**json.loads(header[WINDOW_KEY]))
+        if 0 <= window.start < window.end <= window.of:
+            return window
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise ConfigError(f"what {file} says of the steps it acts in can't be read; save the adapter anew")
 
 
 def _checked(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

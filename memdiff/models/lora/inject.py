@@ -20,6 +20,7 @@ import peft
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils import set_peft_model_state_dict
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from memdiff.errors import ConfigError
 from memdiff.models.config import CONVOLUTION_TARGETS, AdapterConfig
@@ -34,17 +35,28 @@ from memdiff.models.lora.files import (
 from memdiff.runtime.state_dicts import refuse_other_weights
 
 TRAINED = "default"  # peft's own name for the first adapter
+START = "start"  # a frozen copy of what the trained one started from
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 Steps = tuple[int, int]  # start, end: as a range
 
 
-def inject(network: torch.nn.Module, adapter: AdapterConfig) -> None:
-    """Adds trainable B A (B starts at zero) to the layers that `adapter` names; all else is frozen already.
+def inject(network: torch.nn.Module, adapter: AdapterConfig, *, keep_start: bool = False) -> None:
+    """Adds trainable B A to the layers that `adapter` names, or to those of the file that it goes on from.
 
-    The random start of A is a function of the layer's own shape and torch's generator, so callers seed it.
-    Raises ConfigError where a target names no layer, listing those there are.
+    A new B starts at zero; the random start of A is a function of the layer's own shape and torch's generator, so
+    callers seed it. `keep_start` keeps what a file holds beside it, frozen and off.
+    Raises ConfigError where a target names no layer, listing those there are, and where the file does not fit.
     """
+    if adapter.path is not None:
+        _go_on_from(network, Path(adapter.path), adapter, keep_start=keep_start)
+    else:
+        _inject_new(network, adapter)
+    _freeze_all_but_lora(network)
+    set_active(network, [TRAINED])
+
+
+def _inject_new(network: torch.nn.Module, adapter: AdapterConfig) -> None:
     adaptable = {
         name: module
         for name, module in network.named_modules()
@@ -68,7 +80,27 @@ def inject(network: torch.nn.Module, adapter: AdapterConfig) -> None:
         bias="none",
     )
     peft.inject_adapter_in_model(config, network, adapter_name=TRAINED)
-    _freeze_all_but_lora(network)
+
+
+def _go_on_from(network: torch.nn.Module, path: Path, adapter: AdapterConfig, *, keep_start: bool) -> None:
+    """The file's layers at its dW, at the scaling that `adapter.alpha` says: None is 1, as for a new adapter."""
+    with unset_fake_temporarily():  # a plan needs its layers and ranks
+        stored = read_adapter(path, getattr(network, "config", None))
+        layers = {}
+        for name, factors in stored.layers.items():
+            scaling = 1.0 if adapter.alpha is None else adapter.alpha / len(factors.a)
+            same = factors.scaling == scaling
+            layers[name] = Factors(factors.a, factors.b if same else factors.b * (factors.scaling / scaling), scaling)
+    window, planned = stored.window, isinstance(next(network.parameters()), FakeTensor)  # a plan asks for no window
+    if window is not None and adapter.steps is None and not planned:
+        raise ConfigError(
+            f"{stored.file} acts in steps {window.start}:{window.end} of {window.of}; say in which it is to act here: "
+            f"adapter.steps, such as [{window.start}, {window.end}]"
+        )
+    _check_fits(network, stored)
+    _add(network, layers, TRAINED, 1.0, alpha=adapter.alpha)
+    if keep_start:
+        _add(network, layers, START, 1.0)
 
 
 def set_active(network: torch.nn.Module, names: Sequence[str]) -> None:
@@ -109,6 +141,8 @@ def save_for_diffusers(
 ) -> None:
     """pytorch_lora_weights.safetensors, which a pipeline's `load_lora_weights` loads at the same strength.
 
+    Beside it lies the same by kohya's key names, which ComfyUI and A1111 read.
+
     Everything else as for `save`.
     """
     write_diffusers(folder, weights, _config(network), _window(adapter, chain_steps))
@@ -132,7 +166,7 @@ def attach(
     """
     attached: dict[str, Steps | None] = {}
     for number, (path, weight) in enumerate(sources):
-        stored = read_adapter(path)
+        stored = read_adapter(path, getattr(network, "config", None))
         _check_fits(network, stored)
         if scale * weight == 0:
             continue
@@ -157,7 +191,7 @@ def merged(network: Network) -> Network:
 
 def _freeze_all_but_lora(network: torch.nn.Module) -> None:
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        parameter.requires_grad_("lora_" in name and f".{START}." not in name)
 
 
 def _targets(adapter: AdapterConfig) -> list[str]:
@@ -205,28 +239,37 @@ def _check_fits(network: torch.nn.Module, stored: StoredAdapter) -> None:
     refuse_other_weights(str(stored.file), "the adapter that its config describes", missing=missing)
 
 
-def _add(network: torch.nn.Module, layers: Mapping[str, Factors], name: str, weight: float) -> None:
-    """One more adapter, with every layer's own rank and scaling."""
+def _add(
+    network: torch.nn.Module, layers: Mapping[str, Factors], name: str, weight: float, *, alpha: float | None = None
+) -> None:
+    """One more adapter, with every layer's own rank and scaling. `alpha` is what its config says, None: its ranks."""
     modules, state = dict(network.named_modules()), {}
-    for layer, factors in layers.items():
+    fake = isinstance(next(network.parameters()), FakeTensor)
+    for layer, factors in () if fake else layers.items():
         module = modules[layer]
         base: Any = module.get_base_layer() if isinstance(module, LoraLayer) else module
         for side, factor in (("A", factors.a), ("B", factors.b)):
             state[f"{layer}.lora_{side}.weight"] = factor.to(base.weight, copy=True)  # out of the mapped file
     ranks = {layer: factors.a.shape[0] for layer, factors in layers.items()}
     common = Counter(ranks.values()).most_common(1)[0][0]
+    pattern = {f"^{layer}": rank for layer, rank in ranks.items() if rank != common}
     config = peft.LoraConfig(
         r=common,
-        rank_pattern={f"^{layer}": rank for layer, rank in ranks.items() if rank != common},
+        lora_alpha=common if alpha is None else alpha,  # pyright: ignore[reportArgumentType]
+        rank_pattern=pattern,
+        alpha_pattern=dict(pattern) if alpha is None else {},
         target_modules=list(layers),
         lora_dropout=0.0,
         bias="none",
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several adapters are meant
-        # On the meta device first: no random start, which would advance torch's generator.
-        peft.inject_adapter_in_model(config, network, adapter_name=name, low_cpu_mem_usage=True, state_dict=state)
-    set_peft_model_state_dict(network, state, adapter_name=name, low_cpu_mem_usage=True)
+        if fake:
+            peft.inject_adapter_in_model(config, network, adapter_name=name)
+        else:
+            # On the meta device first: no random start, which would advance torch's generator.
+            peft.inject_adapter_in_model(config, network, adapter_name=name, low_cpu_mem_usage=True, state_dict=state)
+            set_peft_model_state_dict(network, state, adapter_name=name, low_cpu_mem_usage=True)
     for layer, factors in layers.items():
         module = network.get_submodule(layer)
         assert isinstance(module, LoraLayer)

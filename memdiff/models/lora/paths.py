@@ -6,22 +6,39 @@ from memdiff.errors import ConfigError
 
 PEFT_NAME = "adapter_model.safetensors"
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
+KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"  # the same adapter by the key names of other programs
+PICKLED = ("adapter_model.bin", "pytorch_lora_weights.bin")  # what peft and diffusers wrote before safetensors
+NAMES = (PEFT_NAME, DIFFUSERS_NAME, *PICKLED)
 FOLDERS = (".", "adapter", "model", "model/adapter")  # inside a PEFT folder, a pipeline, a run
+SUFFIXES = (".safetensors", ".bin", ".pt")
+NO_ADAPTERS = ("scheduler", "optimizer", "checkpoint")  # in names of files beside one, by diffusers' rule
 
 
 def find_adapter(path: Path) -> Path:
-    """The safetensors file of a PEFT folder, a diffusers LoRA file or folder, or a run folder.
+    """The file of a PEFT folder, a LoRA file or folder under any name, or a run folder.
 
-    Raises ConfigError where there is none.
+    Raises ConfigError where there is none, or no telling which.
     """
     if path.is_file():
-        if path.suffix != ".safetensors":
+        if path.suffix not in SUFFIXES:
             raise ConfigError(f"{path} is no adapter; give a .safetensors file, or a folder that holds one")
         return path
     for folder in FOLDERS:
-        for name in (PEFT_NAME, DIFFUSERS_NAME):
+        for name in NAMES:
             if (path / folder / name).is_file():
                 return path / folder / name
     if not path.exists():
         raise ConfigError(f"no such adapter file or folder: {path}")
-    raise ConfigError(f"{path} holds no {PEFT_NAME} and no {DIFFUSERS_NAME}; give a run with LoRA, or what peft saved")
+    return _only_one(path)
+
+
+def _only_one(folder: Path) -> Path:
+    """The one safetensors file of a folder, as diffusers takes it; several are for a person to choose from."""
+    files = sorted(file for file in folder.glob("*.safetensors") if not any(word in file.name for word in NO_ADAPTERS))
+    if len(files) == 1 and not (folder / "model_index.json").is_file():
+        return files[0]
+    if len(files) > 1:
+        raise ConfigError(f"{folder} holds {len(files)} .safetensors files; name one of them, such as {files[0]}")
+    raise ConfigError(
+        f"{folder} holds no {PEFT_NAME} and no {DIFFUSERS_NAME}; give a run with LoRA, or what peft saved"
+    )
