@@ -16,6 +16,7 @@ from memdiff.errors import ConfigError
 from memdiff.evaluation import evaluate as evaluation
 from memdiff.evaluation.inception import InceptionFile
 from memdiff.evaluation.request import Options, prepare
+from memdiff.sampling.request import SampleRequest
 from tests.evaluation.test_figures import fid_by_hand
 from tests.evaluation.test_prompt_sets import DRAWBENCH, GENEVAL
 from tests.helpers.processes import memdiff
@@ -53,14 +54,11 @@ def means(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_on_digits(tmp_path: Path) -> None:
-    """The real command: two samplings of one model from the same noise and other steps, and the figures of both."""
-    done = memdiff(
-        "sample", "digits", "--num-images", 6, "--steps", 3, "--seed", 5, "--out", "coarse", cwd=tmp_path
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    """The real command: two samplings of one model from the same noise in other steps, and the figures of both."""
+    assert run("sample", "digits", "--num-images", 6, "--steps", 3, "--seed", 5, "--out", tmp_path / "coarse") == 0
     done = memdiff(
         "eval", "fine=digits", "coarse", "--num-images", 6, "--steps", 4, "--seed", 5, "--digits",
-        "--reward", "digits:mode=probability", "--out", "compared", "--gpus", 2, cwd=tmp_path,
+        "--reward", "digits:mode=probability", "--out", "compared", "--gpus", 1, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "64 features and fewer images (fine 6, coarse 6)" in done.stderr and "Traceback" not in done.stderr
@@ -85,6 +83,24 @@ def test_the_command_on_digits(tmp_path: Path) -> None:
     assert "fine" in page and "data:image/png;base64," in page and "<script" not in page
 
 
+def test_processes_are_those_of_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--gpus` reaches what `memdiff sample` samples with, once for each model; images are taken as they lie."""
+    asked: list[tuple[str, int | None]] = []
+
+    def sample(request: SampleRequest, gpus: int | None) -> Path:
+        asked.append((request.source, gpus))
+        folder = Path(request.out)
+        folder.mkdir(parents=True)
+        for number in range(request.num_images):
+            Image.new("L", (20, 16)).save(folder / f"image_{number:06d}.png")
+        return folder
+
+    monkeypatch.setattr(evaluation, "sample_over_processes", sample)
+    sources = ["digits", str(paint(tmp_path / "a", 2, 0)), "again=digits"]
+    evaluation.evaluate(prepare(Options(sources, num_images=2, out=tmp_path / "out", digits=False)), gpus=4)
+    assert asked == [("digits", 4), ("digits", 4)]
+
+
 def test_same_noise_and_paired_differences(tmp_path: Path) -> None:
     """The same model twice draws the same images, and each difference is exactly 0; the library gives the figures."""
     compared = library.evaluate(
@@ -103,7 +119,7 @@ def test_same_noise_and_paired_differences(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("means")
 def test_fid_kid_and_diversity_of_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Against the means of the files' own pixels; JSON says which weights and which resize; no image is too few for 3."""
+    """Against the means of the files' own pixels; JSON says which weights and which resize."""
     folders = {"a": paint(tmp_path / "a", 5, 0), "b": paint(tmp_path / "b", 5, 1), "real": paint(tmp_path / "r", 6, 2)}
     assert run("eval", folders["a"], folders["b"], "--real", folders["real"], "--out", tmp_path / "out") == 0
     means_by_name = {
@@ -189,7 +205,7 @@ MISTAKES = [
     (["a", "--resize", "lanczos"], "--resize must be pytorch-fid or clean-fid"),
     (["a", "--reward", "pickscore"], "give --prompt"),
     (["a", "digits", "--prompt", "x"], "makes images without prompts"),
-    (["digits_text", "digits"], "needs"),
+    (["digits_text", "digits"], "makes images from texts; give --prompt TEXT"),
     (["a", "--real", "a", "--inception", "a"], "pt_inception-2015-12-05-6726825d.pth is needed in the folder a"),
 ]
 
