@@ -185,9 +185,9 @@ def _compare_inception(evaluation: Evaluation, results: Sequence[Result], device
     for result in results:
         features_NF = _features(inception, result.files, result.subject.name, evaluation, device)
         if real_MF is not None:
-            distance = frechet_inception_distance(features_NF, real_MF)
-            result.metrics["fid"] = Estimate(distance, None, None, len(result.files))
-            result.metrics["kid"] = kernel_inception_distance(features_NF, real_MF, options.seed)
+            kid, kid_std = kernel_inception_distance(features_NF, real_MF, options.seed)
+            figures = {"fid": frechet_inception_distance(features_NF, real_MF), "kid": kid, "kid_subsets_std": kid_std}
+            result.metrics |= {name: Estimate(each, None, None, len(result.files)) for name, each in figures.items()}
         if "inception" in evaluation.diversities:
             result.metrics["diversity_inception"] = mean_pairwise_distance(features_NF, "euclidean")
     return file

@@ -108,8 +108,7 @@ def prepare(options: Options) -> Evaluation:
         for name, source in named.items()
     ]
     warnings += [
-        f"{subject.name} has {len(subject.files)} images, and {count} are compared of others: distances and diversity "
-        "depend on the number"
+        f"{subject.name} has {len(subject.files)} images and others have {count}: distances depend on the number"
         for subject in subjects
         if subject.request is None and len(subject.files) < count
     ]
@@ -216,12 +215,14 @@ def _images(name: str, source: str, files: Sequence[Path], prompts: Sequence[Pro
 
 
 def _same_texts(subjects: Sequence[Subject]) -> None:
-    """Models that bring texts of their own must bring the same: else they could not be compared."""
-    models = [subject for subject in subjects if subject.request is not None]
-    for subject in models[1:]:
-        if list(subject.texts) != list(models[0].texts):
+    """Sources that bring texts of their own must bring the same: else they could not be compared."""
+    with_texts = [subject for subject in subjects if subject.texts and all(subject.texts)]
+    for subject in with_texts[1:]:
+        pairs = zip(subject.texts, with_texts[0].texts, strict=False)  # folders may hold fewer images
+        if any(text != other for text, other in pairs):
             raise ConfigError(
-                f"{models[0].name} and {subject.name} bring different texts of their own; give --prompts FILE for both"
+                f"{with_texts[0].name} and {subject.name} bring different texts of their own; give --prompts FILE, or "
+                "sample both from the same texts"
             )
 
 

@@ -1,6 +1,7 @@
 """`memdiff eval`: sources side by side from the same noise, what is written of them, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import memdiff as library
 from memdiff import cli
 from memdiff.errors import ConfigError
 from memdiff.evaluation import evaluate as evaluation
+from memdiff.evaluation.distances import kernel_inception_distance
 from memdiff.evaluation.inception import InceptionFile
 from memdiff.evaluation.request import Options, prepare
 from memdiff.sampling.request import SampleRequest
@@ -134,7 +136,11 @@ def test_fid_kid_and_diversity_of_folders(tmp_path: Path, capsys: pytest.Capture
         assert metrics["fid"]["value"] == pytest.approx(fid_by_hand(x_NF, means_by_name["real"]), rel=1e-3, abs=1e-8)
         distances = [np.linalg.norm(x_NF[i] - x_NF[j]) for i in range(5) for j in range(i)]
         assert metrics["diversity_inception"]["value"] == pytest.approx(np.mean(distances), rel=1e-4)
-        assert metrics["kid"]["low"] <= metrics["kid"]["value"] <= metrics["kid"]["high"]
+        kid = kernel_inception_distance(
+            *(torch.from_numpy(means_by_name[name]) for name in (source["name"], "real")), 0
+        )
+        assert metrics["kid"]["value"] == pytest.approx(kid[0], rel=1e-3) and metrics["kid"]["low"] is None
+        assert metrics["kid_subsets_std"]["value"] == pytest.approx(kid[1], rel=1e-2)
     assert document["inception"]["published"] and document["resize"]["inception"].startswith("bilinear")
     assert document["real"]["images"] == 6 and document["warnings"] == [] and "warning" not in capsys.readouterr().err
 
@@ -148,14 +154,14 @@ def test_other_sizes_are_brought_to_one(tmp_path: Path) -> None:
     ):
         prepare(Options([str(a)], real=str(real)))
     outcome = evaluation.evaluate(prepare(Options([str(a)], real=str(real), size=8)))
-    assert set(outcome.results[0].metrics) == {"fid", "kid", "diversity_inception"}
+    assert set(outcome.results[0].metrics) == {"fid", "kid", "kid_subsets_std", "diversity_inception"}
     assert ["FID has 3 features and fewer images (a 2, --real 2)" in warning for warning in outcome.evaluation.warnings]
 
 
 def test_clip_features_are_cosines(tmp_path: Path) -> None:
     """Against transformers' own model on images of its size, which nothing resizes."""
-    model = write_clip(tmp_path / "clip", tiny_clip_config())
-    side = model.config.vision_config.image_size
+    model: Any = write_clip(tmp_path / "clip", tiny_clip_config())
+    side: int = model.config.vision_config.image_size
     folder = paint(tmp_path / "a", 4, 0, width=side, height=side)
     options = Options([str(folder)], diversity=["clip"], clip=str(tmp_path / "clip"))
     figure = evaluation.evaluate(prepare(options)).results[0].metrics["diversity_clip"]
@@ -163,7 +169,7 @@ def test_clip_features_are_cosines(tmp_path: Path) -> None:
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     with torch.no_grad():
         inputs = torch.from_numpy((pixels - mean) / std).float().permute(0, 3, 1, 2)
-        embeds: Any = model.get_image_features(pixel_values=inputs).pooler_output
+        embeds = model.get_image_features(pixel_values=inputs).pooler_output
     unit = torch.nn.functional.normalize(embeds, dim=-1)
     pairs = [1 - float(unit[i] @ unit[j]) for i in range(4) for j in range(i)]
     assert figure.value == pytest.approx(np.mean(pairs), abs=1e-5)
@@ -215,7 +221,8 @@ def test_mistakes_are_one_line(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit code 2, nothing on stdout, no folder begun."""
-    paint(tmp_path / "a", 2, 0), paint(tmp_path / "b", 2, 1, width=8), paint(tmp_path / "single", 1, 2)
+    for name, count, width in (("a", 2, 20), ("b", 2, 8), ("single", 1, 20)):
+        paint(tmp_path / name, count, 0, width=width)
     (tmp_path / "empty").mkdir()
     (tmp_path / "p.txt").write_text("a text\n")
     monkeypatch.chdir(tmp_path)
@@ -246,3 +253,7 @@ def test_texts_that_are_not_the_sets_are_refused(tmp_path: Path) -> None:
     assert list(prepare(Options([str(folder)], prompts=[tmp_path / "same.txt"])).subjects[0].texts) == ["one", "two"]
     with pytest.raises(ConfigError, match="made from other texts than --prompts"):
         prepare(Options([str(folder)], prompts=[tmp_path / "other.txt"]))
+    shutil.copytree(folder, tmp_path / "t")
+    (tmp_path / "t/settings.json").write_text(json.dumps(settings | {"prompts": ["one", "three"]}))
+    with pytest.raises(ConfigError, match="s and t bring different texts of their own"):
+        prepare(Options([str(folder), str(tmp_path / "t")]))

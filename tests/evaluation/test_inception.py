@@ -4,6 +4,7 @@ Shapes: B images, C channels, H W pixels.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,10 +55,10 @@ def test_the_published_layout(network: nn.Sequential) -> None:
     assert {name: tuple(tensors[name].shape) for name in shapes} == shapes
 
 
-def by_hand(block: nn.Module, name: str, x_BCHW: Tensor, **options: object) -> Tensor:
+def by_hand(block: nn.Module, name: str, x_BCHW: Tensor, **options: Any) -> Tensor:
     """(conv(x) - mean) / sqrt(var + 0.001) * scale + bias, cut at 0."""
     tensors = {key.removeprefix(name + "."): value for key, value in block.state_dict().items() if key.startswith(name)}
-    x_BCHW = F.conv2d(x_BCHW, tensors["conv.weight"], **options)  # pyright: ignore[reportArgumentType]
+    x_BCHW = F.conv2d(x_BCHW, tensors["conv.weight"], **options)
     mean, variance, scale, bias = (
         tensors[f"bn.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
     )
