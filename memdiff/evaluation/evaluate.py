@@ -150,6 +150,9 @@ def _check_objects(evaluation: Evaluation, results: Sequence[Result], device: to
         scenes = [prompts[image % len(prompts)] for image in range(len(result.files))]
         with _progress(f"objects of {result.subject.name}", len(scenes)) as advance:
             result.scores["geneval_objects"] = checks.check(result.files, scenes, advance)
+        tasks = [figures["geneval_objects"].value for figures in result.categories(evaluation).values()]
+        mean = sum(tasks) / len(tasks)  # GenEval's overall score: each task counts alike
+        result.metrics["geneval_objects_over_tasks"] = Estimate(mean, None, None, len(result.files))
 
 
 def _compare(evaluation: Evaluation, results: Sequence[Result], device: torch.device) -> InceptionFile | None:

@@ -98,6 +98,8 @@ def prepare(options: Options) -> Evaluation:
         prompts = [Prompt(options.prompt)]
     real = _real_images(options)
     named = _names(options.sources)
+    if options.best and not any(RunFolder(Path(source)).exists() for source in named.values()):
+        raise ConfigError("--best needs a run folder among the sources")
     places = {name: _images_at(source) for name, source in named.items()}
     count = _number_of_images(options, places, len(prompts) if files else 0)
     warnings: list[str] = []
@@ -113,6 +115,7 @@ def prepare(options: Options) -> Evaluation:
         if subject.request is None and len(subject.files) < count
     ]
     _same_texts(subjects)
+    _check_places(subjects, real)
     check_sizes({**{subject.name: subject.files for subject in subjects}, "--real": real}, options.size)
     if real and count < 2:
         raise ConfigError(f"FID and KID need at least 2 images of each source, got --num-images {count}")
@@ -192,11 +195,11 @@ def _number_of_images(options: Options, places: Mapping[str, list[Path] | None],
 
 def _model(name: str, source: str, options: Options, count: int, prompts: Sequence[Prompt]) -> Subject:
     texts = tuple(prompt.text for prompt in prompts)
+    best = options.best and RunFolder(Path(source)).exists()
     request = make_request(
-        source, best=options.best, num_images=count, batch_size=options.batch_size, steps=options.steps,
-        eta=options.eta, guidance=options.guidance, seed=options.seed, prompt=texts[0] if texts else None,
-        prompts=None, lora_scale=None, mix=(), adapter_steps=None, precision=options.precision,
-        out=options.out / name,
+        source, best=best, num_images=count, batch_size=options.batch_size, steps=options.steps, eta=options.eta,
+        guidance=options.guidance, seed=options.seed, prompt=texts[0] if texts else None, prompts=None, lora_scale=None,
+        mix=(), adapter_steps=None, precision=options.precision, out=options.out / name,
     )  # fmt: skip
     if texts:
         request = request.model_copy(update={"prompts": texts})  # all of the set, not its first alone
@@ -223,6 +226,18 @@ def _same_texts(subjects: Sequence[Subject]) -> None:
             raise ConfigError(
                 f"{with_texts[0].name} and {subject.name} bring different texts of their own; give --prompts FILE, or "
                 "sample both from the same texts"
+            )
+
+
+def _check_places(subjects: Sequence[Subject], real: Sequence[Path]) -> None:
+    """Sampling clears its folder first, which must not be one whose images are to be compared."""
+    folders = {file.parent.resolve() for subject in subjects for file in subject.files}
+    folders |= {file.parent.resolve() for file in real}
+    for subject in subjects:
+        if subject.request is not None and Path(subject.request.out) in folders:
+            raise ConfigError(
+                f"{subject.name} would be sampled into {subject.request.out}, whose images are a source; give another "
+                "--out, or NAME=SOURCE"
             )
 
 

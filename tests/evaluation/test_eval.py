@@ -23,6 +23,7 @@ from tests.evaluation.test_figures import fid_by_hand
 from tests.evaluation.test_prompt_sets import DRAWBENCH, GENEVAL
 from tests.helpers.processes import memdiff
 from tests.helpers.reward_models import tiny_clip_config, write_clip
+from tests.rewards.test_detection_reward import write as write_detector
 
 
 def paint(folder: Path, count: int, seed: int, *, width: int = 20, height: int = 16) -> Path:
@@ -191,6 +192,22 @@ def test_prompt_sets_reach_texts_and_categories(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_geneval_with_a_detector(tmp_path: Path) -> None:
+    """Checks of each image, a mean for each task, and the mean over tasks; colours are said to be left out."""
+    write_detector("owlvit", tmp_path / "owl")
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, GENEVAL)))
+    folder = paint(tmp_path / "a", 6, 0)
+    options = Options([str(folder)], prompts=[tmp_path / "metadata.jsonl"], detector=str(tmp_path / "owl"))
+    outcome = evaluation.evaluate(prepare(options))
+    (result,) = outcome.results
+    scores = result.scores["geneval_objects"]
+    assert len(scores) == 6 and set(scores) <= {0.0, 1.0}
+    tasks = [(scores[0] + scores[4]) / 2, (scores[1] + scores[5]) / 2, scores[2], scores[3]]
+    assert [each["geneval_objects"].value for each in result.categories(outcome.evaluation).values()] == tasks
+    assert result.metrics["geneval_objects_over_tasks"].value == pytest.approx(sum(tasks) / 4)
+    assert "colours are not checked" in outcome.evaluation.warnings[0]
+
+
 def test_geneval_needs_a_detector_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, GENEVAL)))
     options = Options([str(paint(tmp_path / "a", 4, 0))], prompts=[tmp_path / "metadata.jsonl"])
@@ -212,6 +229,9 @@ MISTAKES = [
     (["a", "--reward", "pickscore"], "give --prompt"),
     (["a", "digits", "--prompt", "x"], "makes images without prompts"),
     (["digits_text", "digits"], "makes images from texts; give --prompt TEXT"),
+    (["a", "digits", "--best"], "--best needs a run folder among the sources"),
+    (["a", "a=digits", "--out", "."], "two sources are named a"),
+    (["x=a", "a=digits", "--out", "."], "would be sampled into"),
     (["a", "--real", "a", "--inception", "a"], "pt_inception-2015-12-05-6726825d.pth is needed in the folder a"),
 ]
 
