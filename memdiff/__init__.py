@@ -1,6 +1,6 @@
 """memdiff: reward fine-tuning of diffusion models on the GPUs people have."""
 
-from memdiff.library import Run, Samples, plan, read_recipe, sample, score, train
+from memdiff.library import Evaluated, Run, Samples, evaluate, plan, read_recipe, sample, score, train
 
 __version__ = "0.1.0"
-__all__ = ["Run", "Samples", "__version__", "plan", "read_recipe", "sample", "score", "train"]
+__all__ = ["Evaluated", "Run", "Samples", "__version__", "evaluate", "plan", "read_recipe", "sample", "score", "train"]

@@ -221,6 +221,66 @@ def score(
     score_files(files, parts, texts, json_file=json_file, each=rows)
 
 
+@app.command("eval", epilog="Example: memdiff eval before=digits after=runs/digits --num-images 400 --reward digits")
+def evaluate(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]SOURCE...",
+            help="Run folders, pipeline folders, hub ids, digits, digits_text; or folders, globs or files of images.",
+        ),
+    ],
+    num_images: Annotated[
+        int | None, typer.Option(min=1, help="Of each. Default: one a prompt of the set, all that lie there, or 64.")
+    ] = None,
+    reward: Annotated[list[str] | None, typer.Option(help="KIND or KIND:key=value,..., as for score; again.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The text of all images.")] = None,
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(help="DrawBench .csv, HPDv2 .json, PartiPrompts .tsv, GenEval .jsonl, or texts; again for more."),
+    ] = None,
+    real: Annotated[str | None, typer.Option(help="A folder of real images, for FID and KID.")] = None,
+    inception: Annotated[
+        str | None, typer.Option(help="pt_inception-2015-12-05-6726825d.pth, its folder, or a hub id that holds it.")
+    ] = None,
+    resize: Annotated[str, typer.Option(help="To Inception's 299 x 299: as pytorch-fid, or as clean-fid.")] = (
+        "pytorch-fid"
+    ),
+    size: Annotated[int | None, typer.Option(min=1, help="First bring all to N x N, for FID, KID, diversity.")] = None,
+    diversity: Annotated[
+        list[str] | None, typer.Option(help="Mean pairwise distance in features of clip, inception or judge; again.")
+    ] = None,
+    clip: Annotated[str | None, typer.Option(help="The CLIP of --diversity clip: a folder or hub id.")] = None,
+    digits: Annotated[
+        bool | None, typer.Option("--digits/--no-digits", help="The digit judge. Default: for the embedded models.")
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="OWL-ViT or OWLv2 (folder or hub id) for GenEval's object checks.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images denoised at once.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default: each run's own, or 50.")] = None,
+    eta: Annotated[float | None, typer.Option(min=0, max=1, help="Default: each run's own, or 1.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Default: each run's own, or 7.5.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    precision: Annotated[str, typer.Option(help="auto, fp16, bf16 or fp32.")] = "auto",
+    best: Annotated[bool, typer.Option("--best", help="The best evaluated weights of runs, not the last.")] = False,
+    out: Annotated[Path, typer.Option(help="eval.json, eval.html, eval.png and the samples.")] = Path("evaluation"),
+    gpus: Annotated[int | None, typer.Option(min=1, help="Processes that sample. Default: every GPU.")] = None,
+) -> None:
+    """Compare sources side by side, from the same noise and texts: rewards, FID, KID, diversity, with intervals."""
+    from memdiff.evaluation.request import CLIP, INCEPTION, Options, prepare
+
+    options = Options(
+        sources, num_images, prompt, prompts or (), reward or (), real, inception or INCEPTION, resize, digits,
+        diversity or (), clip or CLIP, detector, size, batch_size, steps, eta, guidance, seed, precision, best, out,
+    )  # fmt: skip
+    prepared = prepare(options)
+
+    from memdiff.evaluation.show import evaluate_and_show
+
+    typer.echo(str(evaluate_and_show(prepared, gpus)))
+
+
 @app.command(epilog="Example: memdiff plan launch/recipes/celebahq_reinforce.yaml --gpu t4 --gpus 4")
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of one that ships.")],

@@ -1,4 +1,5 @@
-"""What a script or a notebook calls: read_recipe, plan, train, sample, score. `import memdiff` offers them.
+"""What a script or a notebook calls: read_recipe, plan, train, sample, score, evaluate. `import memdiff` offers
+them.
 
 Nothing heavy is loaded before one of them runs. Mistakes are memdiff.errors' exceptions, with the line that the command
 line would print.
@@ -64,6 +65,21 @@ class Samples:
 
     def _repr_png_(self) -> bytes:
         return self.grid.read_bytes()
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Sources that were compared. A notebook shows their images side by side."""
+
+    folder: Path
+    figures: dict[str, Any] = field(repr=False)  # what eval.json holds: settings, metrics by source, warnings
+
+    def __getitem__(self, source: str) -> dict[str, dict[str, float | int | None]]:
+        """Every metric of a source by its name: value, low and high of its 95 % interval, images."""
+        return next(each["metrics"] for each in self.figures["sources"] if each["name"] == source)
+
+    def _repr_png_(self) -> bytes:
+        return (self.folder / "eval.png").read_bytes()
 
 
 def read_recipe(recipe: RecipeLike, changes: Mapping[str, Any] | None = None) -> "Recipe":
@@ -213,3 +229,47 @@ def score(
     texts = prompts_beside(files) if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
     parts = given_parts([reward] if isinstance(reward, str) else list(reward), with_prompts=all(texts))
     return [{"image": row.image, "prompt": row.prompt, **row.scores} for row in score_rows(files, parts, texts)]
+
+
+def evaluate(
+    sources: "str | Path | Run | Samples | Sequence[str | Path] | Mapping[str, str | Path | Run | Samples]",
+    reward: str | Sequence[str] = (),
+    *,
+    gpus: int | None = None,
+    **options: Any,
+) -> Evaluated:
+    """Compares runs, pipelines, hub ids, embedded models and folders of images, from the same noise and texts.
+
+    `sources`: one, several, or several by name. `reward` as `score` takes it. `options` are those of `memdiff eval`,
+    with underscores: num_images, prompts (files), real, inception, diversity, digits, detector, size, seed, out, ...
+    """
+    from memdiff.evaluation.request import Options, prepare
+
+    known = Options.__dataclass_fields__.keys() - {"sources", "rewards"}
+    unknown = options.keys() - known
+    if unknown:
+        names = ", ".join(sorted(known))
+        raise TypeError(f"evaluate() has no option {', '.join(sorted(unknown))}; there are {names}")
+    if isinstance(sources, Mapping):
+        words = [f"{name}={_place(source)}" for name, source in sources.items()]
+    else:
+        words = [_place(source) for source in _listed(sources)]
+    for name, kind in (("prompts", Path), ("diversity", str)):
+        options[name] = [kind(value) for value in _listed(options.get(name, ()))]
+    options["out"] = Path(options.get("out", "evaluation"))
+    prepared = prepare(Options(words, rewards=_listed(reward), **options))
+
+    from memdiff.evaluation.evaluate import evaluate as compare
+    from memdiff.evaluation.show import document, write
+
+    outcome = compare(prepared, gpus)
+    return Evaluated(write(outcome), document(outcome))
+
+
+def _listed(values: Any) -> list[Any]:
+    """One or several, as a list."""
+    return [values] if isinstance(values, str | Path | Run | Samples) else list(values)
+
+
+def _place(source: "str | Path | Run | Samples") -> str:
+    return str(source.folder if isinstance(source, Run | Samples) else source)

@@ -70,27 +70,13 @@ def write_report(run: Path) -> Path:
 def render(run: RunRecord) -> str:
     """The page as a string."""
     notes = list(run.notes)
-    style = (HERE / "style.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=printable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["short"] = short
     other, left_out = diagnostics.other_panels(run)
     if left_out:
         notes.append(f"{left_out} more metrics are in metrics.jsonl and not shown.")
     described = flatten(run.status.get("environment"))
     samples, evolution = sample_pictures(run, notes)
-    return environment.get_template("page.html.j2").render(
-        # The sheet is the package's own text, and its hash must match it letter for letter.
-        style=Markup(style),
-        style_hash=digest,
+    return render_page(
+        HERE / "page.html.j2",
         name=run.path.resolve().name,
         state=status_text(run, "state"),
         message=status_text(run, "message"),
@@ -112,7 +98,28 @@ def render(run: RunRecord) -> str:
         environment=described[:MOST_ENVIRONMENT_ROWS],
         started=status_text(run, "started"),
         notes=notes,
+    )
+
+
+def render_page(template: Path, **values: Any) -> str:
+    """A page of this house's look: `values`, with every string of them escaped, in a template beside the caller."""
+    style = (HERE / "style.css").read_text(encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["short"] = short
+    return environment.get_template(template.name).render(
+        # The sheet is the package's own text, and its hash must match it letter for letter.
+        style=Markup(style),
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         version=memdiff.__version__,
+        **values,
     )
 
 

@@ -192,6 +192,19 @@ def load_clip(part: ClipPart, device: torch.device) -> ClipReward:
     return _frozen(part, network, head, device)
 
 
+def load_image_tower(source: str, device: torch.device) -> ImageTower:
+    """CLIP's image network alone, for features: from a folder or the hub, frozen. Raises ConfigError in one line."""
+    config = read_config(source, {"clip": CLIPConfig}, revision=None)
+    vision, _, _ = _split(without_buffers(load_weights(find_model(source, revision=None))))
+    with torch.device("meta"):
+        network = CLIPVisionModelWithProjection(_vision_config(config))
+    assign_strictly(network, vision, source)
+    fill_positions(network)
+    dtype = network_dtype("auto", device)
+    freeze(network, dtype, device)
+    return ImageTower(network, "crop", dtype)
+
+
 def skeleton_clip(part: ClipPart, device: torch.device) -> ClipReward:
     """The same image network and head without their weights; every prompt's embedding is zeros."""
     written = ARCHITECTURES.get(part.path)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch.nn.functional import logsigmoid, normalize, pad
 from transformers import (
     CLIPTokenizer,
@@ -146,6 +147,21 @@ def intersection_over_union(boxes_BN4: torch.Tensor) -> torch.Tensor:
 
 def load_detection(part: DetectionConfig, device: torch.device) -> DetectionReward:
     """From a folder or the hub, frozen, on `device`. Raises ConfigError in one line."""
+    return _load([part], device)[0]
+
+
+def load_objects(path: str, objects: Sequence[str], device: torch.device) -> list[DetectionReward]:
+    """A reward for each object in words, all on one network, which is loaded once. Raises ConfigError in one line."""
+    try:
+        parts = [DetectionConfig(kind="detection", path=path, object=words) for words in objects]
+    except ValidationError as error:
+        raise ConfigError(f"detector {path}: {error.errors()[0]['msg']}") from None
+    return _load(parts, device)
+
+
+def _load(parts: Sequence[DetectionConfig], device: torch.device) -> list[DetectionReward]:
+    """On one network; the first part says from where, and in what precision."""
+    part = parts[0]
     with torch.device("meta"):
         detector = _network(read_config(part.path, KINDS, revision=part.revision))
     tensors = load_weights(find_model(part.path, revision=part.revision))
@@ -153,15 +169,18 @@ def load_detection(part: DetectionConfig, device: torch.device) -> DetectionRewa
     fill_positions(detector)
     bias_P4 = detector.compute_box_bias(detector.num_patches_height, detector.num_patches_width)
     detector.register_buffer("box_bias", bias_P4, persistent=False)
-    query_D = _embed(_core(detector), load_tokenizer(part.path, revision=part.revision), part)
-    return _frozen(part, detector, query_D, device)
+    tokenizer = load_tokenizer(part.path, revision=part.revision)
+    queries = [_embed(_core(detector), tokenizer, each) for each in parts]
+    dtype = _freeze(part, detector, device)
+    return [DetectionReward(detector, query_D, each, dtype) for each, query_D in zip(parts, queries, strict=True)]
 
 
 def skeleton_detection(part: DetectionConfig, device: torch.device) -> DetectionReward:
     """The same network without its weights; the words' embedding is zeros."""
     written = ARCHITECTURES.get(part.path)
     config = written() if written else read_config(part.path, KINDS, revision=part.revision)
-    return _frozen(part, _network(config), [0.0] * config.projection_dim, device)
+    detector = _network(config)
+    return DetectionReward(detector, [0.0] * config.projection_dim, part, _freeze(part, detector, device))
 
 
 def _network(config: Any) -> Any:
@@ -173,11 +192,10 @@ def _core(detector: Detector) -> Any:
     return detector.owlv2 if isinstance(detector, Owlv2ForObjectDetection) else detector.owlvit
 
 
-def _frozen(
-    part: DetectionConfig, detector: Detector, query_D: Sequence[float], device: torch.device
-) -> DetectionReward:
+def _freeze(part: DetectionConfig, detector: Detector, device: torch.device) -> torch.dtype:
+    """Without its text network, on `device`; returns the precision of the image network."""
     core = _core(detector)
-    # The object never changes: its embedding is all that the text network is for.
+    # The objects never change: their embeddings are all that the text network is for.
     core.text_model, core.text_projection = torch.nn.Identity(), torch.nn.Identity()
     dtype = network_dtype(part.precision, device)
     freeze(detector, torch.float32, device)
@@ -185,7 +203,7 @@ def _frozen(
         network.to(dtype=dtype)
     if part.checkpointing:
         checkpoint_layers(core.vision_model.encoder.layers)
-    return DetectionReward(detector, query_D, part, dtype)
+    return dtype
 
 
 def _embed(core: Any, tokenizer: CLIPTokenizer, part: DetectionConfig) -> list[float]:

@@ -27,6 +27,7 @@ ORDER = (
     ("reporting", "doctor"),
     ("training",),
     ("sampling", "scoring"),
+    ("evaluation",),
     ("cli", "library"),
     ("__main__",),
 )

@@ -1,0 +1,1 @@
+"""Figures that compare models are what a hand computation says."""
