@@ -153,9 +153,9 @@ def _names(sources: Sequence[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for text in sources:
         match = re.fullmatch(r"([\w.-]+)=(.+)", text)
-        given, source = (match[1], match[2]) if match and not Path(text).exists() else (None, text)
-        name = given or re.sub(r"[^\w.-]", "_", Path(source).expanduser().resolve().name) or "source"
-        if given is not None and name in named:
+        own_name, source = (match[1], match[2]) if match and not Path(text).exists() else (None, text)
+        name = own_name or re.sub(r"[^\w.-]", "_", Path(source).expanduser().resolve().name) or "source"
+        if own_name is not None and name in named:
             raise ConfigError(f"two sources are named {name}; give each another NAME=SOURCE")
         base, number = name, 2
         while name in named or name in (".", ".."):
