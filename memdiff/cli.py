@@ -62,24 +62,25 @@ def train(
     from memdiff.processes.ancestors import watch_ancestors
 
     watch_ancestors()  # before imports that take their time
+    from memdiff.recipe.mistakes import listed_mistakes
     from memdiff.recipe.reading import read_recipe
+    from memdiff.training.before_launch import check_arguments, check_before_launch
     from memdiff.training.launcher import choose_world_size, under_launcher
     from memdiff.training.run_folder import RunFolder
 
     if resume not in ("auto", "must", "never"):
         raise ConfigError(f"--resume must be auto, must or never, got {resume!r}")
-    checked = read_recipe(recipe, set_ or ())
+    with listed_mistakes(dry_run):
+        checked = read_recipe(recipe, set_ or ())
     folder = RunFolder((out or Path("runs") / recipe.stem).resolve())
-    if ds_config is not None:
-        from memdiff.engine.ds_config import read_user_file
-
-        read_user_file(ds_config)
     if under_launcher():
         from memdiff.training.loop import train as train_rank
 
         raise typer.Exit(train_rank(checked, folder.path, resume=resume, ds_config_file=ds_config))
+    check_arguments(checked, folder, gpus, resume, ds_config)
     world_size = choose_world_size(gpus)
     checked.check_world_size(world_size)
+    check_before_launch(checked, ds_config, world_size)
     if dry_run:
         from memdiff.training.preview import preview
 
@@ -255,10 +256,11 @@ def recipes(
     show: Annotated[str | None, typer.Option(metavar="NAME", help="Print this one, to copy and change.")] = None,
 ) -> None:
     """The recipes that ship. Each name stands for its file: memdiff plan sd15_draft_t4."""
+    from memdiff.recipe.reading import recipe_text
     from memdiff.recipe.shipped import find_recipe, headline, shipped_recipes
 
     if show is not None:
-        typer.echo(find_recipe(Path(show)).read_text().rstrip())
+        typer.echo(recipe_text(find_recipe(Path(show))).rstrip())
         return
     shipped = shipped_recipes()
     for name, file in shipped.items():

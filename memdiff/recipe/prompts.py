@@ -17,8 +17,10 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from memdiff.errors import ConfigError
 from memdiff.rewards.part_config import resolve_file
 from memdiff.runtime.section import Int, Section
+from memdiff.runtime.small_files import read_small_file
 
 STREAM = 6  # memdiff.chain.noise.Stream.PROMPTS, which is not imported: it would load torch
+MOST_BYTES = 64 * 2**20  # of a prompt file: half a million prompts
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -72,7 +74,9 @@ class PromptsConfig(_Texts):
     held_out: HeldOutConfig | None = Field(
         default=None, description="Texts that evaluations use and training never sees. None: training's own."
     )
-    images_per_prompt: Int = Field(default=1, ge=1, description="Consecutive images of a round that share a text.")
+    images_per_prompt: Int = Field(
+        default=1, ge=1, le=10**6, description="Consecutive images of a round that share a text."
+    )
 
 
 @dataclass(frozen=True)
@@ -118,11 +122,10 @@ def read_prompt_file(path: Path) -> tuple[str, ...]:
     Raises ConfigError in one line where the file is missing, not text, empty, or a line holds no prompt.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        content = read_small_file(path, what="the prompt file", most_bytes=MOST_BYTES)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"no such prompt file: {path}") from None
-    except OSError as error:
-        raise ConfigError(f"the prompt file {path} can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:

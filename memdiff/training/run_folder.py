@@ -94,8 +94,28 @@ class RunFolder:
         """The recipe that was stored."""
         return check_recipe(yaml.safe_load(self._config.read_text()), source=str(self._config))
 
+    def check_place(self) -> None:
+        """Raises ConfigError where the folder can't be made, or nothing can be written in it. Writes nothing."""
+        for place in (self.path, *self.path.parents):
+            try:
+                place.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise self._unwritable(error) from None
+            if not place.is_dir():
+                raise ConfigError(f"--out {self.path}: {place} is there and is no folder; give another --out")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise ConfigError(f"--out {self.path}: {place} can't be written in; give another --out")
+            return
+
     def check_same(self, recipe: Recipe, contents: Contents) -> None:
-        """Raises ConfigError where the stored recipe, or what its paths held, would give other weights."""
+        """Raises ConfigError where the stored recipe, or what its paths held, would give other weights.
+
+        A run that has not finished a round has no weights yet: its recipe may be corrected.
+        """
+        if not self._has_checkpoint() and self.status().get("round", 0) == 0:
+            return
         stored = self.recipe()
         keys = changed_keys(stored, recipe) if recipe_hash(stored) != recipe_hash(recipe) else []
         keys += changed_contents(self._trained_with(), contents)
@@ -107,13 +127,16 @@ class RunFolder:
 
     def _trained_with(self) -> Mapping[str, Any]:
         """The fingerprints that were stored; empty in a run without a checkpoint, and in one that stored none."""
-        if not any((folder / "MANIFEST.json").is_file() for folder in numbered(self.checkpoints, "round_").values()):
+        if not self._has_checkpoint():
             return {}  # it starts over: a reward that failed at its first call may be mended
         try:
             stored = json.loads(self._contents.read_text())
         except (OSError, ValueError):
             return {}
         return stored if isinstance(stored, dict) else {}
+
+    def _has_checkpoint(self) -> bool:
+        return any((folder / "MANIFEST.json").is_file() for folder in numbered(self.checkpoints, "round_").values())
 
     def move_aside(self) -> Path:
         """Renames the folder to a free name beside it: nothing is deleted."""

@@ -1,0 +1,137 @@
+"""What a person has to be told of a run before its ranks start: in the order of what it costs to find out. No torch."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+from memdiff.engine.ds_config import agreed_values, check_nested_keys, read_user_file
+from memdiff.errors import CheckpointError, ConfigError
+from memdiff.memory.knobs import resolved
+from memdiff.models.config import EmbeddedConfig
+from memdiff.models.folder import check_folder, folder_of, names_layers, unet_layers
+from memdiff.recipe.contents import contents_of
+from memdiff.recipe.recipe import Recipe
+from memdiff.rewards.config import PythonConfig
+from memdiff.rewards.handed_over import HERE
+from memdiff.rewards.python_file import check_file
+from memdiff.training.run_folder import Resume, RunFolder
+
+MOST_RANKS = 1024
+SECONDS_FOR_HUB = 5.0
+
+
+def check_arguments(
+    recipe: Recipe, folder: RunFolder, gpus: int | None, resume: Resume, ds_config: Path | None
+) -> None:
+    """Before torch is loaded: what the command line's own words come to. Raises ConfigError and CheckpointError."""
+    folder.check_place()
+    if resume == "must" and not folder.exists():
+        raise CheckpointError(f"--resume must: {folder.path} holds no run; leave --resume out to start one")
+    if gpus is not None:
+        if not 1 <= gpus <= MOST_RANKS:
+            raise ConfigError(f"--gpus must be 1..{MOST_RANKS}, got {gpus}")
+        recipe.check_world_size(gpus)
+    contents = contents_of(recipe, ds_config)
+    if folder.exists() and resume != "never":
+        folder.check_same(recipe, contents)
+    check_folder(recipe.model)
+
+
+def check_before_launch(recipe: Recipe, ds_config: Path | None, world_size: int) -> None:
+    """What no rank needs to be started for: the device, DeepSpeed's file, the model's layers, the reward's file.
+
+    Raises ConfigError. Of a model on the hub, which a rank will fetch, its name alone is asked for.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it finds no other
+    _check_operators(recipe, world_size)
+    if recipe.model.precision not in ("auto", "fp32"):
+        from memdiff.engine.engine import check_precision
+
+        check_precision(recipe.model.precision)
+    if ds_config is not None:
+        check_nested_keys(read_user_file(ds_config, agreed_values(recipe.optimizer)), ds_config)
+    _check_hub(recipe)
+    _check_layers(recipe)
+    for part in (*recipe.reward, *recipe.evaluate.rewards):
+        if isinstance(part, PythonConfig) and part.file != HERE:
+            check_file(Path(part.file), part.function)
+
+
+def _check_layers(recipe: Recipe) -> None:
+    """Raises ConfigError where an adapter's target or a trained module is no part of the UNet.
+
+    Names in the weights' files settle it in most cases; where they don't, the network is built without weights.
+    """
+    folder = folder_of(recipe.model)
+    if folder is None or (recipe.adapter is None and recipe.trained_modules is None):
+        return
+    layers = unet_layers(folder)
+    if layers is not None and names_layers(layers, recipe.adapter, recipe.trained_modules):
+        return
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from memdiff.models.load import skeleton_policy
+    from memdiff.models.quiet import quiet_libraries
+    from memdiff.recipe.model_options import model_options
+
+    quiet_libraries()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        options = model_options(recipe, resolved(recipe.memory), precision="fp32")
+        skeleton_policy(recipe.model, recipe.sampler, options, device=torch.device("cpu"))
+
+
+def _check_hub(recipe: Recipe) -> None:
+    """Raises ConfigError where a model is neither in the cache nor, so far as the hub can be asked, on it."""
+    model = recipe.model
+    if isinstance(model, EmbeddedConfig) or folder_of(model) is not None:
+        return
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    fetch = f"fetch it first: hf download {model.path}"
+    if constants.HF_HUB_OFFLINE:
+        raise ConfigError(
+            f"model.path {model.path} is no folder here and not in the hub's cache, and HF_HUB_OFFLINE is set; {fetch}"
+        )
+    try:
+        HfApi().model_info(model.path, revision=model.revision, timeout=SECONDS_FOR_HUB)
+    except GatedRepoError:
+        raise ConfigError(f"model.path {model.path}: the hub wants its terms accepted; then hf auth login") from None
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        branch = f" with revision {model.revision}" if model.revision else ""
+        raise ConfigError(f"model.path {model.path} is no folder here, and the hub has none{branch}") from None
+    except Exception:  # no network, or a mirror that answers otherwise: the rank that loads the model will know
+        return
+
+
+def _check_operators(recipe: Recipe, world_size: int) -> None:
+    """Raises ConfigError, with doctor's advice, where an operator is to be built and no compiler can."""
+    import torch
+
+    from memdiff.doctor.compiler import OPS_CPU, OPS_GPU, judge_compiler, probe_compiler, probe_operators
+    from memdiff.training.launcher import rank_environment
+
+    environment = rank_environment(world_size)
+    names = set(OPS_GPU if torch.cuda.is_available() else OPS_CPU)
+    if recipe.memory.offload_optimizer is not True:
+        names -= {"cpu_adam"}
+    folder = environment.get("TORCH_EXTENSIONS_DIR")
+    if folder is None or "missing" not in probe_operators(folder, tuple(names)).values():
+        return
+    finding = judge_compiler(probe_compiler())
+    if finding.state == "fail" and not all(_comes_built(name) for name in names):
+        operators = ", ".join(sorted(names))
+        raise ConfigError(
+            f"DeepSpeed's {operators} must be compiled at the first start: {finding.detail}. {finding.advice}"
+        )
+
+
+def _comes_built(operator: str) -> bool:
+    """Whether DeepSpeed was installed with it."""
+    package = importlib.util.find_spec("deepspeed")
+    places = package.submodule_search_locations if package is not None else None
+    return any(file for place in places or () for file in Path(place).rglob(f"{operator}*.so"))
