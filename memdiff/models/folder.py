@@ -12,7 +12,6 @@ from typing import assert_never
 from memdiff.digits.paths import DIGITS_DDPM, DIGITS_TEXT
 from memdiff.errors import ConfigError
 from memdiff.models.config import (
-    CONVOLUTION_TARGETS,
     AdapterConfig,
     DdpmConfig,
     EmbeddedConfig,
@@ -94,10 +93,14 @@ def unet_layers(folder: Path) -> dict[str, int] | None:
     return None if not layers or any(OLD_NAMES.search(key) for key in layers) else layers
 
 
-def names_layers(layers: dict[str, int], adapter: AdapterConfig | None, modules: Iterable[str] | None) -> bool:
-    """Whether each target of an adapter and each trained module is there. False may be wrong, True is not."""
+def check_layers(layers: dict[str, int], adapter: AdapterConfig | None, modules: Iterable[str] | None) -> None:
+    """Raises ConfigError where an adapter's target names none of `unet_layers`, or a trained module holds none."""
     adaptable = [key.removesuffix(".weight") for key, dimensions in layers.items() if dimensions in (2, 4)]
-    targets = () if adapter is None else (*adapter.targets, *(CONVOLUTION_TARGETS if adapter.convolutions else ()))
-    return all(any(f".{layer}".endswith(f".{target}") for layer in adaptable) for target in targets) and all(
-        any(key.startswith(f"{module}.") for key in layers) for module in modules or ()
-    )
+    for target in adapter.targets if adapter is not None else ():
+        if not any(f".{layer}".endswith(f".{target}") for layer in adaptable):
+            endings = sorted({".".join(layer.split(".")[-1 - layer[-1].isdigit() :]) for layer in adaptable})
+            raise ConfigError(f"adapter.targets: no layer is named {target}; there are {', '.join(endings)}")
+    for module in modules or ():
+        if not any(key.startswith(f"{module}.") for key in layers):
+            tops = sorted({key.partition(".")[0] for key in layers})
+            raise ConfigError(f"trained_modules: the UNet has no {module}; it has {', '.join(tops)}")

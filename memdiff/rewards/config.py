@@ -150,6 +150,11 @@ def part_name(part: AnyPart) -> str:
             assert_never(part)
 
 
+def users_function(part: AnyPart) -> tuple[str, str] | None:
+    """The file that a user wrote and the function in it, where a part calls one."""
+    return (part.file, part.function) if isinstance(part, PythonConfig) and part.file != HERE else None
+
+
 def way_to_a_gradient(part: AnyPart) -> str | None:
     """What to change in a part whose score does not follow small changes of an image; None where it does."""
     match part:

@@ -6,13 +6,11 @@ from pathlib import Path
 
 from memdiff.engine.ds_config import agreed_values, check_nested_keys, read_user_file
 from memdiff.errors import CheckpointError, ConfigError
-from memdiff.memory.knobs import resolved
 from memdiff.models.config import EmbeddedConfig
-from memdiff.models.folder import check_folder, folder_of, names_layers, unet_layers
+from memdiff.models.folder import check_folder, check_layers, folder_of, unet_layers
 from memdiff.recipe.contents import contents_of
 from memdiff.recipe.recipe import Recipe
-from memdiff.rewards.config import PythonConfig
-from memdiff.rewards.handed_over import HERE
+from memdiff.rewards.config import users_function
 from memdiff.rewards.python_file import check_file
 from memdiff.training.run_folder import Resume, RunFolder
 
@@ -35,10 +33,14 @@ def check_arguments(
     if folder.exists() and resume != "never":
         folder.check_same(recipe, contents)
     check_folder(recipe.model)
+    place = folder_of(recipe.model)
+    layers = unet_layers(place) if place is not None else None
+    if layers is not None:
+        check_layers(layers, recipe.adapter, recipe.trained_modules)
 
 
 def check_before_launch(recipe: Recipe, ds_config: Path | None, world_size: int) -> None:
-    """What no rank needs to be started for: the device, DeepSpeed's file, the model's layers, the reward's file.
+    """What no rank needs to be started for: the device, DeepSpeed's file, the hub, the reward's file.
 
     Raises ConfigError. Of a model on the hub, which a rank will fetch, its name alone is asked for.
     """
@@ -54,34 +56,8 @@ def check_before_launch(recipe: Recipe, ds_config: Path | None, world_size: int)
     if ds_config is not None:
         check_nested_keys(read_user_file(ds_config, agreed_values(recipe.optimizer)), ds_config)
     _check_hub(recipe)
-    _check_layers(recipe)
-    for part in (*recipe.reward, *recipe.evaluate.rewards):
-        if isinstance(part, PythonConfig) and part.file != HERE:
-            check_file(Path(part.file), part.function)
-
-
-def _check_layers(recipe: Recipe) -> None:
-    """Raises ConfigError where an adapter's target or a trained module is no part of the UNet.
-
-    Names in the weights' files settle it in most cases; where they don't, the network is built without weights.
-    """
-    folder = folder_of(recipe.model)
-    if folder is None or (recipe.adapter is None and recipe.trained_modules is None):
-        return
-    layers = unet_layers(folder)
-    if layers is not None and names_layers(layers, recipe.adapter, recipe.trained_modules):
-        return
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    from memdiff.models.load import skeleton_policy
-    from memdiff.models.quiet import quiet_libraries
-    from memdiff.recipe.model_options import model_options
-
-    quiet_libraries()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        options = model_options(recipe, resolved(recipe.memory), precision="fp32")
-        skeleton_policy(recipe.model, recipe.sampler, options, device=torch.device("cpu"))
+    for file, function in filter(None, map(users_function, (*recipe.reward, *recipe.evaluate.rewards))):
+        check_file(Path(file), function)
 
 
 def _check_hub(recipe: Recipe) -> None:
