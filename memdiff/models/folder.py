@@ -40,6 +40,11 @@ def folder_of(model: ModelConfig) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
+def to_be_fetched(model: ModelConfig) -> tuple[str, str | None] | None:
+    """Hub id and revision of a model that is neither a folder here nor in the cache; None of all others."""
+    return None if isinstance(model, EmbeddedConfig) or folder_of(model) else (model.path, model.revision)
+
+
 def check_folder(model: ModelConfig) -> None:
     """Raises ConfigError where a local pipeline folder is no pipeline, or lacks a part's config or weights."""
     if isinstance(model, EmbeddedConfig) or not Path(model.path).is_dir():

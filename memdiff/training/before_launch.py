@@ -6,8 +6,7 @@ from pathlib import Path
 
 from memdiff.engine.ds_config import agreed_values, check_nested_keys, read_user_file
 from memdiff.errors import CheckpointError, ConfigError
-from memdiff.models.config import EmbeddedConfig
-from memdiff.models.folder import check_folder, check_layers, folder_of, unet_layers
+from memdiff.models.folder import check_folder, check_layers, folder_of, to_be_fetched, unet_layers
 from memdiff.recipe.contents import contents_of
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.config import users_function
@@ -62,24 +61,25 @@ def check_before_launch(recipe: Recipe, ds_config: Path | None, world_size: int)
 
 def _check_hub(recipe: Recipe) -> None:
     """Raises ConfigError where a model is neither in the cache nor, so far as the hub can be asked, on it."""
-    model = recipe.model
-    if isinstance(model, EmbeddedConfig) or folder_of(model) is not None:
+    fetched = to_be_fetched(recipe.model)
+    if fetched is None:
         return
+    path, revision = fetched
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    fetch = f"fetch it first: hf download {model.path}"
+    fetch = f"fetch it first: hf download {path}"
     if constants.HF_HUB_OFFLINE:
         raise ConfigError(
-            f"model.path {model.path} is no folder here and not in the hub's cache, and HF_HUB_OFFLINE is set; {fetch}"
+            f"model.path {path} is no folder here and not in the hub's cache, and HF_HUB_OFFLINE is set; {fetch}"
         )
     try:
-        HfApi().model_info(model.path, revision=model.revision, timeout=SECONDS_FOR_HUB)
+        HfApi().model_info(path, revision=revision, timeout=SECONDS_FOR_HUB)
     except GatedRepoError:
-        raise ConfigError(f"model.path {model.path}: the hub wants its terms accepted; then hf auth login") from None
+        raise ConfigError(f"model.path {path}: the hub wants its terms accepted; then hf auth login") from None
     except (RepositoryNotFoundError, RevisionNotFoundError):
-        branch = f" with revision {model.revision}" if model.revision else ""
-        raise ConfigError(f"model.path {model.path} is no folder here, and the hub has none{branch}") from None
+        branch = f" with revision {revision}" if revision else ""
+        raise ConfigError(f"model.path {path} is no folder here, and the hub has none{branch}") from None
     except Exception:  # no network, or a mirror that answers otherwise: the rank that loads the model will know
         return
 
