@@ -75,7 +75,7 @@ def train(
     if under_launcher():
         stops, heartbeat = begin_rank()  # before imports that take their time
         with stops.leaving():
-            checked, folder = _checked(recipe, out, set_, resume, ds_config)
+            checked, folder = _checked(recipe, out, set_, resume)
             from memdiff.training.loop import train as train_rank
         how = cast("Resume", resume)
         raise typer.Exit(train_rank(checked, folder.path, stops, heartbeat, resume=how, ds_config_file=ds_config))
@@ -93,20 +93,18 @@ def train(
 
 
 def _checked(
-    recipe: Path, out: Path | None, set_: list[str] | None, resume: str, ds_config: Path | None
+    recipe: Path, out: Path | None, set_: list[str] | None, resume: str, *, every_mistake: bool = False
 ) -> "tuple[Recipe, RunFolder]":
     """The recipe and the folder that the arguments name. Raises ConfigError."""
+    from memdiff.recipe.mistakes import listed_mistakes
     from memdiff.recipe.reading import read_recipe
     from memdiff.training.run_folder import RunFolder
 
     if resume not in ("auto", "must", "never"):
         raise ConfigError(f"--resume must be auto, must or never, got {resume!r}")
-    checked = read_recipe(recipe, set_ or ())
+    with listed_mistakes(every_mistake):
+        checked = read_recipe(recipe, set_ or ())
     folder = RunFolder((out or Path("runs") / recipe.stem).resolve())
-    if ds_config is not None:
-        from memdiff.engine.ds_config import read_user_file
-
-        read_user_file(ds_config)
     return checked, folder
 
 
@@ -115,13 +113,16 @@ def _train(
     stops: "Stops", *, resume_from: str | None, dry_run: bool,
 ) -> int:  # fmt: skip
     """What `memdiff train` does where no launcher started it. Returns the exit code."""
+    from memdiff.training.before_launch import check_arguments, check_before_launch
     from memdiff.training.launcher import choose_world_size
 
     if resume_from is not None and resume == "never":
         raise ConfigError("--resume-from goes on with a run, and --resume never starts over; give one")
-    checked, folder = _checked(recipe, out, set_, resume, ds_config)
+    checked, folder = _checked(recipe, out, set_, resume, every_mistake=dry_run)
+    check_arguments(checked, folder, gpus, "auto" if resume_from else resume, ds_config)
     world_size = choose_world_size(gpus)
     checked.check_world_size(world_size)
+    check_before_launch(checked, ds_config, world_size)
     if dry_run:
         from memdiff.training.preview import preview
 
@@ -362,10 +363,11 @@ def recipes(
     show: Annotated[str | None, typer.Option(metavar="NAME", help="Print this one, to copy and change.")] = None,
 ) -> None:
     """The recipes that ship. Each name stands for its file: memdiff plan sd15_draft_t4."""
+    from memdiff.recipe.reading import recipe_text
     from memdiff.recipe.shipped import find_recipe, headline, shipped_recipes
 
     if show is not None:
-        typer.echo(find_recipe(Path(show)).read_text().rstrip())
+        typer.echo(recipe_text(find_recipe(Path(show))).rstrip())
         return
     shipped = shipped_recipes()
     for name, file in shipped.items():

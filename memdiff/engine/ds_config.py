@@ -1,12 +1,16 @@
 """The DeepSpeed JSON: from the file in ds_configs/ that fits the recipe, or from the user's own."""
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from memdiff.engine.config import OptimizerConfig
 from memdiff.errors import ConfigError
+from memdiff.runtime.small_files import read_small_file
 
 LARGEST_BUCKET = 50_000_000  # elements; DeepSpeed's own default of 5e8 is 0.93 GiB in fp16, anew at every backward
 
@@ -18,6 +22,7 @@ OWNED = {
     "gradient_clipping": "optimizer.clip_norm",
     "optimizer": "the recipe's optimizer section",
     "scheduler": "optimizer.warmup_updates",
+    "zero_optimization.cpu_offload": "memory.offload_optimizer",
     "zero_optimization.stage": "nothing: the trainer reads ZeRO-2's partitions",
     "zero_optimization.offload_optimizer": "memory.offload_optimizer",
     "zero_optimization.offload_param": "nothing: it belongs to ZeRO-3",
@@ -29,6 +34,9 @@ OWNED = {
     "amp": "model.precision",
     "activation_checkpointing": "memory.activation_checkpointing",
 }
+
+BLOCKS = {"DeepSpeedZeroConfig": "zero_optimization", "DeepSpeedFP16Config": "fp16", "DeepSpeedBF16Config": "bf16"}
+MOST_BYTES = 10**6
 
 # Top-level keys of DeepSpeed 0.19's documentation; it accepts any other in silence.
 KNOWN = {
@@ -66,7 +74,7 @@ def make_ds_config(
         bucket = min(LARGEST_BUCKET, -(-max(1, trainable_elements) // 1024) * 1024)
         config["zero_optimization"] |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     else:
-        config = read_user_file(user_file)
+        config = read_user_file(user_file, agreed_values(optimizer, precision=precision, offload=offload))
     fp16 = config.pop("fp16", {})
     bf16 = config.pop("bf16", {})
     zero = config.setdefault("zero_optimization", {})
@@ -86,30 +94,112 @@ def make_ds_config(
     }
 
 
-def read_user_file(path: Path) -> dict[str, Any]:
-    """A user's own JSON. Raises ConfigError for keys that the trainer owns and for top-level keys nobody reads."""
+def agreed_values(
+    optimizer: OptimizerConfig, *, precision: str = "auto", offload: bool | Literal["auto"] = "auto"
+) -> dict[str, tuple[Any, ...]]:
+    """What a user's file may say of the trainer's own keys: what the trainer sets itself, and nothing at all."""
+    adamw = {
+        "lr": optimizer.learning_rate,
+        "betas": list(optimizer.betas),
+        "eps": optimizer.epsilon,
+        "weight_decay": optimizer.weight_decay,
+    }
+    on_host = [{"device": "cpu", **more} for more in ({}, {"pin_memory": True}, {"pin_memory": False})]
+    return {
+        "train_micro_batch_size_per_gpu": (1,),
+        "gradient_accumulation_steps": (1,),
+        "gradient_clipping": (optimizer.clip_norm,),
+        "optimizer": ({}, *({"type": kind, "params": params} for kind in ("AdamW", "Adam") for params in ({}, adamw))),
+        "scheduler": ({}, {"type": "WarmupLR", "params": {}}),
+        "zero_optimization.stage": (2,),
+        "zero_optimization.offload_optimizer": (
+            {},
+            *(on_host if offload in (True, "auto") else ()),
+            *([{"device": "none"}] if offload in (False, "auto") else ()),
+        ),
+        "zero_optimization.offload_param": ({}, {"device": "none"}),
+        "fp16.enabled": (True, False) if precision == "auto" else (precision == "fp16",),
+        "fp16.loss_scale": (0,),
+        "fp16.initial_scale_power": (16,),  # DeepSpeed's default, which stands for nothing
+        "fp16.auto_cast": (False,),
+        "bf16.enabled": (True, False) if precision == "auto" else (precision == "bf16",),
+        "activation_checkpointing": ({},),
+    }
+
+
+def read_user_file(path: Path, agreed: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """A user's own JSON, without what the trainer sets to the same (`agreed_values`), and without "auto".
+
+    Raises ConfigError that names all keys that the trainer owns and all top-level keys that nobody reads.
+    """
     try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"--ds-config {path}: {error.strerror}") from None
-    except ValueError as error:
+        config = json.loads(read_small_file(path, what="--ds-config", most_bytes=MOST_BYTES))
+    except FileNotFoundError:
+        raise ConfigError(f"--ds-config {path}: No such file or directory") from None
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--ds-config {path}: not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"--ds-config {path}: a JSON object is needed, got {type(config).__name__}")
-    for key, instead in OWNED.items():
-        if _holds(config, key):
-            raise ConfigError(f"--ds-config {path}: {key} is the trainer's own; remove it. In its place: {instead}")
-    unknown = sorted(set(config) - KNOWN)
-    if unknown:
-        raise ConfigError(f"--ds-config {path}: DeepSpeed knows no key {unknown[0]}, and would ignore it in silence")
-    for block in ("zero_optimization", "fp16", "bf16"):
-        if not isinstance(config.get(block, {}), dict):
-            raise ConfigError(f"--ds-config {path}: {block} must be an object, got {config[block]!r}")
+    config = _without_auto(config)
+    problems = [
+        f"{key} is the trainer's own; remove it. In its place: {instead}"
+        for key, instead in OWNED.items()
+        if (value := _value_at(config, key)) is not None and value not in agreed.get(key, ())
+    ]
+    problems += [
+        f"DeepSpeed knows no key {key}, and would ignore it in silence"
+        for key in sorted(set(config) - KNOWN - OWNED.keys())
+    ]
+    problems += [
+        f"{block} must be an object, got {config[block]!r:.60}"
+        for block in ("zero_optimization", "fp16", "bf16")
+        if not isinstance(config.get(block, {}), dict)
+    ]
+    if problems:
+        raise ConfigError(f"--ds-config {path}: {'; '.join(problems)}")
+    for key in OWNED:
+        _remove(config, key)
     return config
 
 
-def _holds(config: Mapping[str, Any], dotted: str) -> bool:
-    head, _, rest = dotted.partition(".")
-    if head not in config:
-        return False
-    return not rest or (isinstance(config[head], Mapping) and _holds(config[head], rest))
+def check_nested_keys(config: Mapping[str, Any], path: Path) -> None:
+    """DeepSpeed's own reading of a user's file. Loads torch and deepspeed. Raises ConfigError with all it refuses."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig({**copy.deepcopy(dict(config)), "train_micro_batch_size_per_gpu": 1})
+    except ValidationError as error:
+        block = BLOCKS.get(error.title, error.title)
+        problems = [
+            f"{'.'.join(map(str, (block, *mistake['loc'])))}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+            for mistake in error.errors(include_url=False)
+        ]
+        raise ConfigError(f"--ds-config {path}: DeepSpeed refuses {'; '.join(problems)}") from None
+    except Exception as error:  # asserts, and whatever a value of another type leads to
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ConfigError(f"--ds-config {path}: DeepSpeed refuses it: {reason}") from None
+
+
+def _without_auto(node: Any) -> Any:
+    """The same without the keys that Hugging Face's Trainer would fill in."""
+    if not isinstance(node, dict):
+        return node
+    return {key: _without_auto(value) for key, value in node.items() if value != "auto"}
+
+
+def _value_at(config: Mapping[str, Any], dotted: str) -> Any:
+    """None where there is nothing."""
+    node: Any = config
+    for key in dotted.split("."):
+        if not isinstance(node, Mapping) or key not in node:
+            return None
+        node = node[key]
+    return node
+
+
+def _remove(config: dict[str, Any], dotted: str) -> None:
+    *sections, last = dotted.split(".")
+    node: Any = config
+    for key in sections:
+        node = node.get(key, {})
+    node.pop(last, None)

@@ -28,7 +28,7 @@ LATENT_PIXELS_DECODED = 64 * 64  # at once where the decoder is differentiated: 
 HOST_TRAJECTORY_BYTES = 2**30  # a trajectory above it waits in host memory
 
 Auto = Literal["auto"]
-Count = Annotated[Int, Field(ge=1)]
+Count = Annotated[Int, Field(ge=1, le=10**6)]
 Place = Literal["gpu", "host"]
 A = TypeVar("A")  # what may stand in a value's place: "auto" in a recipe, nothing where a run reads it
 _log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class KnobTable(Section, Generic[A]):
         Literal["gpu", "cpu", "idle_off"] | A, Knob("gpu", ("gpu", "idle_off"), needs=lambda has: has.rewards)
     ] = _auto("Where rewards run. idle_off: on the GPU, and on the host while training.")
     kept_steps: Annotated[
-        Annotated[Int, Field(ge=0)] | A,
+        Annotated[Int, Field(ge=0, le=1000)] | A,
         Knob(0, turns=lambda _, has: (0, has.most_kept), needs=lambda has: has.most_kept > 0),
     ] = _auto("Last steps of the chain whose graph is kept from the rollout, not made again.")
     decode_batch: Annotated[Count | A, Knob(1, rule="1 on GPUs, else as many as make 512x512 pixels")] = _auto(

@@ -12,6 +12,8 @@ from memdiff.methods.sft_pg_config import SftPgConfig
 from memdiff.methods.workload import Chain, ImageShape, Workload
 from memdiff.runtime.section import Float, Int, Section
 
+StepWeight = Annotated[Float, Field(ge=0, le=1e9)]
+
 
 class ReinforceConfig(Section):
     """REINFORCE over the whole chain; with several updates a round, DDPO (Black et al. 2023)."""
@@ -28,11 +30,16 @@ class ReinforceConfig(Section):
     prompt_memory: Int = Field(
         default=16,
         ge=0,
+        le=10**6,
         description="per_prompt: over a prompt's latest so many rewards, earlier rounds' too; until it has them, over "
         "all of the round. 0: over this round's images of the prompt.",
     )
-    advantage_epsilon: Float = Field(default=1e-6, gt=0, description="Added to the std: equal rewards give zero.")
-    advantage_clip: Float | None = Field(default=None, gt=0, description="Advantages are clamped to +- this. DDPO: 5.")
+    advantage_epsilon: Float = Field(
+        default=1e-6, ge=1e-12, le=1e9, description="Added to the std: equal rewards give zero."
+    )
+    advantage_clip: Float | None = Field(
+        default=None, gt=0, le=1e9, description="Advantages are clamped to +- this. DDPO: 5."
+    )
     baseline: Literal["none", "predicted_image", "value"] = Field(
         default="none",
         description="Taken off the advantages step by step. predicted_image: the reward of the image predicted there; "
@@ -43,15 +50,18 @@ class ReinforceConfig(Section):
     log_prob_reduction: Literal["mean", "sum"] = Field(
         default="mean", description="Over the C*H*W dimensions. sum is the density; public code takes the mean."
     )
-    step_weights: Literal["uniform", "balanced"] | tuple[Float, ...] = Field(
+    step_weights: Literal["uniform", "balanced"] | tuple[StepWeight, ...] = Field(
         default="uniform",
         description="Weight of each step. balanced: every step's gradient at the network's output has equal size.",
     )
-    inner_updates: Int = Field(default=1, ge=1, description="Updates on one round's images. Above 1: ratio and clip.")
-    ratio_clip: Float = Field(default=1e-4, gt=0, description="Importance ratios are clipped to 1 +- this.")
+    inner_updates: Int = Field(
+        default=1, ge=1, le=1000, description="Updates on one round's images. Above 1: ratio and clip."
+    )
+    ratio_clip: Float = Field(default=1e-4, gt=0, le=100, description="Importance ratios are clipped to 1 +- this.")
     kl_weight: Float = Field(
         default=0.0,
         ge=0,
+        le=1e9,
         description="Weight of the KL of every step from the untrained model, which is added to the loss. DPOK: 0.01.",
     )
 
@@ -115,13 +125,13 @@ class ReinforceConfig(Section):
 
     @field_validator("step_weights")
     @classmethod
-    def _not_negative(cls, weights: str | tuple[float, ...]) -> str | tuple[float, ...]:
-        if not isinstance(weights, str) and (not weights or min(weights) < 0 or max(weights) == 0):
+    def _not_all_zero(cls, weights: str | tuple[float, ...]) -> str | tuple[float, ...]:
+        if not isinstance(weights, str) and (not weights or max(weights) == 0):
             raise ValueError("step_weights must be numbers >= 0, one a step, not all zero")
         return weights
 
 
-LastSteps = Annotated[Int, Field(ge=1)] | Literal["all"]
+LastSteps = Annotated[Int, Field(ge=1, le=1000)] | Literal["all"]
 
 
 class DirectConfig(Section):
@@ -130,15 +140,18 @@ class DirectConfig(Section):
     kind: str
     target: Float | None = Field(
         default=None,
+        ge=-1e9,
+        le=1e9,
         description="Loss max(target - r, 0) instead of -r: images whose reward r has reached it are left alone.",
     )
-    scale: Float = Field(default=1.0, gt=0, description="Of the loss. AdamW forgets it, clip_norm does not.")
+    scale: Float = Field(default=1.0, ge=1e-9, le=1e9, description="Of the loss. AdamW forgets it, clip_norm does not.")
     costate_clip: Float | None = Field(
-        default=None, gt=0, description="Largest norm of d loss / d x of one image at any step. None: exact."
+        default=None, gt=0, le=1e9, description="Largest norm of d loss / d x of one image at any step. None: exact."
     )
     base_distance: Float = Field(
         default=0.0,
         ge=0,
+        le=1e9,
         description="Weight of the mean square distance to the untrained model's predictions, at differentiated steps.",
     )
 
@@ -192,6 +205,10 @@ class DirectConfig(Section):
         """The steps of a chain that a gradient may go through."""
         ...
 
+    def most_kept(self, steps: int) -> int:
+        """Steps of a chain whose graph a gradient goes through at once."""
+        return len(self.differentiated(steps))
+
     @abstractmethod
     def misfit(self, steps: int) -> str | None:
         """What does not fit a chain of so many steps, in one line; None where all does."""
@@ -226,6 +243,7 @@ class DraftConfig(LastStepsConfig):
     noise_samples: Int | None = Field(
         default=None,
         ge=1,
+        le=1000,
         description="DRaFT-LV: average over so many new noisings of the finished image. With last_steps 1.",
     )
 
@@ -277,10 +295,12 @@ class ReflConfig(DirectConfig):
     """One late step, which predicts the image at once (ReFL: Xu et al. 2023)."""
 
     kind: Literal["refl"]  # pyright: ignore[reportIncompatibleVariableOverride] - frozen, so narrower is safe
-    first_step: Int = Field(default=30, ge=0, description="Of the range that the step is drawn from; 0: the noisiest.")
-    last_step: Int = Field(default=39, ge=0, description="The last of that range, included.")
-    scale: Float = Field(default=1e-3, gt=0, description="Of the loss.")
-    target: Float | None = Field(default=2.0, description="Loss max(target - r, 0). None: -r.")
+    first_step: Int = Field(
+        default=30, ge=0, le=999, description="Of the range that the step is drawn from; 0: the noisiest."
+    )
+    last_step: Int = Field(default=39, ge=0, le=999, description="The last of that range, included.")
+    scale: Float = Field(default=1e-3, ge=1e-9, le=1e9, description="Of the loss.")
+    target: Float | None = Field(default=2.0, ge=-1e9, le=1e9, description="Loss max(target - r, 0). None: -r.")
 
     def workload(self, chain: Chain, knobs: Knobs) -> Workload:
         """Expected over its draws of the step, which is the one that is pulled, from the state that is at hand."""
@@ -299,6 +319,10 @@ class ReflConfig(DirectConfig):
     def differentiated(self, steps: int) -> range:
         """Those it is drawn from."""
         return range(self.first_step, self.last_step + 1)
+
+    def most_kept(self, steps: int) -> int:
+        """The one that was drawn."""
+        return 1
 
     def misfit(self, steps: int) -> str | None:
         """Steps are counted from 0."""

@@ -6,6 +6,7 @@ config            Recipe sections `model`, `adapter`, `sampler`
 ddpm              Unconditional diffusers pipelines around a UNet2DModel: google/ddpm-celebahq-256
 denoiser          A UNet under training: frozen with LoRA, or trained whole
 finite_states     Whether the images of a chain stay finite, and what is wrong where they don't
+folder            What a pipeline's folder holds, by its files alone: whether parts are missing
 guidance          Classifier-free guidance, with gradients through both branches
 latent            Text-to-image policies in a VAE's latent space: what Stable Diffusion and SDXL have in common
 latent_files      Stable Diffusion and SDXL policies from pipeline folders and hub ids

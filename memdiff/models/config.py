@@ -1,5 +1,6 @@
 """Recipe sections `model`, `adapter`, `sampler`. No torch."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -9,12 +10,15 @@ from memdiff.errors import ConfigError
 from memdiff.models.lora.paths import find_adapter
 from memdiff.runtime.section import Float, Int, Section
 
+HUB_ID = re.compile(r"(?=.{1,96}$)(\w[\w.-]*/)?\w([\w.-]*\w)?", re.ASCII)
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 VaeCheckpointing = Literal["none", "blocks", "layers"]
 ActivationCheckpointing = Literal["none", "feed_forwards", "blocks"]  # of the UNet
 
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTION_TARGETS = ("conv1", "conv2", "conv_shortcut")
+
+Step = Annotated[Int, Field(ge=0, le=1000)]  # of the chain
 
 
 class PipelineConfig(Section):
@@ -116,12 +120,12 @@ class AdapterConfig(Section):
         "diffusers or kohya. None: a new one, of the rank and targets below.",
     )
     rank: Int = Field(default=4, ge=1, le=1024, description="Rank r of each layer's update dW = alpha / r B A.")
-    alpha: Float | None = Field(default=None, gt=0, description="None: equal to rank, a scale of 1.")
+    alpha: Float | None = Field(default=None, gt=0, le=10**6, description="None: equal to rank, a scale of 1.")
     targets: tuple[str, ...] = Field(
         default=ATTENTION_TARGETS, min_length=1, description="Layer names (the last parts of their paths)."
     )
     convolutions: bool = Field(default=False, description=f"Also adapt {', '.join(CONVOLUTION_TARGETS)}.")
-    steps: tuple[Int, Int] | None = Field(
+    steps: tuple[Step, Step] | None = Field(
         default=None, description="[start, end): steps of the chain in which the adapter is active. None: all."
     )
 
@@ -156,7 +160,7 @@ class AdapterConfig(Section):
     @field_validator("steps")
     @classmethod
     def _some_steps(cls, steps: tuple[int, int] | None) -> tuple[int, int] | None:
-        if steps is not None and not 0 <= steps[0] < steps[1]:
+        if steps is not None and steps[0] >= steps[1]:
             raise ValueError("must be [start, end) with 0 <= start < end")
         return steps
 
@@ -169,6 +173,7 @@ class SamplerConfig(Section):
     guidance: Float | None = Field(
         default=None,
         ge=0,
+        le=1000,
         description="Weight of classifier-free guidance. None, or 1 and less (diffusers' rule): none, the prompt alone "
         "counts. Text models only.",
     )
@@ -228,6 +233,8 @@ def resolve_source(path: str, context: object) -> str:
             raise ValueError(one_file(candidate))
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
         raise ValueError(f"no such folder: {path}")
+    if not HUB_ID.fullmatch(path) or "--" in path or ".." in path or path.endswith(".git"):
+        raise ValueError(f"no such folder, and no hub id, which is owner/name in letters, digits and ._-: {path:.100}")
     return path
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel
 
-from memdiff.engine.ds_config import read_user_file
+from memdiff.engine.ds_config import agreed_values, read_user_file
 from memdiff.errors import ConfigError
 from memdiff.recipe.recipe import Recipe
 
@@ -34,7 +34,7 @@ LARGEST_HEADER = 1 << 24
 
 def contents_of(recipe: Recipe, ds_config: Path | None = None) -> Contents:
     """Fingerprints of every local file and folder that a recipe names, and of a DeepSpeed file. Raises ConfigError."""
-    deciding = {} if ds_config is None else read_user_file(ds_config)
+    deciding = {} if ds_config is None else read_user_file(ds_config, agreed_values(recipe.optimizer))
     deciding = {key: value for key, value in deciding.items() if key not in FREE}
     contents = {key: fingerprints(Path(path)) for key, path in _paths(recipe)}
     return contents | {DS_CONFIG: {"": _hash(json.dumps(deciding, sort_keys=True).encode())}}

@@ -14,6 +14,9 @@ from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.config import AnyPart, way_to_a_gradient
 from memdiff.rewards.part_config import TextPart
+from memdiff.runtime.small_files import read_small_file
+
+MOST_INDEX_BYTES = 2**20
 
 PIPELINES = {
     "DDPMPipeline": "ddpm",
@@ -45,8 +48,12 @@ def kind_of(model: str, kind: str | None = None) -> str:
         return "embedded"
     index = Path(model) / "model_index.json"
     if index.is_file():
-        name = json.loads(index.read_text()).get("_class_name")
-        if name in PIPELINES:
+        try:
+            values = json.loads(read_small_file(index, what="--model", most_bytes=MOST_INDEX_BYTES))
+        except (ValueError, RecursionError):
+            raise ConfigError(f"--model {index} is not a JSON file; fetch it again") from None
+        name = values.get("_class_name") if isinstance(values, dict) else None
+        if isinstance(name, str) and name in PIPELINES:
             return PIPELINES[name]
         raise ConfigError(f"{index} names a {name}; memdiff trains {', '.join(PIPELINES)}")
     named = next((kind for part, kind in NAMES.items() if part in model.lower()), None)

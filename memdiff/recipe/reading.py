@@ -1,35 +1,52 @@
 """Reads a recipe file: YAML in, a checked `Recipe` out, every mistake as one line. No torch."""
 
 import copy
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from memdiff.errors import ConfigError
+from memdiff.recipe.mistakes import RecipeError, mistakes_of, shown
 from memdiff.recipe.recipe import Recipe
 from memdiff.recipe.shipped import find_recipe
-from memdiff.runtime.section import Section
+from memdiff.runtime.small_files import read_small_file
 
-MAX_BYTES = 1_000_000
+# Recipes have some hundred values; many thousands take yaml and pydantic minutes. Prompts may lie in a file.
+MOST_BYTES, MOST_VALUES, DEEPEST = 250_000, 10_000, 20
+TOO_DEEP = f"a recipe is at most {DEEPEST} levels deep"
 # yaml raises more than its own errors: for dates that don't exist, tags that don't fit, endless digits and brackets.
-NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, AttributeError, KeyError)
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, AttributeError, KeyError, ArithmeticError)
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """YAML without aliases (a few lines of them unfold to gigabytes) and without keys given twice."""
+    """YAML of a recipe's size, without aliases (a few lines of them unfold to gigabytes), without keys given twice."""
+
+    values = depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        self.values, self.depth = self.values + 1, self.depth + 1
+        if self.values > MOST_VALUES:
+            raise self._mistake(f"a recipe has at most {MOST_VALUES} keys and values; many prompts go into a file")
+        if self.depth > DEEPEST:
+            raise self._mistake(TOO_DEEP)
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not supported", problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
+            raise self._mistake("aliases (*name) are not supported")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level > DEEPEST:  # yaml reads ahead, and for each token goes through all brackets that are open
+            raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
+    def _mistake(self, problem: str) -> yaml.MarkedYAMLError:
+        return yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -71,7 +88,7 @@ def check_recipe(raw: Mapping[str, Any], *, source: str, folder: Path | None = N
     try:
         return Recipe.model_validate(raw, context={"folder": folder})
     except ValidationError as error:
-        raise ConfigError(f"{source}: {one_line(error, raw, Recipe)}") from None
+        raise RecipeError([f"{source}: {mistake}" for mistake in mistakes_of(error, raw, Recipe)]) from None
 
 
 def read_value(text: str) -> Any:
@@ -79,7 +96,7 @@ def read_value(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_RecipeLoader)
     except NOT_YAML:
-        raise ConfigError(f"{_show(text)} is not a YAML value") from None
+        raise ConfigError(f"{shown(text)} is not a YAML value") from None
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -118,17 +135,18 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, item in items for k, v in _flatten(item, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def recipe_text(path: Path) -> str:
+    """The text of a recipe file, without a byte-order mark. Raises ConfigError."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: a recipe is at most {MAX_BYTES} bytes, got {path.stat().st_size}")
-        text = path.read_bytes().decode("utf-8-sig")
+        return read_small_file(path, what="the recipe", most_bytes=MOST_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"no such recipe: {path}; `memdiff recipes` lists those that ship") from None
-    except OSError as error:
-        raise ConfigError(f"the recipe {path} can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a text file; a recipe is YAML in UTF-8") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    text = recipe_text(path)
     try:
         raw = yaml.load(text, Loader=_RecipeLoader)
     except yaml.MarkedYAMLError as error:
@@ -175,91 +193,3 @@ def _list_index(node: list[Any], key: str, dotted: str) -> int:
         allowed = f"0..{len(node) - 1}" if node else "and the list is empty"
         raise ConfigError(f"--set {dotted}: {key!r} must be the number of an entry, {allowed}")
     return int(key)
-
-
-def one_line(error: ValidationError, raw: Mapping[str, Any], root: type[Section]) -> str:
-    """The first mistake in `raw`, a `root` section: dotted, with what was got, and how many more there are."""
-    # A misspelt key is both unknown and missing: the first tells more. A list with a wrong entry is also "too short".
-    mistakes = [mistake for mistake in error.errors(include_url=False) if mistake["type"] != "too_short"]
-    mistakes = sorted(mistakes or error.errors(include_url=False), key=lambda m: m["type"] != "extra_forbidden")
-    first = mistakes[0]
-    path, node, sections = _locate(first["loc"], raw, root)
-    dotted = ".".join(path) or "the recipe"
-    same = [mistake for mistake in mistakes if _locate(mistake["loc"], raw, root)[0] == path]  # branches of one union
-    match first["type"]:
-        case "extra_forbidden":
-            message = f"unknown key {dotted}{_did_you_mean(path[-1], sections)}"
-        case "missing" if isinstance(first["loc"][-1], int):
-            message = f"{dotted} needs {first['loc'][-1] + 1} entries, got {_show(node)}"
-        case "missing":
-            message = f"{dotted} is missing"
-        case "union_tag_not_found":
-            message = f"{dotted} needs a kind"
-        case "union_tag_invalid":
-            allowed = first.get("ctx", {}).get("expected_tags", "")
-            message = f"{dotted}.kind must be one of {allowed}, got {_show(_kind(node))}"
-        case "value_error":
-            reason = str(first.get("ctx", {}).get("error", first["msg"]))
-            message = f"{dotted}: {reason}" if path else reason
-        case _:
-            reasons = dict.fromkeys(mistake["msg"][0].lower() + mistake["msg"][1:] for mistake in same)
-            message = f"{dotted}: {', or '.join(reasons)}, got {_show(node)}"
-    more = len({tuple(_locate(mistake["loc"], raw, root)[0]) for mistake in mistakes}) - 1
-    return f"{message} (and {more} more)" if more else message
-
-
-def _kind(node: Any) -> Any:
-    return node.get("kind") if isinstance(node, Mapping) else node
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _locate(loc: tuple[int | str, ...], raw: Any, root: type[Section]) -> tuple[list[str], Any, list[type[Section]]]:
-    """The dotted path without pydantic's union tags, the data at it, and the sections its last key may belong to."""
-    path: list[str] = []
-    sections: list[type[Section]] = [root]
-    node = raw
-    for position, key in enumerate(loc):
-        last = position == len(loc) - 1
-        if isinstance(node, Mapping) and key == node.get("kind") and loc[position - 1] != key:
-            continue  # pydantic's union tag; the key of the same name, where there is one, comes after it
-        if _holds(node, key):
-            node = node[key]
-        elif not (last and isinstance(node, Mapping) and any(key in section.model_fields for section in sections)):
-            continue
-        path.append(str(key))
-        if not last and isinstance(key, str):
-            sections = [s for section in sections if key in section.model_fields for s in _sections_of(section, key)]
-        if isinstance(node, Mapping) and "kind" in node:
-            kinds = [s for s in sections if "kind" in s.model_fields]
-            named = [s for s in kinds if node["kind"] in get_args(s.model_fields["kind"].annotation)]
-            sections = named or sections
-    return path, node, sections
-
-
-def _holds(node: Any, key: int | str) -> bool:
-    if isinstance(node, list):
-        return isinstance(key, int) and key < len(node)
-    return isinstance(node, Mapping) and key in node
-
-
-def _sections_of(section: type[Section], key: str) -> list[type[Section]]:
-    """The sections that stand anywhere in the annotation of a field."""
-    field: FieldInfo = section.model_fields[key]
-    section_types: list[type[Section]] = []
-    waiting: list[Any] = [field.annotation]
-    while waiting:
-        annotation = waiting.pop()
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            section_types.append(annotation)
-        waiting.extend(get_args(annotation))
-    return section_types
-
-
-def _did_you_mean(key: str, sections: list[type[Section]]) -> str:
-    known = sorted({name for section in sections for name in section.model_fields})
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"

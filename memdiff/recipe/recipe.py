@@ -21,19 +21,25 @@ from memdiff.runtime.section import Float, Int, Section
 class EvaluateConfig(Section):
     """Images from fixed noise, made with the current weights every few rounds."""
 
-    every: Int = Field(default=10, ge=0, description="Rounds between two evaluations; also before and after. 0: never.")
-    images: Int = Field(default=64, ge=1, description="Images of one evaluation, the same noise every time.")
+    every: Int = Field(
+        default=10, ge=0, le=10**9, description="Rounds between two evaluations; also before and after. 0: never."
+    )
+    images: Int = Field(default=64, ge=1, le=10**6, description="Images of one evaluation, the same noise every time.")
     rewards: tuple[RewardPart, ...] = Field(default=(), description="Held-out parts: measured, never trained on.")
 
 
 class RunConfig(Section):
     """How long, how much, from which seed."""
 
-    rounds: Int = Field(default=100, ge=1, description="Rounds in all; a finished run goes on where it is raised.")
-    images_per_round: Int = Field(default=200, ge=1, description="Over all ranks.")
+    rounds: Int = Field(
+        default=100, ge=1, le=10**9, description="Rounds in all; a finished run goes on where it is raised."
+    )
+    images_per_round: Int = Field(default=200, ge=1, le=10**6, description="Over all ranks.")
     seed: Int = Field(default=0, ge=0, lt=2**63, description="Decides all noise, prompts and random draws of the run.")
-    save_every: Int = Field(default=10, ge=1, description="Rounds between two checkpoints; one more at the end.")
-    keep_checkpoints: Int = Field(default=2, ge=1, description="Newest checkpoints that stay on disk.")
+    save_every: Int = Field(
+        default=10, ge=1, le=10**9, description="Rounds between two checkpoints; one more at the end."
+    )
+    keep_checkpoints: Int = Field(default=2, ge=1, le=10**9, description="Newest checkpoints that stay on disk.")
     watchdog_seconds: Float = Field(
         default=900,
         ge=0,
@@ -43,6 +49,7 @@ class RunConfig(Section):
     max_hours: Float | None = Field(
         default=None,
         gt=0,
+        le=1e5,
         description="The run saves and ends (exit code 75) within so many hours of its command, at the end of a round; "
         "the same command goes on. Sessions of Kaggle and Colab are cut after 9 to 12.",
     )
@@ -102,6 +109,7 @@ class Recipe(Section):
                 f"adapter.steps must end at sampler.steps, {self.sampler.steps}, or before, got {window[1]}"
             )
         self._check_prompts()
+        self._check_kept_steps()
         return self
 
     def _check_reward(self) -> None:
@@ -169,6 +177,23 @@ class Recipe(Section):
             raise ValueError(
                 f"adapter.steps {list(window or ())} leaves differentiated steps {steps.start}..{steps.stop - 1} of "
                 f"method.kind {method.kind} without anything to train; widen one or the other"
+            )
+
+    def _check_kept_steps(self) -> None:
+        """Raises ValueError where more graphs are to be kept than the method makes."""
+        kept, method = self.memory.kept_steps, self.method
+        if kept == "auto" or kept == 0:
+            return
+        if isinstance(method, ReinforceConfig | SftPgConfig):
+            raise ValueError(
+                f"memory.kept_steps is for methods that differentiate the reward; method.kind {method.kind} goes with "
+                f"0 or auto, got {kept}"
+            )
+        most = method.most_kept(self.sampler.steps)
+        if kept > most:
+            raise ValueError(
+                f"memory.kept_steps must be 0..{most}, the steps that method.kind {method.kind} differentiates, or "
+                f"auto, got {kept}"
             )
 
     def _check_prompts(self) -> None:

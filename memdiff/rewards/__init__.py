@@ -18,6 +18,7 @@ open_clip        open_clip's CLIP checkpoints as transformers' CLIP: config and 
 part_config      What the parts of a reward have in common
 preprocess       Preprocessing of reward models as differentiable tensor code
 pretrained       What the rewards on transformers' networks share: configs, weights, tokenizers, precision
+python_file      The file of a reward function: imported here, or tried in a process of its own before a run starts
 python_function  A function in a user's own file as a reward
 reward           What a reward is
 weighted_sum     The weighted sum of a recipe's reward parts, every part's own score kept

@@ -18,6 +18,8 @@ from memdiff.rewards.handed_over import HERE
 from memdiff.rewards.part_config import Part, resolve_file
 from memdiff.runtime.section import Float, Int
 
+Digit = Annotated[Int, Field(ge=0, le=9)]
+
 
 class Confidence(Part):
     """How the probability p of a label becomes a score.
@@ -70,7 +72,7 @@ class DigitsConfig(Confidence):
     """The embedded digit classifier: the probability that the digit is one of `digits`."""
 
     kind: Literal["digits"]
-    digits: tuple[Int, ...] = Field(default=(5, 6, 7, 8, 9), min_length=1, description="Digits that count as yes.")
+    digits: tuple[Digit, ...] = Field(default=(5, 6, 7, 8, 9), min_length=1, description="Digits that count as yes.")
     pool: Literal["sum", "max"] = Field(
         default="sum",
         description="sum: p of the group. max: p of its likeliest digit; over all ten, how legible an image is.",
@@ -81,8 +83,8 @@ class DigitsConfig(Confidence):
 
     @field_validator("digits")
     @classmethod
-    def _are_digits(cls, digits: tuple[int, ...]) -> tuple[int, ...]:
-        if any(not 0 <= digit <= 9 for digit in digits) or len(set(digits)) != len(digits):
+    def _differ(cls, digits: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(digits)) != len(digits):
             raise ValueError(f"digits must be different numbers 0..9, got {list(digits)}")
         return digits
 
@@ -99,7 +101,9 @@ class PythonConfig(Part):
         default="score", pattern=r"^[A-Za-z_]\w*$", description="Its name in the file: score(images_BCHW, prompts)."
     )
     differentiable: bool = Field(default=False, description="True: gradients flow from the result to the images.")
-    gpu_mib: Int = Field(default=0, ge=0, description="GPU memory that it takes, in MiB: the plan can't look inside.")
+    gpu_mib: Int = Field(
+        default=0, ge=0, le=2**20, description="GPU memory that it takes, in MiB: the plan can't look inside."
+    )
 
     @field_validator("file")
     @classmethod
@@ -144,6 +148,11 @@ def part_name(part: AnyPart) -> str:
             return part.kind
         case _:
             assert_never(part)
+
+
+def users_function(part: AnyPart) -> tuple[str, str] | None:
+    """The file that a user wrote and the function in it, where a part calls one."""
+    return (part.file, part.function) if isinstance(part, PythonConfig) and part.file != HERE else None
 
 
 def way_to_a_gradient(part: AnyPart) -> str | None:

@@ -115,7 +115,9 @@ class DetectionConfig(NetworkPart):
     )
     count: Int | None = Field(default=None, ge=0, le=32, description="Wanted number of objects; mode count only.")
     threshold: Float = Field(default=0.1, gt=0, lt=1, description="p from which a box counts as one; mode count.")
-    chunk: Int = Field(default=4, ge=1, description="Images scored at once; 3,600 patches each in the default model.")
+    chunk: Int = Field(
+        default=4, ge=1, le=10**6, description="Images scored at once; 3,600 patches each in the default model."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -11,6 +11,7 @@ class GuardsConfig(Section):
     held_out_drop: Float | None = Field(
         default=0.5,
         gt=0,
+        le=10**6,
         description="Alarm where a held-out reward has fallen by more than this many standard deviations of its scores "
         "at round 0, while the trained reward has risen. None: never.",
     )

@@ -15,8 +15,8 @@ class Part(Section):
     name: str | None = Field(
         default=None, pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="In the metrics. None: the kind's own name."
     )
-    weight: Float = Field(default=1.0, description="Of this part in the sum; negative to push away.")
-    chunk: Int = Field(default=32, ge=1, description="Images scored at once.")
+    weight: Float = Field(default=1.0, ge=-1e9, le=1e9, description="Of this part in the sum; negative to push away.")
+    chunk: Int = Field(default=32, ge=1, le=10**6, description="Images scored at once.")
     normalise: Literal["none", "running"] = Field(
         default="none",
         description="running: (score - mean) / (std + 1e-6) over all images so far enters the sum; metrics stay raw.",

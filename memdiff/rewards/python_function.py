@@ -3,8 +3,6 @@
 Shapes: B images.
 """
 
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from memdiff.errors import ConfigError, RewardError
+from memdiff.errors import RewardError
 from memdiff.rewards.config import PythonConfig
 from memdiff.rewards.handed_over import HERE, handed_over
+from memdiff.rewards.python_file import load_function
 from memdiff.rewards.reward import checked
 
 MIB = 2**20
@@ -55,7 +54,7 @@ def load_python(config: PythonConfig) -> PythonReward:
     """Imports the user's file, or takes the function that a program handed over. Raises ConfigError in one line."""
     if config.file == HERE:
         return PythonReward(config, handed_over(config.function))
-    return PythonReward(config, _load_function(Path(config.file), config.function))
+    return PythonReward(config, load_function(Path(config.file), config.function))
 
 
 def skeleton_python(config: PythonConfig) -> PythonReward:
@@ -69,18 +68,3 @@ def skeleton_python(config: PythonConfig) -> PythonReward:
         return scores_B
 
     return PythonReward(config, take_memory)
-
-
-def _load_function(file: Path, name: str) -> Callable[..., Any]:
-    spec = importlib.util.spec_from_file_location(f"memdiff_reward_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"reward file {file} is not a Python file; give one that ends in .py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # importing a user's file may raise anything
-        raise ConfigError(f"reward file {file} can't be imported: {type(error).__name__}: {error}") from error
-    function = vars(module).get(name)
-    if not callable(function):
-        raise ConfigError(f"reward file {file} has no function {name}")
-    return function

@@ -9,9 +9,11 @@ from typing import Any
 
 from memdiff.errors import ConfigError
 from memdiff.runtime.numbered import name_of, number_of, numbered
+from memdiff.runtime.small_files import read_small_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SETTINGS = "settings.json"
+MOST_SETTINGS_BYTES = 128 * 2**20  # all prompts of a file stand in it
 GRID = "grid.png"
 IMAGE = "image_"  # and its number
 EVALUATED = re.compile(r"round_\d{6}\.png")  # a grid of many images, in the samples/ of a run
@@ -33,8 +35,8 @@ def sample_settings(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        settings = json.loads(read_small_file(file, what="the settings", most_bytes=MOST_SETTINGS_BYTES))
+    except (OSError, ValueError, RecursionError, ConfigError):
         return None
     ours = isinstance(settings, dict) and {"num_images", "sampler", "prompts"} <= settings.keys()
     return settings if ours and isinstance(settings["prompts"], list) else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from memdiff.errors import ConfigError
-from memdiff.models.config import EmbeddedConfig, ModelConfig, Precision, SamplerConfig, takes_prompts
+from memdiff.models.config import EmbeddedConfig, ModelConfig, Precision, SamplerConfig, Step, takes_prompts
 from memdiff.models.lora.paths import find_adapter
 from memdiff.recipe.prompt_files import read_prompt_file
 from memdiff.recipe.prompts import PromptSet
@@ -22,7 +22,7 @@ class MixedAdapter(Section):
     """One adapter of those that are added up."""
 
     file: str
-    weight: Float
+    weight: Float = Field(ge=-1e6, le=1e6)
 
 
 class SampleRequest(Section):
@@ -31,11 +31,11 @@ class SampleRequest(Section):
     source: str = Field(description="As it was given.")
     model: ModelConfig = Field(description="What is loaded, without adapters.")
     adapters: tuple[MixedAdapter, ...] = Field(description="dW = lora_scale sum_i weight_i dW_i.")
-    lora_scale: Float
-    adapter_steps: tuple[Int, Int] | None = Field(description="[start, end). None: those they were trained in.")
+    lora_scale: Float = Field(ge=-1e6, le=1e6)
+    adapter_steps: tuple[Step, Step] | None = Field(description="[start, end). None: those they were trained in.")
     prompts: tuple[str, ...] = Field(description="Image i is made from number i mod P of these P. Empty: no texts.")
-    num_images: Int = Field(ge=1)
-    batch_size: Int = Field(ge=1)
+    num_images: Int = Field(ge=1, le=10**6)
+    batch_size: Int = Field(ge=1, le=10**6)
     sampler: SamplerConfig
     seed: Int = Field(ge=0, lt=2**63)
     precision: Precision

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from memdiff.errors import ConfigError
-from memdiff.recipe.reading import one_line, read_value
+from memdiff.recipe.mistakes import one_line
+from memdiff.recipe.reading import read_value
 from memdiff.rewards.config import AnyPart, RewardPart, part_name
 from memdiff.rewards.part_config import TextPart
 from memdiff.runtime.section import Section

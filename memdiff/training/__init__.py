@@ -1,14 +1,15 @@
 """A training run: started, built, looped over rounds, evaluated, written down.
 
-build        From a recipe to the parts of a run. The one place where rooms meet
-environment  What a run ran on: versions, devices, commit. Written into status.json and beside every measured number
-evaluate     Images from fixed noise, scored by every part, held-out ones too
-launcher     Starts the DeepSpeed launcher for a run and tells a person how it ended. No deepspeed is imported here
-loop         The training loop, and what one rank does around it
-metrics      Rows of metrics.jsonl
-preview      `memdiff train --dry-run`: what a run would do, with everything checked that can be without starting it
-progress     What a person sees while a run goes on: one bar a round on a terminal, one line a round elsewhere
-run_folder   The folder of one run: who writes what, and how it survives being cut off
-run_state    How far a run has come
-start        Starts a run whose recipe is right: in this process, or as ranks under DeepSpeed's launcher
+before_launch  What a person has to be told of a run before its ranks start
+build          From a recipe to the parts of a run. The one place where rooms meet
+environment    What a run ran on: versions, devices, commit
+evaluate       Images from fixed noise, scored by every part, held-out ones too
+launcher       Starts the DeepSpeed launcher for a run and tells a person how it ended
+loop           The training loop, and what one rank does around it
+metrics        Rows of metrics.jsonl
+preview        `memdiff train --dry-run`: what a run would do
+progress       What a person sees while a run goes on: one bar a round on a terminal, one line a round elsewhere
+run_folder     The folder of one run: who writes what, and how it survives being cut off
+run_state      How far a run has come
+start          Starts a run whose recipe is right: in this process, or as ranks under DeepSpeed's launcher
 """

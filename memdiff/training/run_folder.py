@@ -108,11 +108,29 @@ class RunFolder:
             ) from None
         return check_recipe(content, source=str(self._config))
 
+    def check_place(self) -> None:
+        """Raises ConfigError where the folder can't be made, or nothing can be written in it. Writes nothing."""
+        for place in (self.path, *self.path.parents):
+            try:
+                place.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise self._unwritable(error) from None
+            if not place.is_dir():
+                raise ConfigError(f"--out {self.path}: {place} is there and is no folder; give another --out")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise ConfigError(f"--out {self.path}: {place} can't be written in; give another --out")
+            return
+
     def check_same(self, recipe: Recipe, contents: Contents) -> None:
         """Raises ConfigError where the stored recipe, or what its paths held, would give other weights.
 
-        A path that is another one and holds the same is no change: the run may have been copied from elsewhere.
+        A path that is another one and holds the same is no change: the run may have been copied from elsewhere. A run
+        that has not finished a round has no weights yet: its recipe may be corrected.
         """
+        if not self._has_checkpoint() and not self.status().get("round", 0):
+            return
         stored, held = self.recipe(), self._trained_with()
         keys = changed_keys(stored, recipe) if recipe_hash(stored) != recipe_hash(recipe) else []
         keys = [key for key in keys if not contents.get(key) or held.get(key) != contents[key]]
@@ -125,13 +143,16 @@ class RunFolder:
 
     def _trained_with(self) -> Mapping[str, Any]:
         """The fingerprints that were stored; empty in a run without a checkpoint, and in one that stored none."""
-        if not any((folder / MANIFEST).is_file() for folder in numbered(self.checkpoints, "round_").values()):
+        if not self._has_checkpoint():
             return {}  # it starts over: a reward that failed at its first call may be mended
         try:
             stored = json.loads(self._contents.read_text())
         except (OSError, ValueError):
             return {}
         return stored if isinstance(stored, dict) else {}
+
+    def _has_checkpoint(self) -> bool:
+        return any((folder / "MANIFEST.json").is_file() for folder in numbered(self.checkpoints, "round_").values())
 
     def move_aside(self) -> Path:
         """Renames the folder to a free name beside it: nothing is deleted."""

@@ -1,6 +1,10 @@
 """A recipe is right, or is refused in one line that names the key: what, what was got, what to do."""
 
 import json
+import os
+import re
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +12,15 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from memdiff.engine.ds_config import read_user_file
 from memdiff.errors import ConfigError
 from memdiff.memory.knobs import TABLE, Knobs, MemoryConfig, resolved, tell_of_old_key
+from memdiff.recipe.mistakes import RecipeError
+from memdiff.recipe.prompts import read_prompt_file
 from memdiff.recipe.reading import changed_keys, check_recipe, read_recipe, recipe_hash
 from memdiff.recipe.recipe import Recipe
+from memdiff.recipe.schema import recipe_schema
+from memdiff.recipe.synonyms import KEYS
 from tests.helpers.processes import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +68,7 @@ BAD_VALUES = [
     ("sampler.steps=1001", "sampler.steps:", "less than or equal to 1000"),
     ("sampler.timestep_spacing=trailng", "sampler.timestep_spacing:", "'leading', 'linspace' or 'trailing'"),
     ("sampler=5", "sampler:", "got 5"),
-    ("optimizer.betas=[0.9, 1.5]", "optimizer.betas:", "[0, 1)"),
+    ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1:", "less than 1, got 1.5"),
     ("optimizer.betas=[0.9, x]", "optimizer.betas.1:", "number"),
     ("optimizer.betas=[0.9]", "optimizer.betas needs 2 entries", "got [0.9]"),
     ("optimizer.betas=[0.9, 0.99, 0.999]", "optimizer.betas:", "at most 2"),
@@ -178,9 +187,119 @@ def test_files_that_cannot_be_read(file: Path, tmp_path: Path):
     """Missing, a folder, or larger than any recipe: each is told without reading on."""
     with pytest.raises(ConfigError, match=r"no such recipe: .*missing\.yaml.*memdiff recipes"):
         read_recipe(tmp_path / "missing.yaml")
-    with pytest.raises(ConfigError, match="can't be read: Is a directory"):
+    with pytest.raises(ConfigError, match="can't be read: it is a folder"):
         read_recipe(tmp_path)
-    assert "at most 1000000 bytes" in refusal(file, LEAST + "#" * 1_000_000)
+    assert "at most 250000 bytes" in refusal(file, LEAST + "#" * 250_000)
+
+
+@pytest.mark.parametrize("make", ["fifo", "socket", "/dev/zero"])
+@pytest.mark.parametrize("read", [read_recipe, read_prompt_file, lambda path: read_user_file(path, {})])
+def test_only_regular_files_are_read(tmp_path: Path, read: Callable[[Path], object], make: str):
+    """A pipe is not waited for and a device has no end: each is refused before it is opened."""
+    path = Path(make) if make.startswith("/") else tmp_path / make
+    if make == "fifo":
+        os.mkfifo(path)
+    with socket.socket(socket.AF_UNIX) as listener, pytest.raises(ConfigError, match="give a regular file"):
+        if make == "socket":
+            listener.bind(os.path.relpath(path))
+        read(path)
+
+
+def unbounded(node: Any, path: str = "") -> list[str]:
+    """Where a JSON schema lets a number be as small or as large as it likes."""
+    if isinstance(node, list):
+        return [name for number, entry in enumerate(node) for name in unbounded(entry, f"{path}.{number}")]
+    if not isinstance(node, dict):
+        return []
+    numeric = node.get("type") in ("integer", "number") and not {"const", "enum"} & node.keys()
+    bounds = [{"minimum", "exclusiveMinimum"} & node.keys(), {"maximum", "exclusiveMaximum"} & node.keys()]
+    return [path] * (numeric and not all(bounds)) + [
+        name for key, entry in node.items() for name in unbounded(entry, f"{path}.{key}")
+    ]
+
+
+def test_every_number_has_bounds():
+    """1e300 is a learning rate to no one, and 10**12 images are no round: no number of a recipe goes without both."""
+    assert unbounded(recipe_schema()) == []
+    assert unbounded({"type": "integer", "minimum": 0}) == [""]
+
+
+DRAFT = (
+    "model: {kind: embedded}\nmethod: {kind: draft, last_steps: 2}\n"
+    "reward: [{kind: digits, mode: probability}]\nsampler: {steps: 4}\n"
+)
+
+
+def test_no_more_steps_are_kept_than_are_differentiated(file: Path):
+    """`kept_steps` beyond the chain would change nothing, which is not what was meant."""
+    file.write_text(DRAFT)
+    assert read_recipe(file, ("memory.kept_steps=2",)).memory.kept_steps == 2
+    assert "memory.kept_steps must be 0..2" in refusal(file, DRAFT, ("memory.kept_steps=3",))
+    assert "0..4" in refusal(file, DRAFT, ("memory.kept_steps=99", "method.last_steps=all"))
+    one = "method={kind: refl, first_step: 1, last_step: 3}"
+    assert "0..1" in refusal(file, DRAFT, ("memory.kept_steps=2", one))
+    assert "goes with 0 or auto" in refusal(file, LEAST, ("memory.kept_steps=1",))
+
+
+def test_others_names_lead_to_ours(file: Path):
+    """Every key that the table leads to is there, and each is told where it was written."""
+    keys = {re.sub(r"\.\d+(?=\.|$)", "", key) for key in paths_of(whole_recipe())} | {"prompts", "prompts.file"}
+    of_kinds = {"model.path", "model.revision", "model.resolution", "method.last_steps", "method.truncation"}
+    for name, place in KEYS.items():
+        assert " " in place or place in keys | of_kinds, place
+        assert f"unknown key {name}; " in refusal(file, LEAST, (f"{name}=1",)) or name in keys
+    assert "learning_rate" in refusal(file, LEAST, ("optimizer.lr=1e-5",))
+
+
+# (what is laid over the smallest recipe, what the line must say)
+HINTS = [
+    ("reward={kind: digits}", "reward: a list is needed, in brackets: [{'kind': 'digits'}]"),
+    ("reward.0.digits=7", "reward.0.digits: a list is needed, in brackets: [7], got 7"),
+    ("reward.0.digits='5, 6'", "in brackets: [5, 6], got '5, 6'"),
+    ("adapter.targets=to_q", "in brackets: [to_q], got 'to_q'"),
+    ("method.kind=ddpo", "reinforce with inner_updates above 1 is DDPO"),
+    ("method.kind=DRaFT-LV", "draft with noise_samples is DRaFT-LV"),
+    ("model.kind=sd15", "here it is stable_diffusion"),
+    ("model.kind=digits_text", "embedded with name: digits_text"),
+    ("reward.0.kind=ImageReward", "here it is image_reward"),
+    ("evaluate.rewards=[{kind: clip-score}]", "here it is clip_similarity"),
+    ("seed=1", "unknown key seed; here it is run.seed"),
+    ("train.learning_rate=1", "unknown key train"),
+    ("sampler.guidance_scale=7", "here it is sampler.guidance"),
+    ("optimizer.use_8bit_adam=true", "set optimizer.bits to 8"),
+]
+
+
+@pytest.mark.parametrize(("override", "said"), HINTS, ids=[case[0] for case in HINTS])
+def test_hints(file: Path, override: str, said: str):
+    """The line tells how it is written here, where it was written as elsewhere."""
+    assert said in refusal(file, LEAST, (override,))
+
+
+def test_all_mistakes_are_listed(file: Path):
+    """The first as the line, with how many more there are; each on a line of its own for who asks."""
+    file.write_text(LEAST)
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(file, ("run.rounds=0", "optimizer.lr=1", "sampler.eta=2"))
+    assert str(caught.value).endswith("unknown key optimizer.lr; here it is optimizer.learning_rate (and 2 more)")
+    assert [line.split(":")[1].split()[-1] for line in caught.value.lines[1:]] == ["sampler.eta", "run.rounds"]
+
+
+BOMBS = [
+    LEAST + "prompts: " + "[" * 900 + "]" * 900,
+    LEAST + "prompts: [" * 5000,
+    LEAST + "run: {rounds: [" + "1," * 120_000 + "1]}",
+    LEAST.replace("[{kind: digits}]", "[" + "{kind: x}," * 20_000 + "]"),
+    LEAST + "run: {" + ",".join(f"a{number}: 1" for number in range(20_000)) + "}",
+    LEAST + "run: {seed: " + "1:" * 400 + "1.5}",
+    LEAST + "".join(f"{'  ' * level}run:\n" for level in range(400)),
+]
+
+
+@pytest.mark.parametrize("content", BOMBS, ids=range(len(BOMBS)))
+def test_bombs_are_bounded(file: Path, content: str):
+    """What a recipe may hold is bounded before it is understood: size, keys and values, depth."""
+    assert "not valid YAML" in refusal(file, content)
 
 
 BAD_OVERRIDES = [
@@ -274,7 +393,8 @@ def test_step_weights_fit_the_steps(file: Path):
     recipe = read_recipe(file, ("sampler.steps=3", "method.step_weights=[1, 0, 2]"))
     assert recipe.method.kind == "reinforce" and recipe.method.step_weights == (1.0, 0.0, 2.0)
     assert "3 of them, got 2" in refusal(file, LEAST, ("sampler.steps=3", "method.step_weights=[1, 2]"))
-    assert ">= 0" in refusal(file, LEAST, ("sampler.steps=2", "method.step_weights=[1, -2]"))
+    message = refusal(file, LEAST, ("sampler.steps=2", "method.step_weights=[1, -2]"))
+    assert message.startswith("recipe.yaml: method.step_weights.1: input should be greater than or equal to 0")
 
 
 def test_files_beside_the_recipe_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -33,6 +33,7 @@ RECIPE = Recipe.model_validate(
 def stops() -> Iterator[Stops]:
     """One that listens; `second` counts second requests."""
     before = {number: signal.getsignal(number) for number in BLOCKED}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
     made = Stops(lambda: None)
     made.listen()
     yield made

@@ -216,7 +216,7 @@ BAD_ARGUMENTS = {
 def test_bad_arguments_cost_nothing(name: str, tmp_path: Path) -> None:
     """One line, exit code 2 (5 where a checkpoint was demanded), and no run folder."""
     arguments, message = BAD_ARGUMENTS[name]
-    (tmp_path / "ds.json").write_text('{"gradient_clipping": 1.0}')
+    (tmp_path / "ds.json").write_text('{"gradient_clipping": 0.5}')
     arguments = [str(tmp_path / "ds.json") if word == "DS" else word for word in arguments]
     done = memdiff("train", recipe(tmp_path), "--out", tmp_path / "run", *arguments)
     assert done.returncode == (5 if name.startswith("must") else 2), done.stderr

@@ -1,0 +1,111 @@
+"""What a pipeline's folder holds, by its files alone: whether parts are missing, how layers are called. No torch.
+
+Layers are read from the headers of safetensors, in milliseconds; what these leave open, loading the model decides.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import assert_never
+
+from memdiff.digits.paths import DIGITS_DDPM, DIGITS_TEXT
+from memdiff.errors import ConfigError
+from memdiff.models.config import (
+    AdapterConfig,
+    DdpmConfig,
+    EmbeddedConfig,
+    ModelConfig,
+    SdxlConfig,
+    StableDiffusionConfig,
+)
+
+INDEX = "model_index.json"
+WEIGHTS = ("*.safetensors", "*.bin")
+TEXT_PARTS = ("text_encoder", "tokenizer", "scheduler", "unet", "vae")
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+LARGEST_HEADER = 1 << 24
+OLD_NAMES = re.compile(r"\.(query|key|value|proj_attn)\.weight$")  # of attention, which diffusers renames
+
+
+def folder_of(model: ModelConfig) -> Path | None:
+    """The model's folder; None where it is a hub id that is not in the cache."""
+    if isinstance(model, EmbeddedConfig):
+        return DIGITS_DDPM if model.name == "digits" else DIGITS_TEXT
+    if Path(model.path).is_dir():
+        return Path(model.path)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(model.path, INDEX, revision=model.revision)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def to_be_fetched(model: ModelConfig) -> tuple[str, str | None] | None:
+    """Hub id and revision of a model that is neither a folder here nor in the cache; None of all others."""
+    return None if isinstance(model, EmbeddedConfig) or folder_of(model) else (model.path, model.revision)
+
+
+def check_folder(model: ModelConfig) -> None:
+    """Raises ConfigError where a local pipeline folder is no pipeline, or lacks a part's config or weights."""
+    if isinstance(model, EmbeddedConfig) or not Path(model.path).is_dir():
+        return
+    folder, where = Path(model.path), f"model.path {model.path}"
+    if not (folder / INDEX).is_file():
+        what = "is empty" if not any(folder.iterdir()) else f"has no {INDEX}"
+        raise ConfigError(f"{where} {what}; give a whole diffusers pipeline folder")
+    lacking = [lack for part in _parts(model) for lack in _lacking(folder, part)]
+    if lacking:
+        raise ConfigError(f"{where} is not complete: {', '.join(lacking)}; fetch its files again")
+
+
+def _parts(model: DdpmConfig | StableDiffusionConfig | SdxlConfig) -> tuple[str, ...]:
+    """The parts that are read of a pipeline of this kind."""
+    match model:
+        case DdpmConfig():
+            return ("scheduler", "unet")
+        case StableDiffusionConfig() | SdxlConfig():
+            second = ("text_encoder_2", "tokenizer_2") if isinstance(model, SdxlConfig) else ()
+            return tuple(part for part in (*TEXT_PARTS, *second) if part != "vae" or model.vae is None)
+        case _:
+            assert_never(model)
+
+
+def _lacking(folder: Path, part: str) -> list[str]:
+    """What a part has not got. The parts of some old pipelines lie in the folder itself."""
+    place = folder / part if (folder / part).is_dir() else folder
+    if part not in NETWORKS:
+        config = f"{part}_config.json" if part == "scheduler" else "*"
+        return [] if any(file.is_file() for file in place.glob(config)) else [f"{part}/ holds nothing"]
+    lacking = [] if (place / "config.json").is_file() else [f"{part}/config.json is missing"]
+    files = [file for pattern in WEIGHTS for file in place.glob(pattern) if file.is_file()]
+    if not files:
+        lacking.append(f"{part}/ holds no weights ({' or '.join(WEIGHTS)})")
+    return lacking + [f"{part}/{file.name} is an empty file" for file in files if file.stat().st_size == 0]
+
+
+def unet_layers(folder: Path) -> dict[str, int] | None:
+    """Paths of the UNet's weights, with their number of dimensions; None where the files don't say it for sure."""
+    place = folder / "unet" if (folder / "unet").is_dir() else folder
+    layers: dict[str, int] = {}
+    for file in place.glob("*.safetensors"):
+        with file.open("rb") as content:
+            size = int.from_bytes(content.read(8), "little")
+            try:
+                header = json.loads(content.read(min(size, LARGEST_HEADER)))
+                layers |= {key: len(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                return None
+    return None if not layers or any(OLD_NAMES.search(key) for key in layers) else layers
+
+
+def check_layers(layers: dict[str, int], adapter: AdapterConfig | None, modules: Iterable[str] | None) -> None:
+    """Raises ConfigError where an adapter's target names none of `unet_layers`, or a trained module holds none."""
+    adaptable = [key.removesuffix(".weight") for key, dimensions in layers.items() if dimensions in (2, 4)]
+    for target in adapter.targets if adapter is not None else ():
+        if not any(f".{layer}".endswith(f".{target}") for layer in adaptable):
+            endings = sorted({".".join(layer.split(".")[-1 - layer[-1].isdigit() :]) for layer in adaptable})
+            raise ConfigError(f"adapter.targets: no layer is named {target}; there are {', '.join(endings)}")
+    for module in modules or ():
+        if not any(key.startswith(f"{module}.") for key in layers):
+            tops = sorted({key.partition(".")[0] for key in layers})
+            raise ConfigError(f"trained_modules: the UNet has no {module}; it has {', '.join(tops)}")
