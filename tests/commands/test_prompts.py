@@ -161,7 +161,7 @@ def test_text_models_take_guidance_and_rewards_take_the_runs_prompts(tmp_path: P
         ("a.jsonl", b'{"prompt": 3}', "the prompt must be a text, got 3"),
         ("a.jsonl", b'{"prompt": " "}', "the prompt must be a text"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl line 1"),
-        ("folder", None, "can't be read: Is a directory"),
+        ("folder", None, "can't be read: it is a folder"),
         ("missing.txt", None, "no such prompt file"),
     ],
 )  # fmt: skip
