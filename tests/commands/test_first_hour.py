@@ -107,4 +107,4 @@ def test_every_key_of_the_schema_is_described_and_bounded_in_its_own_words() -> 
     text = json.dumps(schema)
     assert not any(f'"{bound}": ' in text for bound in ("ge", "gt", "le", "lt"))
     clip = schema["$defs"]["DraftConfig"]["properties"]["costate_clip"]
-    assert {"exclusiveMinimum": 0, "type": "number"} in clip["anyOf"]
+    assert {"exclusiveMinimum": 0, "maximum": 1e9, "type": "number"} in clip["anyOf"]

@@ -76,6 +76,7 @@ def test_refusals_leave_the_folder_free(tmp_path: Path) -> None:
         folder.prepare(RECIPE, "must")
     assert not folder.path.exists()
     folder.prepare(RECIPE, "auto").release()
+    folder.write_status("stopped", round_number=1)
     other = RECIPE.model_copy(update={"optimizer": RECIPE.optimizer.model_copy(update={"learning_rate": 1.0})})
     for _ in range(2):
         with pytest.raises(ConfigError, match="another recipe"):

@@ -206,7 +206,7 @@ BAD_ARGUMENTS = {
     "no ranks": (["--gpus", "0"], "--gpus must be"),
     "unknown resume": (["--resume", "perhaps"], "--resume must be"),
     "must without a run": (["--resume", "must"], "holds no run"),
-    "unknown label": (["--set", "reward=[{kind: digits, digits: [12]}]"], "0..9"),
+    "unknown label": (["--set", "reward=[{kind: digits, digits: [12]}]"], "equal to 9, got 12"),
     "ds-config": (["--ds-config", "DS"], "gradient_clipping is the trainer's own"),
     "unknown option": (["--gpu", "2"], "--gpu"),
 }
