@@ -1,5 +1,7 @@
 """Recipe sections of the networks that a method trains beside the model, and their bytes. No torch."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from memdiff.methods.workload import ImageShape
@@ -8,12 +10,16 @@ from memdiff.runtime.section import Float, Int, Section
 LEARNT_BYTES = 16  # of a weight, all fp32: itself, its gradient, Adam's two moments
 VALUE_LAYERS = 3  # memdiff.methods.value_function.LAYERS, which is not imported: it would load torch
 
+Channels = Annotated[Int, Field(ge=1, le=65536)]
+
 
 class CriticConfig(Section):
     """SFT-PG's critic: three convolutions that halve the sides, and Adam."""
 
-    learning_rate: Float = Field(default=1e-4, gt=0, description="Of its own Adam.")
-    widths: tuple[Int, Int, Int] = Field(default=(128, 256, 512), description="Channels after each convolution.")
+    learning_rate: Float = Field(default=1e-4, gt=0, le=10, description="Of its own Adam.")
+    widths: tuple[Channels, Channels, Channels] = Field(
+        default=(128, 256, 512), description="Channels after each convolution."
+    )
 
     def elements(self, shape: ImageShape) -> int:
         """Weights of the critic of such images."""
@@ -25,8 +31,8 @@ class CriticConfig(Section):
 class ValueConfig(Section):
     """A value function v(x_t, t): an MLP gated by the step, and Adam."""
 
-    learning_rate: Float = Field(default=1e-4, gt=0, description="Of its own Adam.")
-    width: Int = Field(default=256, ge=1, description="Of its three hidden layers.")
+    learning_rate: Float = Field(default=1e-4, gt=0, le=10, description="Of its own Adam.")
+    width: Int = Field(default=256, ge=1, le=65536, description="Of its three hidden layers.")
 
     def elements(self, shape: ImageShape, steps: int) -> int:
         """Weights of the value function over such states of a chain of so many steps."""
@@ -38,5 +44,7 @@ class ValueConfig(Section):
 class ValueBaselineConfig(ValueConfig):
     """REINFORCE's baseline (DPOK): the value function, and how much it learns of a round."""
 
-    learning_rate: Float = Field(default=1e-3, gt=0, description="Of its own Adam.")
-    steps: Int = Field(default=10, ge=1, description="Of Adam on a round's pairs, after the round has used it.")
+    learning_rate: Float = Field(default=1e-3, gt=0, le=10, description="Of its own Adam.")
+    steps: Int = Field(
+        default=10, ge=1, le=10**6, description="Of Adam on a round's pairs, after the round has used it."
+    )

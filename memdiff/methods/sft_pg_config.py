@@ -58,13 +58,19 @@ class SftPgConfig(Section):
 
     kind: Literal["sft_pg"]
     real: RealImagesConfig = Field(description="The images that the model's are to be like.")
-    critic_steps: Int = Field(default=5, ge=1, description="Equal shares of a round's images, a critic step on each.")
-    critic_passes: Int = Field(
-        default=1, ge=1, description="Times that the critic goes over them, with other real images each time."
+    critic_steps: Int = Field(
+        default=5, ge=1, le=10**6, description="Equal shares of a round's images, a critic step on each."
     )
-    generator_updates: Int = Field(default=10, ge=1, description="Updates of the model a round, at most.")
-    minibatch: Int = Field(default=128, ge=1, description="(image, step) pairs of one such update, over all ranks.")
-    warmup_rounds: Int = Field(default=0, ge=0, description="First rounds that train critic and value function alone.")
+    critic_passes: Int = Field(
+        default=1, ge=1, le=10**6, description="Times that the critic goes over them, with other real images each time."
+    )
+    generator_updates: Int = Field(default=10, ge=1, le=10**6, description="Updates of the model a round, at most.")
+    minibatch: Int = Field(
+        default=128, ge=1, le=10**6, description="(image, step) pairs of one such update, over all ranks."
+    )
+    warmup_rounds: Int = Field(
+        default=0, ge=0, le=10**6, description="First rounds that train critic and value function alone."
+    )
     critic: CriticConfig = CriticConfig()
     value: ValueConfig = ValueConfig()
     critic_regularisation: Literal["baseline", "none"] = Field(
@@ -75,6 +81,7 @@ class SftPgConfig(Section):
     max_kl: Float | None = Field(
         default=None,
         gt=0,
+        le=1e9,
         description="Largest mean KL in nats, over a step's C*H*W, from the model that made the round's images. Beyond "
         "it the round's remaining updates are skipped and the learning rate is halved for good. None: not measured.",
     )

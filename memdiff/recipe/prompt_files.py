@@ -60,7 +60,7 @@ def _check_size(path: Path) -> None:
         raise ConfigError(f"the prompt file {path} can't be read: {error}") from None
     if not stat.S_ISREG(about.st_mode):
         what = "a folder" if stat.S_ISDIR(about.st_mode) else "no regular file"
-        raise ConfigError(f"the prompt file {path} can't be read: it is {what}")
+        raise ConfigError(f"the prompt file {path} can't be read: it is {what}; give a regular file")
     if about.st_size > MOST_BYTES:
         raise ConfigError(
             f"the prompt file {path} has {about.st_size >> 20} MiB, more than the {MOST_BYTES >> 20} that are read; "

@@ -72,7 +72,9 @@ class PromptsConfig(_Texts):
     held_out: HeldOutConfig | None = Field(
         default=None, description="Texts that evaluations use and training never sees. None: training's own."
     )
-    images_per_prompt: Int = Field(default=1, ge=1, description="Consecutive images of a round that share a text.")
+    images_per_prompt: Int = Field(
+        default=1, ge=1, le=10**6, description="Consecutive images of a round that share a text."
+    )
 
 
 @dataclass(frozen=True)

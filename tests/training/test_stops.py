@@ -245,6 +245,7 @@ def test_a_damaged_config_is_one_line(text: str, tmp_path: Path) -> None:
     """Exit code 5 or 2 by the file's name, and the way out; nothing is run."""
     folder = RunFolder(tmp_path / "run")
     folder.prepare(RECIPE, "auto").release()
+    folder.write_status("running", round_number=1)  # before that the recipe may be corrected, and is written anew
     (folder.path / "config.yaml").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.yaml can't be read.*--resume never") as raised:
         folder.prepare(RECIPE, "auto")
