@@ -447,7 +447,7 @@ RECIPE = {
         ("method", {"minibatch": 20}, "at most the 32 pairs of a round (8 images, 4 steps that can be trained)"),
         ("method", {"critic_steps": 9}, "method.critic_steps must be at most run.images_per_round, 8, got 9"),
         ("method", {"real": {"kind": "folder", "path": "/no/such/folder"}}, "no such folder: /no/such/folder"),
-        ("method", {"critic": {"widths": [0, 1, 2]}}, "critic.widths must be at least 1"),
+        ("method", {"critic": {"widths": [0, 1, 2]}}, "critic.widths.0: input should be greater than or equal to 1"),
         ("method", {"critic": {"learning_rate": 0}}, "method.critic.learning_rate: input should be greater than 0"),
         ("sampler", {"eta": 0}, "sampler.eta 0 has no density, so method sft_pg has no gradient; set sampler.eta to 1"),
         ("sampler", {"timestep_spacing": "leading"}, "sub_schedule and timestep_spacing both choose the timesteps"),
