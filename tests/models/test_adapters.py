@@ -448,7 +448,7 @@ def test_other_peoples_peft_adapters(rslora: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [(3, 3), (-1, 2), (4, 1)])
 def test_empty_windows_are_refused(steps: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="0 <= start < end|greater than or equal to 0"):
+    with pytest.raises(ValueError, match=r"0 <= start < end|greater than or equal to 0"):
         AdapterConfig(steps=steps)
 
 
