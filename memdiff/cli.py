@@ -129,7 +129,7 @@ def _train(
         typer.echo("\n".join(preview(checked, folder, world_size, resume, ds_config)))
         return 0
     if resume_from is not None:
-        from memdiff.processes.copied_run import bring_run
+        from memdiff.training.copied_run import bring_run
 
         bring_run(resume_from, folder.path)
     arguments = ["train", str(recipe), "--out", str(folder.path)]

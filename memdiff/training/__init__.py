@@ -2,6 +2,8 @@
 
 before_launch  What a person has to be told of a run before its ranks start
 build          From a recipe to the parts of a run. The one place where rooms meet
+copied_run     A run that was begun elsewhere, brought here to go on: from a copied folder, or from the hub
+deadline       When a run has to have ended, so that its last checkpoint is whole before the machine is taken away
 environment    What a run ran on: versions, devices, commit
 evaluate       Images from fixed noise, scored by every part, held-out ones too
 launcher       Starts the DeepSpeed launcher for a run and tells a person how it ended

@@ -18,7 +18,6 @@ from memdiff.methods.experience import Batch, Clock, Metrics, Round
 from memdiff.methods.micro_batches import fits
 from memdiff.models.policy import decode_what_fits
 from memdiff.processes import landmarks
-from memdiff.processes.deadline import Deadline
 from memdiff.processes.heartbeat import Heartbeat
 from memdiff.processes.stops import Stops
 from memdiff.recipe.recipe import Recipe
@@ -27,6 +26,7 @@ from memdiff.rewards.guards import alarms, watched
 from memdiff.rewards.normalise import from_json, to_json
 from memdiff.runtime.ranks import Ranks, ranks_of_this_process
 from memdiff.training.build import Parts, build_parts
+from memdiff.training.deadline import Deadline
 from memdiff.training.environment import describe
 from memdiff.training.evaluate import evaluate
 from memdiff.training.metrics import plain_row, reset_peak, round_row

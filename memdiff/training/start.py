@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from memdiff.processes.deadline import note_start
 from memdiff.processes.heartbeat import Heartbeat
 from memdiff.processes.stops import BLOCKED, Stops
 from memdiff.recipe.contents import contents_of
 from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.exit_codes import quiet_bitsandbytes
+from memdiff.training.deadline import note_start
 from memdiff.training.launcher import launch, rank_environment, ranks_use_gpus, round_of
 from memdiff.training.run_folder import Resume, RunFolder
 

@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from memdiff.errors import CheckpointError, ConfigError
-from memdiff.processes import deadline
-from memdiff.processes.copied_run import bring_run
-from memdiff.processes.deadline import STARTED, Deadline
 from memdiff.recipe.contents import contents_of
 from memdiff.recipe.reading import check_recipe, recipe_hash
+from memdiff.training import deadline
+from memdiff.training.copied_run import bring_run
+from memdiff.training.deadline import STARTED, Deadline
 from memdiff.training.progress import Pace, clock_time
 from memdiff.training.run_folder import RunFolder
 
