@@ -98,7 +98,8 @@ def _write_random(file: Path, network: Any, *, half: bool) -> None:
     import torch
 
     dtype, name = (torch.float16, "F16") if half else (torch.float32, "F32")
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    end = 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     tensors = {key: tensor for key, tensor in network.state_dict().items() if tensor.is_floating_point()}
     for key, tensor in tensors.items():
         size = tensor.numel() * dtype.itemsize

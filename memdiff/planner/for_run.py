@@ -7,6 +7,7 @@ import torch
 
 from memdiff.errors import ConfigError
 from memdiff.memory.gpus import MARGIN_BYTES, NCCL_BYTES, Gpu, find_gpu
+from memdiff.memory.host import machine_bytes
 from memdiff.planner.plan import Plan, make_plan
 from memdiff.planner.round_cache import RoundCache, users_cache
 from memdiff.planner.rounds import Measuring
@@ -32,7 +33,13 @@ def shared_plan(recipe: Recipe, ranks: Ranks, precision: str, *, budget: int, gp
         with suppress(ConfigError):
             measuring = Measuring(cache=RoundCache(recipe, users_cache()))  # in this process: it uses CUDA
             plan = make_plan(
-                recipe, budget_bytes=budget, ranks=ranks.world_size, gpu=gpu, precision=precision, measuring=measuring
+                recipe,
+                budget_bytes=budget,
+                ranks=ranks.world_size,
+                gpu=gpu,
+                precision=precision,
+                measuring=measuring,
+                host_limit_bytes=machine_bytes(),
             )
             text = json.dumps(plan.to_json())
     shared_text = ranks.broadcast(text)
