@@ -77,10 +77,10 @@ def write_folder(folder: Path, *, half: bool) -> None:
     for name, network in parts.items():
         _save_config(network, sdxl / name)
         file = "diffusion_pytorch_model" if name in ("unet", "vae") else "model"
-        _write_random(sdxl / name / f"{file}{'.fp16' if half else ''}.safetensors", network, half=half)
+        write_random(sdxl / name / f"{file}{'.fp16' if half else ''}.safetensors", network, half=half)
     _save_config(clip, folder / "clip")
-    _write_random(folder / "clip" / "model.safetensors", clip, half=False)
-    _write_random(folder / "head.safetensors", head, half=False)
+    write_random(folder / "clip" / "model.safetensors", clip, half=False)
+    write_random(folder / "head.safetensors", head, half=False)
 
 
 def _save_config(network: Any, folder: Path) -> None:
@@ -93,7 +93,7 @@ def _save_config(network: Any, folder: Path) -> None:
         network.config.save_pretrained(folder)
 
 
-def _write_random(file: Path, network: Any, *, half: bool) -> None:
+def write_random(file: Path, network: Any, *, half: bool) -> None:
     """A safetensors file: eight bytes of the header's length, the header, the tensors' bytes one after the other."""
     import torch
 
