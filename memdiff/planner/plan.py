@@ -14,7 +14,7 @@ from memdiff.memory.knobs import Knobs
 from memdiff.memory.throughput import peak_share
 from memdiff.memory.zero2 import States, training_states
 from memdiff.models.config import needs_guidance, takes_prompts
-from memdiff.planner.advice import Change, changes, sentences, three_best
+from memdiff.planner.advice import MISFIT_NOTE, Change, changes, sentences, three_best
 from memdiff.planner.compose import total
 from memdiff.planner.piece_costs import PieceCosts
 from memdiff.planner.rank_round import planned_precision, rank_round_of
@@ -24,6 +24,7 @@ from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.units import GIB
 
 VERSION = 4  # of plan.json: host memory at load and in all
+HOST_NOTE = "host memory:"
 REFERENCE_TFLOPS = 65.0  # a T4, where only a budget is given
 
 
@@ -84,10 +85,14 @@ class Plan:
         if host_limit_bytes is None or self.host_total_bytes <= host_limit_bytes:
             return self
         text = (
-            f"host memory: {self.ranks} ranks need {self.host_total_bytes / GIB:.1f} GiB in all and the machine has "
+            f"{HOST_NOTE} {self.ranks} ranks need {self.host_total_bytes / GIB:.1f} GiB in all and the machine has "
             f"{host_limit_bytes / GIB:.1f}; fewer ranks, or less that waits on the host"
         )
         return dataclasses.replace(self, notes=(text, *self.notes))
+
+    def warnings(self) -> list[str]:
+        """Of the notes those that say that the card or the machine has too little."""
+        return [note for note in self.notes if note.startswith((MISFIT_NOTE, HOST_NOTE))]
 
     def suggestions(self) -> list[str]:
         """What would save most, for a run that ran out of memory."""

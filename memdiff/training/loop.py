@@ -316,8 +316,10 @@ class Run:
 
 def planned(plan: "Plan") -> str:
     """What the plan promises, in a line."""
-    fits = "" if plan.fits else "; it may not fit: " + "; ".join(plan.notes[:1])
-    return f"planned peak {plan.of_budget()}, in {plan.peak_phase}{fits}"
+    fits = "" if plan.fits else "; it may not fit"
+    return (
+        f"planned peak {plan.of_budget()}, in {plan.peak_phase}{fits}{''.join(f'; {note}' for note in plan.warnings())}"
+    )
 
 
 def restore(
