@@ -77,11 +77,16 @@ def main(folder: Path) -> None:
     before = anonymous_bytes()
     policy = load()
     loaded = anonymous_bytes()
+    encoder = policy.networks["text_encoder"]
+    waiting = {name: parameter.data_ptr() for name, parameter in encoder.named_parameters()}
+    policy.encode(["seven"])
+    back = {name: parameter.data_ptr() for name, parameter in encoder.named_parameters()}
     offload(policy.networks["unet"], device_stand_in.DEVICE)
     unet = sum(parameter.numel() for parameter in policy.networks["unet"].parameters())
     measured = {
         "unet_elements": unet, "loaded": loaded - before, "away": anonymous_bytes() - loaded,
-        "planned_load": plan.host_load_bytes, "planned_run": plan.host_bytes,
+        "planned_load": plan.host_load_bytes, "planned_run": plan.host_bytes, "encoder_waits_untouched": back == waiting,
+        "encoder_buffers_are_back": not any(device_stand_in.is_there(buffer) for buffer in encoder.buffers()),
     }  # fmt: skip
     sys.stdout.write(json.dumps(measured) + "\n")
 
