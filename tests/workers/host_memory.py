@@ -85,7 +85,8 @@ def main(folder: Path) -> None:
     unet = sum(parameter.numel() for parameter in policy.networks["unet"].parameters())
     measured = {
         "unet_elements": unet, "loaded": loaded - before, "away": anonymous_bytes() - loaded,
-        "planned_load": plan.host_load_bytes, "planned_run": plan.host_bytes, "encoder_waits_untouched": back == waiting,
+        "planned_load": plan.host_load_bytes, "planned_run": plan.host_bytes,
+        "encoder_waits_untouched": back == waiting,
         "encoder_buffers_are_back": not any(device_stand_in.is_there(buffer) for buffer in encoder.buffers()),
     }  # fmt: skip
     sys.stdout.write(json.dumps(measured) + "\n")
