@@ -63,7 +63,7 @@ def timed(words: Sequence[str], cache: Path) -> Seconds:
 
 
 def measured(recipe: str, ranks: int) -> Row:
-    """Cold, then warm."""
+    """The same plan twice, first with an empty cache."""
     words = ["-m", "memdiff", "plan", recipe, "--gpu", "t4", "--gpus", str(ranks), "--json"]
     with tempfile.TemporaryDirectory() as cache:
         return Row(recipe, ranks, timed(words, Path(cache)), timed(words, Path(cache)))
