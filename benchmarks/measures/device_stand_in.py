@@ -9,6 +9,7 @@ What it does not show: CUDA's own host memory (its context, its libraries) and N
 """
 
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from memdiff.runtime import placement
 
 DEVICE = torch.device("cpu", 0)
-STAGED = 4 * 2**20  # elements read at a time
+STAGED = 2**20  # elements read at a time
 
 _place = placement.place
 _files = tempfile.TemporaryDirectory(prefix="device_")
@@ -46,6 +47,11 @@ def is_there(tensor: torch.Tensor) -> bool:
     return tensor.untyped_storage().data_ptr() in _on_device
 
 
+@cache
+def _buffer(dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(STAGED, dtype=dtype)
+
+
 def _moved(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.numel():
         return tensor
@@ -59,5 +65,6 @@ def _moved(tensor: torch.Tensor) -> torch.Tensor:
     _on_device.add(storage.data_ptr())
     flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().contiguous().reshape(-1)
     for start in range(0, flat.numel(), STAGED):
-        flat[start : start + STAGED].clone()
+        part = flat[start : start + STAGED]
+        _buffer(part.dtype)[: len(part)].copy_(part)
     return there

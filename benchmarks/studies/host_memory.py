@@ -129,6 +129,7 @@ def run_rank(folder: Path, ranks: int) -> None:
     from memdiff.engine.engine import start_process_group
     from memdiff.models.text_encoders import TextEncoders
     from memdiff.recipe.reading import read_recipe
+    from memdiff.runtime.host_allocator import return_freed_memory
     from memdiff.runtime.ranks import Ranks
     from memdiff.training import build
 
@@ -136,7 +137,7 @@ def run_rank(folder: Path, ranks: int) -> None:
         return torch.zeros(len(texts), 77, 2048, dtype=torch.half), torch.zeros(len(texts), 1280, dtype=torch.half)
 
     TextEncoders._run = zeros  # pyright: ignore[reportAttributeAccessIssue]
-    build.keep_freed_memory = lambda: True  # a CPU run's setting of the allocator
+    build.keep_freed_memory = return_freed_memory  # the stand-in counts as a CPU, whose runs keep it
     here = Ranks(int(os.environ["RANK"]), ranks, torch.device("cpu"))
     start_process_group(here)
     say("imports and process group")
