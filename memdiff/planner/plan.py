@@ -84,8 +84,9 @@ class Plan:
         """The same, with a note first where the ranks need more host memory than that."""
         if host_limit_bytes is None or self.host_total_bytes <= host_limit_bytes:
             return self
+        who = "1 rank needs" if self.ranks == 1 else f"{self.ranks} ranks need"
         text = (
-            f"{HOST_NOTE} {'1 rank needs' if self.ranks == 1 else f'{self.ranks} ranks need'} {self.host_total_bytes / GIB:.1f} GiB in all and the machine has "
+            f"{HOST_NOTE} {who} {self.host_total_bytes / GIB:.1f} GiB in all and the machine has "
             f"{host_limit_bytes / GIB:.1f}; fewer ranks, or less that waits on the host"
         )
         return dataclasses.replace(self, notes=(text, *self.notes))
