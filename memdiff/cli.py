@@ -227,6 +227,7 @@ def plan(
     gpu: Annotated[str | None, typer.Option(help="The card: t4 (default), a10, l4, v100, a100, h100, ...")] = None,
     budget_gib: Annotated[float | None, typer.Option(min=0.01, help="Instead: what the allocator may hold.")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Cards, one rank each.")] = 1,
+    host_gib: Annotated[float | None, typer.Option(min=0.01, help="The machine's memory. Default: this one's.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Overrides a key, as for train.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON on stdout.")] = False,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="The chosen section `memory` of a recipe on stdout.")] = False,
@@ -237,7 +238,10 @@ def plan(
     """
     from memdiff.planner.command import plan_recipe
 
-    said = plan_recipe(recipe, set_ or [], gpu=gpu, budget_gib=budget_gib, ranks=gpus, as_json=as_json, as_yaml=as_yaml)
+    said = plan_recipe(
+        recipe, set_ or [], gpu=gpu, budget_gib=budget_gib, ranks=gpus, host_gib=host_gib, as_json=as_json,
+        as_yaml=as_yaml,
+    )  # fmt: skip
     if said is not None:
         typer.echo(said)
 

@@ -1,6 +1,5 @@
 """What `memdiff plan` says of a recipe on a card: simulated, no GPU. The recipe's changes are laid over its file."""
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,13 +7,16 @@ from benchmarks.case import overlaid
 from benchmarks.provenance import ROOT
 from memdiff.memory.gpus import find_gpu
 from memdiff.planner.plan import make_plan
+from memdiff.planner.round_cache import RoundCache, users_cache
+from memdiff.planner.rounds import Measuring
 from memdiff.recipe.reading import check_recipe, read_recipe
 from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.units import GIB
 
 KEPT = (
     "fits", "budget_bytes", "peak_bytes", "peak_phase", "items", "phases", "knobs", "flops", "flops_ideal",
-    "smallest_budget_bytes", "host_bytes", "moved_seconds", "round_seconds", "hours", "notes",
+    "smallest_budget_bytes", "host_bytes", "host_load_bytes", "host_total_bytes", "moved_seconds",
+    "round_seconds", "hours", "notes",
 )  # fmt: skip
 
 
@@ -31,6 +33,8 @@ def measure_plan(settings: Mapping[str, Any]) -> dict[str, Any]:
     gpu = find_gpu(settings["gpu"] or "t4")
     budget_in_gib = settings["budget_gib"]
     budget = gpu.budget_bytes(ranks) if budget_in_gib is None else int(budget_in_gib * GIB)
-    start = time.perf_counter()
-    plan = make_plan(recipe, budget_bytes=budget, ranks=ranks, gpu=gpu, precision=settings["precision"]).to_json()
-    return {key: plan[key] for key in KEPT} | {"seconds_planning": time.perf_counter() - start}
+    measuring = Measuring(cache=RoundCache(recipe, users_cache()))  # rows of a recipe share rounds
+    plan = make_plan(
+        recipe, budget_bytes=budget, ranks=ranks, gpu=gpu, precision=settings["precision"], measuring=measuring
+    ).to_json()
+    return {key: plan[key] for key in KEPT}

@@ -21,7 +21,9 @@ def plan(name: str, cards: int) -> dict[str, Any]:
     """What `memdiff plan NAME.yaml --gpu t4 --gpus CARDS --json` prints."""
     said = io.StringIO()
     with redirect_stdout(said), suppress(SystemExit):
-        memdiff(["plan", str(RECIPES / f"{name}.yaml"), "--gpu", "t4", "--gpus", str(cards), "--json"])
+        memdiff(
+            ["plan", str(RECIPES / f"{name}.yaml"), "--gpu", "t4", "--gpus", str(cards), "--host-gib", "1000", "--json"]
+        )
     return json.loads(said.getvalue())
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from memdiff.engine.config import OptimizerConfig
 from memdiff.errors import ConfigError
+from memdiff.runtime.shipped_folder import shipped_folder
 from memdiff.runtime.small_files import read_small_file
 
 LARGEST_BUCKET = 50_000_000  # elements; DeepSpeed's own default of 5e8 is 0.93 GiB in fp16, anew at every backward
@@ -35,6 +36,7 @@ OWNED = {
     "activation_checkpointing": "memory.activation_checkpointing",
 }
 
+SHIPPED = "ds_configs"
 BLOCKS = {"DeepSpeedZeroConfig": "zero_optimization", "DeepSpeedFP16Config": "fp16", "DeepSpeedBF16Config": "bf16"}
 MOST_BYTES = 10**6
 
@@ -46,13 +48,6 @@ KNOWN = {
     "comms_logger", "flops_profiler", "tensorboard", "wandb", "csv_monitor", "comet", "aio", "nebula", "checkpoint",
     "memory_breakdown", "disable_allgather", "timers", "compile", "torch_autocast",
 }  # fmt: skip
-
-
-def shipped_folder() -> Path:
-    """ds_configs/ of a checkout, or the copy inside an installed package."""
-    package = Path(__file__).resolve().parents[1]
-    beside = package.parent / "ds_configs"
-    return beside if beside.is_dir() else package / "ds_configs"
 
 
 def shipped_name(*, precision: str, bits: int, offload: bool) -> str:
@@ -67,9 +62,8 @@ def make_ds_config(
 ) -> dict[str, Any]:
     """What deepspeed.initialize gets: the starting file, the recipe laid over it, buckets sized to what is trained."""
     if user_file is None:
-        config = json.loads(
-            (shipped_folder() / shipped_name(precision=precision, bits=optimizer.bits, offload=offload)).read_text()
-        )
+        name = shipped_name(precision=precision, bits=optimizer.bits, offload=offload)
+        config = json.loads((shipped_folder(SHIPPED) / name).read_text())
         # ZeRO asserts that the all-gather bucket is a multiple of its alignment (2 elements a rank).
         bucket = min(LARGEST_BUCKET, -(-max(1, trainable_elements) // 1024) * 1024)
         config["zero_optimization"] |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}

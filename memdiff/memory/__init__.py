@@ -2,6 +2,7 @@
 
 allowance   What torch's allocator reserves beyond live bytes, from measured runs
 gpus        The cards a plan can be made for, and their overheads: context, NCCL, workspace, fragmentation
+host        A rank's host memory: what its process takes, what is there while it loads and while it trains
 knobs       The memory knobs: one table for a recipe's section `memory` and for what a run reads
 offload     Networks that leave the GPU while others work
 peak        The most bytes that lived at once, and what they were

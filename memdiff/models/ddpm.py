@@ -20,6 +20,7 @@ from memdiff.models.scheduler import ddim_scheduler, sampling_chain
 from memdiff.models.source import no_pipeline, read_config, read_scheduler
 from memdiff.models.unet_policy import UnetPolicy
 from memdiff.runtime.memory_tags import memory_tag
+from memdiff.runtime.placement import HOST
 from memdiff.runtime.vjp import call_network, widen
 
 
@@ -94,6 +95,8 @@ def load_ddpm(model: DdpmConfig, sampler: SamplerConfig, options: ModelOptions, 
     Raises ConfigError in one line where there is no such pipeline, or it is of another kind.
     """
     unet, scheduler = read_pipeline(model.path, revision=model.revision, variant=model.variant)
+    if device == HOST:  # elsewhere they are copied on their way
+        own_memory(unet)
     return DdpmPolicy(unet, scheduler, sampling_chain(scheduler, sampler), options, device=device)
 
 
@@ -122,5 +125,4 @@ def read_pipeline(source: str, *, revision: str | None, variant: str | None) -> 
         pipeline: Any = DiffusionPipeline.from_pretrained(folder, unet=unet)
     except (OSError, ValueError) as error:
         raise no_pipeline(source, error) from None
-    own_memory(unet)
     return unet, ddim_scheduler(pipeline.scheduler)

@@ -20,7 +20,7 @@ from memdiff.models.low_memory.feed_forwards import recompute_feed_forwards
 from memdiff.models.low_memory.layers import make_lean
 from memdiff.models.options import ModelOptions
 from memdiff.runtime.memory_tags import memory_tag
-from memdiff.runtime.placement import HOST, place
+from memdiff.runtime.placement import HOST, cast_and_place, place
 
 
 class Denoiser:
@@ -41,14 +41,13 @@ class Denoiser:
         if adapter is not None:
             inject.inject(unet, adapter, keep_start=options.keep_base)
         make_lean(unet)
-        torch.nn.Module.to(unet, dtype=options.dtype)
         self.unet = unet.eval()
         self._trainable = {name: p for name, p in unet.named_parameters() if p.requires_grad}
         self._twin: torch.nn.Module | None = None
         if adapter is None and options.keep_base:
             # A module of its own without checkpointing: its graph then holds the copied weights themselves.
-            self._twin = copy.deepcopy(unet).requires_grad_(False)
-        place(unet, device)
+            self._twin = copy.deepcopy(torch.nn.Module.to(unet, dtype=options.dtype)).requires_grad_(False)
+        cast_and_place(unet, options.dtype, device)
         self.device = device
         self._base_weights: Mapping[str, torch.Tensor] | None = None  # on the device, inside `base` only
         self._windows: dict[str, Steps | None] = {inject.TRAINED: adapter.steps} if adapter else {}

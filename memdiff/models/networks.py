@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 
 from memdiff.errors import ConfigError
 from memdiff.models.source import no_pipeline, quiet_hub
-from memdiff.runtime.state_dicts import another_shape, refuse_other_weights
+from memdiff.runtime.state_dicts import another_shape, kinds_of_numbers, refuse_other_weights
 
 # Plain, of a variant, one of several shards: diffusers has put the variant on either side of the shard's number.
 WEIGHTS = re.compile(
@@ -64,6 +64,9 @@ def read_network(
     `folder` where that is another place than the folder or hub id `source`. `where` is a subfolder, a revision.
     A local folder without files of the variant is read without it, as parts of pipelines are.
 
+    Files in fp32 are read in fp32, as pages of theirs, for half precisions too: who runs the network casts it, tensor
+    by tensor on its way to the device, so that the host never holds a cast copy of the whole.
+
     Raises ConfigError in one line that names how many weights are missing or of another shape, and the first of them;
     also where a file is absent, damaged or no weights at all.
     """
@@ -71,8 +74,9 @@ def read_network(
     try:
         with quiet_hub():
             options = where | _files(Path(place, where.get("subfolder") or ""), variant)
+            stored = torch.float32 if _in_full(Path(place, where.get("subfolder") or ""), options["variant"]) else dtype
             loaded, report = network.from_pretrained(
-                place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                place, dtype=stored, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     except ConfigError:
         raise
@@ -144,7 +148,18 @@ def _files(folder: Path, variant: str | None) -> dict[str, Any]:
     return options
 
 
+def _in_full(folder: Path, variant: str | None) -> bool:
+    """Whether a local folder's safetensors of the variant hold fp32, and floats of no other width."""
+    files = [file for file in folder.glob("*.safetensors") if _variant_of(file) == (variant,)]
+    kinds = {kind for file in files for kind in kinds_of_numbers(file)}
+    return {kind for kind in kinds if kind.startswith(("F", "BF"))} == {"F32"}
+
+
+def _variant_of(file: Path) -> tuple[str | None] | None:
+    match = WEIGHTS.fullmatch(file.name)
+    return (match["before"] or match["after"],) if match else None
+
+
 def variants_in(folder: Path) -> set[str | None]:
     """Of the weights in a folder: `fp16` for diffusion_pytorch_model.fp16.safetensors, None for the plain file."""
-    matches = (WEIGHTS.fullmatch(file.name) for file in folder.iterdir())
-    return {match["before"] or match["after"] for match in matches if match}
+    return {variant[0] for file in folder.iterdir() if (variant := _variant_of(file)) is not None}

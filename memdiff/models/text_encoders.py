@@ -4,13 +4,14 @@ Shapes: B rows, L tokens, D of a token, P of a pooled embedding, I size numbers 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from memdiff.runtime.placement import HOST, place, upload
+from memdiff.runtime.placement import HOST, cast_and_place, place, upload
 from memdiff.runtime.vjp import fixed_batches
 
 _log = logging.getLogger(__name__)
@@ -64,11 +65,13 @@ class TextEncoders:
         negative: str | None = None,
         zero_without: bool = False,
     ) -> None:
-        self.device, self.penultimate = device, penultimate
+        self.device, self.dtype, self.penultimate = device, dtype, penultimate
         self.negative, self._zero_negative = negative or "", negative is None and zero_without
         self._encoders = encoders
         for tokenizer, encoder in encoders:
-            encoder.requires_grad_(False).eval().to(dtype)
+            encoder.requires_grad_(False).eval()
+            if device == HOST:
+                encoder.to(dtype)
             # Some folders say nothing of it, which transformers takes for 1e30. A saved pipeline gets it right.
             positions = int(getattr(encoder.config, "max_position_embeddings", tokenizer.model_max_length))
             tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
@@ -80,17 +83,29 @@ class TextEncoders:
         missing = [text for text in dict.fromkeys(("", self.negative, *texts)) if text not in self._known]
         if not missing:
             return
-        for _, encoder in self._encoders:
-            place(encoder, self.device)
-        with torch.no_grad():
+        with torch.no_grad(), self._on_device():
             for batch, count in fixed_batches(missing, ENCODE_BATCH):
                 tokens_BLD, pooled_BP = (None if x is None else place(x, HOST) for x in self._run(batch))
                 assert tokens_BLD is not None
                 for row in range(count):
                     pooled = None if pooled_BP is None else pooled_BP[row : row + 1].clone()
                     self._known[batch[row]] = Conditioning(tokens_BLD[row : row + 1].clone(), pooled)
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """While it lasts the encoders are on the device, in their dtype. Their weights on the host, which may be pages
+        of a mapped file, wait untouched: what leaves the device is dropped."""
+        if self.device == HOST:
+            yield
+            return
+        waiting = {id(weight): weight.detach() for _, encoder in self._encoders for weight in encoder.parameters()}
         for _, encoder in self._encoders:
-            place(encoder, HOST)
+            cast_and_place(encoder, self.dtype, self.device)
+        try:
+            yield
+        finally:
+            for _, encoder in self._encoders:
+                encoder._apply(lambda tensor: waiting[id(tensor)] if id(tensor) in waiting else place(tensor, HOST))
 
     def warn_of_cuts(self, texts: Sequence[str]) -> None:
         """One line where texts are longer than a tokenizer's limit: how many, and what is cut off the first of them."""

@@ -15,6 +15,7 @@ from memdiff.planner.search import Recompute, Setting, recompute_of, situation
 from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.units import GIB
 
+MISFIT_NOTE = "it does not fit:"
 WORTH_HAVING = 0.1  # of the peak: what saves less is said to be not worth it
 
 
@@ -85,7 +86,7 @@ def sentences(
     notes = []
     if not fits:
         notes.append(
-            f"it does not fit: the nearest setting needs {smallest / GIB:.2f} GiB, {(smallest - budget) / GIB:.2f} "
+            f"{MISFIT_NOTE} the nearest setting needs {smallest / GIB:.2f} GiB, {(smallest - budget) / GIB:.2f} "
             f"more than the budget of {budget / GIB:.2f}; the smallest budget that would do is {_up(smallest)} GiB"
         )
     peak, plain = setting.peak_bytes, states_of(setting.knobs.offload_optimizer)

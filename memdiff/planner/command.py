@@ -5,10 +5,11 @@ from pathlib import Path
 
 from memdiff.errors import ConfigError
 from memdiff.memory.gpus import Gpu, find_gpu
-from memdiff.planner.kept_rounds import KeptRounds, users_folder
+from memdiff.memory.host import machine_bytes
 from memdiff.planner.processes import processes_here
+from memdiff.planner.progress import PlanningProgress
+from memdiff.planner.round_cache import RoundCache, users_cache
 from memdiff.planner.rounds import Measuring
-from memdiff.planner.telling import Telling
 from memdiff.recipe.reading import read_recipe
 from memdiff.runtime.units import GIB
 
@@ -22,6 +23,7 @@ def plan_recipe(
     gpu: str | None,
     budget_gib: float | None,
     ranks: int,
+    host_gib: float | None = None,
     as_json: bool = False,
     as_yaml: bool = False,
 ) -> str | None:
@@ -40,11 +42,14 @@ def plan_recipe(
 
     if card and recipe.model.precision == "bf16" and not card.bf16:
         raise ConfigError(f"model.precision bf16: a {card.name} has none (sm_{card.sm}); use fp16")
-    with Telling(file.name) as telling:
+    host_limit = machine_bytes() if host_gib is None else int(host_gib * GIB)
+    with PlanningProgress(file.name) as progress:
         from memdiff.planner.plan import make_plan
 
-        measuring = Measuring(processes_here(), KeptRounds(recipe, users_folder()), telling.progress)
-        plan = make_plan(recipe, budget_bytes=budget, ranks=ranks, gpu=card, measuring=measuring)
+        measuring = Measuring(processes_here(), RoundCache(recipe, users_cache()), progress.update)
+        plan = make_plan(
+            recipe, budget_bytes=budget, ranks=ranks, gpu=card, measuring=measuring, host_limit_bytes=host_limit
+        )
     from memdiff.planner.table import show
 
     if as_json:

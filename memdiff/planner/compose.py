@@ -33,7 +33,8 @@ class Estimate:
     flops: float
     flops_ideal: float
     moved_bytes: float  # over PCIe in a round
-    host_bytes: int
+    host_bytes: int  # of a rank, beside its process
+    host_waiting_bytes: int  # of them, what is there before the first round
     modules: Mapping[str, str] = field(default_factory=dict)
 
     def live(self, phase: str) -> int:
@@ -101,6 +102,7 @@ def estimate_round(rank_round: RankRound, knobs: Knobs, costs: PieceCosts, state
         flops_ideal=ideal,
         moved_bytes=_moved(rank_round, work, knobs, sizes, states, trajectory),
         host_bytes=_on_host(rank_round, knobs, sizes, states, trajectory),
+        host_waiting_bytes=_waiting_on_host(rank_round, knobs, sizes, states),
         modules=costs.modules,
     )
 
@@ -219,13 +221,19 @@ def _moved(rank_round: RankRound, work: Workload, knobs: Knobs, sizes: Sizes, st
 
 
 def _on_host(rank_round: RankRound, knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> int:
+    host_bytes = _waiting_on_host(rank_round, knobs, sizes, states)
+    host_bytes += rank_round.waiting(knobs) * states.accumulators if knobs.accumulators == "host" else 0
+    host_bytes += trajectory if knobs.trajectory == "host" else 0
+    host_bytes += sizes.elements * FULL if states.set_aside else 0  # the average, gathered for an evaluation
+    return host_bytes + (sizes.unet - sizes.unet_trained if knobs.idle_unet == "host" else 0)
+
+
+def _waiting_on_host(rank_round: RankRound, knobs: Knobs, sizes: Sizes, states: States) -> int:
     host_bytes = sizes.encoders
     host_bytes += states.optimizer if states.offloaded else 0
-    host_bytes += (1 + rank_round.waiting(knobs)) * states.accumulators if knobs.accumulators == "host" else 0
-    host_bytes += trajectory if knobs.trajectory == "host" else 0
+    host_bytes += states.accumulators if knobs.accumulators == "host" else 0
     host_bytes += sizes.rewards + sizes.held_out if knobs.rewards != "gpu" else 0
-    host_bytes += sizes.elements * FULL if states.set_aside else 0  # the average, gathered for an evaluation
-    host_bytes += sizes.unet - sizes.unet_trained if knobs.idle_unet == "host" else 0
+    host_bytes += sizes.unet if rank_round.method.needs_base and not rank_round.separable else 0  # as it was at first
     return host_bytes + (sizes.decoder if knobs.idle_decoder == "host" else 0)
 
 

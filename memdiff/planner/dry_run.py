@@ -151,7 +151,7 @@ def enter(ledger: Ledger, policy: Policy, reward: WeightedReward, held_out: Weig
         decoder=_bytes(decoder) if decoder is not None else 0,
         rewards=sum(_bytes(network) for network in scoring),
         held_out=sum(_bytes(network) for network in _networks(held_out)),
-        encoders=sum(_bytes(encoder) for encoder in encoders),
+        encoders=sum(_bytes(encoder, policy.dtype) for encoder in encoders),
         elements=sum(parameter.numel() for parameter in trained),
         largest_elements=max(parameter.numel() for parameter in trained),
         state_elements=channels * height * width,
@@ -229,5 +229,9 @@ def _tensors(network: torch.nn.Module) -> Iterator[torch.Tensor]:
     yield from network.buffers()
 
 
-def _bytes(network: torch.nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(network))
+def _bytes(network: torch.nn.Module, dtype: torch.dtype | None = None) -> int:
+    """As it stands, or with its floats in `dtype`."""
+    return sum(
+        tensor.numel() * (dtype.itemsize if dtype is not None and tensor.is_floating_point() else tensor.element_size())
+        for tensor in _tensors(network)
+    )

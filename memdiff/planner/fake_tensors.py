@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memdiff.chain.noise import Noise, Stream
-from memdiff.planner.remembered import Remembered
+from memdiff.planner.operator_cache import OperatorCache
 from memdiff.runtime.placement import put_in_place
 
 GPU = torch.device("cpu", 0)
@@ -57,7 +57,7 @@ def _fake_gpu() -> Iterator[FakeTensorMode]:
         # torch's own looks for the data.
         _in_place_of(FakeTensor, "__deepcopy__", _deep_copy),
         FakeTensorMode() as mode,
-        _Answers(Remembered(mode)),
+        _Answers(OperatorCache(mode)),
     ):
         yield mode
 
@@ -115,9 +115,9 @@ def _apply(module: torch.nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], 
 class _Answers(TorchDispatchMode):
     """Answers what reads numbers."""
 
-    def __init__(self, remembered: Remembered) -> None:
+    def __init__(self, cache: OperatorCache) -> None:
         super().__init__()
-        self._run = remembered
+        self._run = cache
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -7,8 +7,9 @@ import torch
 
 from memdiff.errors import ConfigError
 from memdiff.memory.gpus import MARGIN_BYTES, NCCL_BYTES, Gpu, find_gpu
-from memdiff.planner.kept_rounds import KeptRounds, users_folder
+from memdiff.memory.host import machine_bytes
 from memdiff.planner.plan import Plan, make_plan
+from memdiff.planner.round_cache import RoundCache, users_cache
 from memdiff.planner.rounds import Measuring
 from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.ranks import Ranks
@@ -26,13 +27,19 @@ def plan_of_run(recipe: Recipe, ranks: Ranks, precision: str) -> Plan | None:
 
 
 def shared_plan(recipe: Recipe, ranks: Ranks, precision: str, *, budget: int, gpu: Gpu | None) -> Plan | None:
-    """Made on the first rank and told to the others."""
+    """Made on the first rank and sent to the others."""
     text = None
     if ranks.is_first:
         with suppress(ConfigError):
-            measuring = Measuring(kept=KeptRounds(recipe, users_folder()))  # in this process: it uses CUDA
+            measuring = Measuring(cache=RoundCache(recipe, users_cache()))  # in this process: it uses CUDA
             plan = make_plan(
-                recipe, budget_bytes=budget, ranks=ranks.world_size, gpu=gpu, precision=precision, measuring=measuring
+                recipe,
+                budget_bytes=budget,
+                ranks=ranks.world_size,
+                gpu=gpu,
+                precision=precision,
+                measuring=measuring,
+                host_limit_bytes=machine_bytes(),
             )
             text = json.dumps(plan.to_json())
     shared_text = ranks.broadcast(text)

@@ -9,11 +9,12 @@ import yaml
 
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.memory.gpus import CARDS, MARGIN_BYTES, Gpu
+from memdiff.memory.host import host_memory
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.throughput import peak_share
 from memdiff.memory.zero2 import States, training_states
 from memdiff.models.config import needs_guidance, takes_prompts
-from memdiff.planner.advice import Change, changes, sentences, three_best
+from memdiff.planner.advice import MISFIT_NOTE, Change, changes, sentences, three_best
 from memdiff.planner.compose import total
 from memdiff.planner.piece_costs import PieceCosts
 from memdiff.planner.rank_round import planned_precision, rank_round_of
@@ -22,7 +23,8 @@ from memdiff.planner.search import Recompute, Setting, all_settings, best, recom
 from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.units import GIB
 
-VERSION = 3  # of plan.json: live bytes, allowance and margin stand apart
+VERSION = 4  # of plan.json: host memory at load and in all
+HOST_NOTE = "host memory:"
 REFERENCE_TFLOPS = 65.0  # a T4, where only a budget is given
 
 
@@ -44,7 +46,9 @@ class Plan:
     flops: float  # of a round on one GPU
     flops_ideal: float  # nothing recomputed; of REINFORCE a rollout and its replays: one pass is below it
     smallest_budget_bytes: int  # at which some setting fits
-    host_bytes: int  # a rank's, beside its process
+    host_bytes: int  # of a rank while it trains, beside its process
+    host_load_bytes: int  # of a rank while it loads, beside its process
+    host_total_bytes: int  # of all ranks with their processes and CUDA's own
     moved_seconds: float  # a round, over PCIe
     round_seconds: float  # estimated
     hours: float  # of the whole run, estimated
@@ -76,6 +80,21 @@ class Plan:
         kept = f", {self.margin_bytes / GIB:.2f} more kept free" if self.margin_bytes else ""
         return f"{live:.2f} live + {allowance:.2f} allowance = {self.peak_bytes / GIB:.2f} of {budget:.2f} GiB{kept}"
 
+    def held_to(self, host_limit_bytes: int | None) -> "Plan":
+        """The same, with a note first where the ranks need more host memory than that."""
+        if host_limit_bytes is None or self.host_total_bytes <= host_limit_bytes:
+            return self
+        who = "1 rank needs" if self.ranks == 1 else f"{self.ranks} ranks need"
+        text = (
+            f"{HOST_NOTE} {who} {self.host_total_bytes / GIB:.1f} GiB in all and the machine has "
+            f"{host_limit_bytes / GIB:.1f}; fewer ranks, or less that waits on the host"
+        )
+        return dataclasses.replace(self, notes=(text, *self.notes))
+
+    def warnings(self) -> list[str]:
+        """Of the notes those that say that the card or the machine has too little."""
+        return [note for note in self.notes if note.startswith((MISFIT_NOTE, HOST_NOTE))]
+
     def suggestions(self) -> list[str]:
         """What would save most, for a run that ran out of memory."""
         return three_best(self.changes)
@@ -93,8 +112,12 @@ def make_plan(
     gpu: Gpu | None = None,
     precision: str | None = None,
     measuring: Measuring | None = None,
+    host_limit_bytes: int | None = None,
 ) -> Plan:
-    """On `ranks` GPUs whose allocator may hold `budget_bytes` each. Raises ConfigError for what can't be planned."""
+    """On `ranks` GPUs whose allocator may hold `budget_bytes` each. Raises ConfigError for what can't be planned.
+
+    Where the ranks need more than `host_limit_bytes` of host memory, a note says so.
+    """
     measuring = measuring or Measuring()
     precision = precision or planned_precision(recipe.model.precision)
     rank_round = rank_round_of(recipe, ranks=ranks, precision=precision)
@@ -105,7 +128,7 @@ def make_plan(
         knobs = plan.chosen()
         measured = rounds[recompute_of(knobs)]
         if any(each.images == knobs.micro_batch for each in measured) or len(measured) == 1:
-            return plan
+            return plan.held_to(host_limit_bytes)
         # What was chosen lay between measured sizes: it is measured itself, and the choice made again.
         missing = [ShortRound(recompute_of(knobs), knobs.micro_batch)]
         measured += measure_rounds(recipe, rank_round, precision, missing, measuring)
@@ -153,12 +176,13 @@ def choose(
     return _as_plan(
         recipe, setting, fits=fits, budget=budget_bytes, smallest=smallest, peak_tflops=peak, gpu=gpu, ranks=ranks,
         precision=precision, notes=notes, changed=changes(setting, rank_round, costs, states_of),
+        states=states_of(setting.knobs.offload_optimizer),
     )  # fmt: skip
 
 
 def _as_plan(
     recipe: Recipe, setting: Setting, *, fits: bool, budget: int, smallest: int, peak_tflops: float, gpu: Gpu | None,
-    ranks: int, precision: str, notes: list[str], changed: list[Change],
+    ranks: int, precision: str, notes: list[str], changed: list[Change], states: States,
 ) -> Plan:  # fmt: skip
     estimate = setting.estimate
     phase = estimate.peak_phase
@@ -166,6 +190,7 @@ def _as_plan(
     items |= {"allowance": setting.allowance_bytes}
     seconds = estimate.flops / (peak_tflops * 1e12 * peak_share(_family(recipe), _rows(recipe, setting)))
     seconds += setting.moved_seconds
+    host = host_memory(estimate.host_bytes, waiting_bytes=estimate.host_waiting_bytes, states=states, ranks=ranks)
     return Plan(
         fits=fits,
         budget_bytes=budget,
@@ -181,7 +206,9 @@ def _as_plan(
         flops=estimate.flops,
         flops_ideal=estimate.flops_ideal,
         smallest_budget_bytes=smallest,
-        host_bytes=estimate.host_bytes,
+        host_bytes=host.run_bytes,
+        host_load_bytes=host.load_bytes,
+        host_total_bytes=host.total_bytes,
         moved_seconds=setting.moved_seconds,
         round_seconds=seconds,
         hours=seconds * recipe.run.rounds / 3600,

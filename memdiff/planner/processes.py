@@ -2,7 +2,7 @@
 
 A fork takes over no thread of its parent, so that it is safe only where no thread of a library is at work: before torch
 has computed anything, and without CUDA, which can't be used in a fork at all. `memdiff plan` is such a process, and so
-is the one that `memdiff train` starts to measure in (memdiff.planner.ahead); a rank is not.
+is the one that `memdiff train` starts to measure in (memdiff.planner.warm_up); a rank is not.
 """
 
 import gc

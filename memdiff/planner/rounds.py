@@ -1,4 +1,4 @@
-"""The short rounds that a plan is made of: which there are, and measuring those that are not kept from before.
+"""The short rounds that a plan is made of: which there are, and measuring those that are not in the cache.
 
 The ways of recomputing differ in the UNet alone: texts are encoded, and images decoded, scored and evaluated, in the
 rounds of the first way; in the others' images are blank.
@@ -12,10 +12,10 @@ from typing import Any
 from memdiff.memory.knobs import TABLE, Knobs, resolved
 from memdiff.methods.workload import Workload
 from memdiff.models.config import takes_prompts
-from memdiff.planner.kept_rounds import KeptRounds
 from memdiff.planner.measured import Measured
 from memdiff.planner.processes import side_by_side
 from memdiff.planner.rank_round import RankRound, sizes_to_measure
+from memdiff.planner.round_cache import RoundCache
 from memdiff.planner.search import MEASURED, Recompute, left_open
 from memdiff.recipe.recipe import Recipe
 
@@ -35,10 +35,10 @@ class ShortRound:
 
 @dataclass(frozen=True)
 class Measuring:
-    """How rounds are measured: in how many processes, where they are kept, and who is told how far it is."""
+    """How rounds are measured: in how many processes, in which cache they are, and who hears how far it is."""
 
     processes: int = 1
-    kept: KeptRounds | None = None
+    cache: RoundCache | None = None
     progress: Progress = lambda done, total: None
 
 
@@ -77,9 +77,9 @@ def measure_rounds(
     recipe: Recipe, rank_round: RankRound, precision: str, rounds: Sequence[ShortRound], measuring: Measuring
 ) -> list[Measured]:
     """Each, in order; with more than one process side by side, in forks: see memdiff.planner.processes."""
-    kept = measuring.kept or KeptRounds(recipe, None)
+    cache = measuring.cache or RoundCache(recipe, None)
     keys = [_key(recipe, rank_round, precision, one) for one in rounds]
-    results = [kept.read(key) for key in keys]
+    results = [cache.read(key) for key in keys]
     missing = [number for number, measured in enumerate(results) if measured is None]
     finished = len(rounds) - len(missing)
 
@@ -93,7 +93,7 @@ def measure_rounds(
         _load_libraries()  # once, for all forks
     tasks = [(recipe, rank_round, precision, rounds[number]) for number in missing]
     for number, measured in zip(missing, side_by_side(_measured, tasks, measuring.processes, done=done), strict=True):
-        kept.write(keys[number], measured)
+        cache.write(keys[number], measured)
         results[number] = measured
     return [measured for measured in results if measured is not None]
 

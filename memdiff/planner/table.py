@@ -33,7 +33,9 @@ def _headline(plan: Plan) -> Text:
         f"{verdict}: {plan.of_budget()}, on {where} in {plan.precision}; the most in phase "
         f"{plan.peak_phase}{f' at {plan.peak_module}' if plan.peak_module else ''}\n"
         f"a round: {plan.flops / TERA:,.0f} TFLOP on each GPU, {plan.flops / plan.flops_ideal:.2f} x that of nothing "
-        f"recomputed; moves take {plan.moved_seconds:.1f} s; {gib(plan.host_bytes)} GiB of host memory a rank\n"
+        f"recomputed; moves take {plan.moved_seconds:.1f} s\n"
+        f"host memory: {gib(plan.host_total_bytes)} GiB for {plan.ranks} rank(s) in all; beside its process a rank has "
+        f"{gib(plan.host_load_bytes)} GiB while it loads, {gib(plan.host_bytes)} while it trains\n"
         f"estimated: {plan.round_seconds:,.0f} s a round, {plan.hours:,.1f} hours in all"
     )
 

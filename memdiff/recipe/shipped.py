@@ -5,20 +5,14 @@ import re
 from pathlib import Path
 
 from memdiff.errors import ConfigError
+from memdiff.runtime.shipped_folder import shipped_folder
 
 SUFFIXES = (".yaml", ".yml")
 
 
-def shipped_folder() -> Path:
-    """launch/recipes of a checkout, or the copy inside an installed package."""
-    package = Path(__file__).resolve().parents[1]
-    beside = package.parent / "launch" / "recipes"
-    return beside if beside.is_dir() else package / "recipes"
-
-
 def shipped_recipes() -> dict[str, Path]:
     """Every recipe that ships, by its name, in the order of names."""
-    return {file.stem: file for file in sorted(shipped_folder().glob("*.yaml"))}
+    return {file.stem: file for file in sorted(shipped_folder("launch/recipes").glob("*.yaml"))}
 
 
 def find_recipe(recipe: Path) -> Path:

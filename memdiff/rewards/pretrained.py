@@ -18,6 +18,7 @@ from memdiff.errors import ConfigError
 from memdiff.models.config import Precision
 from memdiff.models.precision import DTYPES, resolve_precision
 from memdiff.rewards.weights import find_weights
+from memdiff.runtime.placement import cast_and_place
 from memdiff.runtime.vjp import call_network
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
@@ -125,7 +126,7 @@ def fill_positions(module: torch.nn.Module) -> None:
 
 def freeze(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Evaluation mode, no parameter gradients, on its device in its precision."""
-    module.requires_grad_(False).eval().to(device=device, dtype=dtype)
+    cast_and_place(module.requires_grad_(False).eval(), dtype, device)
 
 
 def _one_line(error: Exception) -> str:

@@ -25,6 +25,11 @@ def place(thing: T, device: torch.device) -> T:
     return thing.to(device, non_blocking=thing.device.type == "cpu" and thing.is_pinned())
 
 
+def cast_and_place(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """The module in `dtype` on `device`, tensor by tensor: the host never holds a second copy of the whole."""
+    module._apply(lambda tensor: place(tensor.to(dtype) if tensor.is_floating_point() else tensor, device))
+
+
 def put_in_place(parameter: torch.Tensor, data: torch.Tensor) -> None:
     """`parameter.data = data`, wherever `data` lies: the parameter stays the same object."""
     parameter.data = data

@@ -22,7 +22,7 @@ from memdiff.recipe.prompts import PromptSet
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.build import build_weighted
 from memdiff.rewards.weighted_sum import WeightedReward
-from memdiff.runtime.host_allocator import keep_freed_memory
+from memdiff.runtime.host_allocator import keep_freed_memory, return_freed_memory
 from memdiff.runtime.placement import HOST
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import Pieces
@@ -55,6 +55,8 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
     quiet_libraries()
     if ranks.device.type == "cpu":
         keep_freed_memory()
+    else:
+        return_freed_memory()
     torch.manual_seed(recipe.run.seed)  # the adapter's start; all other randomness is counter-based
     precision = resolve_precision(recipe.model.precision, ranks.device)
     check_precision(precision)

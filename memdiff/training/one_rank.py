@@ -108,8 +108,9 @@ def _train_in(
 
 def planned(plan: "Plan") -> str:
     """What the plan promises, in a line."""
-    fits = "" if plan.fits else "; it may not fit: " + "; ".join(plan.notes[:1])
-    return f"planned peak {plan.of_budget()}, in {plan.peak_phase}{fits}"
+    fits = "" if plan.fits else "; it may not fit"
+    warnings = "".join(f"; {note}" for note in plan.warnings())
+    return f"planned peak {plan.of_budget()}, in {plan.peak_phase}{fits}{warnings}"
 
 
 def restore(

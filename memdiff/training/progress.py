@@ -7,7 +7,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from memdiff.processes import landmarks
 
@@ -68,6 +77,15 @@ def clock_time(seconds_left: float) -> str:
     return time.strftime("%H:%M" if today else "%a %d %b %H:%M", end)
 
 
+class _LeftOrEnd(TimeRemainingColumn):
+    """What is left of the inner bar by rich's own estimate; of the run, whose rounds are too few and too long for that,
+    its end by `Pace`."""
+
+    def render(self, task: Task) -> Text:
+        end = task.fields["end"]
+        return super().render(task) if end is None else Text(end, style="progress.remaining")
+
+
 class RunProgress:
     """Rounds done, and how far the current one is. A rank that is not the first shows nothing."""
 
@@ -80,14 +98,13 @@ class RunProgress:
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[end]}"),
+            _LeftOrEnd(),
             console=self._console,
             disable=not self._live,
             transient=True,
         )
         self._all = self._progress.add_task("rounds", total=rounds, end="")
-        self._one = self._progress.add_task("", end="")
+        self._one = self._progress.add_task("", end=None)
         self._pace, self._pace_said, self._in_round = Pace(rounds), False, False
 
     def __enter__(self) -> Self:
@@ -117,27 +134,33 @@ class RunProgress:
         landmarks.passed()
         if self._in_round:
             self._pace.advance(count)
-            if not self._pace_said and self._pace.known:
-                self._pace_said = True
-                self.say(self._estimate())
+            if self._pace.known:
+                self._progress.update(self._all, end=self._end())
+                if not self._pace_said:
+                    self._pace_said = True
+                    self.say(self._estimate())
 
     def done(self, round_number: int, row: Mapping[str, Any]) -> None:
         """A round is finished: its line."""
         self._pace.finish()
-        end = f"ends about {clock_time(self._pace.seconds_left)}" if round_number < self._rounds else ""
+        end = self._end() if round_number < self._rounds else ""
         self._progress.update(self._all, completed=round_number, end=end)
         self.say(f"round {round_number:>4}/{self._rounds}  {summary(row)}{f'  {end}' if end else ''}")
 
     def _estimate(self) -> str:
         pace, left = self._pace.seconds_per_step, self._pace.seconds_left
-        end = f"ends about {clock_time(left)}"
-        self._progress.update(self._all, end=end)
-        return f"measured: {pace:.3g} s per image-step, so that {left / 3600:.1f} hours are left; {end}"
+        return f"measured: {pace:.3g} s per image-step, so that {left / 3600:.1f} hours are left; {self._end()}"
+
+    def _end(self) -> str:
+        return f"ends about {clock_time(self._pace.seconds_left)}"
 
     def say(self, text: str) -> None:
-        """A line above the bars. Nothing where whoever read is gone: the run goes on, or is saved."""
+        """A line above the bars, broken between words on a terminal.
+
+        Nothing where whoever read is gone: the run goes on, or is saved.
+        """
         with suppress(OSError):
-            self._progress.console.print(text, markup=False, soft_wrap=True)
+            self._progress.console.print(text, markup=False, soft_wrap=not self._live)
 
 
 def summary(row: Mapping[str, Any]) -> str:

@@ -32,9 +32,9 @@ def run_ranks(recipe: Recipe, folder: RunFolder, arguments: list[str], world_siz
     note_start()
     folder.write_status("running", round_number=round_of(folder.status()))
     if ranks_use_gpus():
-        from memdiff.planner.ahead import measure_ahead
+        from memdiff.planner.warm_up import warm_round_cache
 
-        measure_ahead(recipe, world_size)
+        warm_round_cache(recipe, world_size)
     stops.stay()
     code = launch(arguments, folder, world_size, stops)
     if code == 0:

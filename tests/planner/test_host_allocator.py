@@ -53,3 +53,40 @@ def test_freed_memory_stays_in_the_heap() -> None:
     assert mapped_alive == mapped
     assert used_freed < used + BLOCK and heap_freed == heap_alive
     assert len({heap for states in rounds[-2:] for heap, _, _ in states}) == 1
+
+
+TWICE = f"""
+import ctypes, json, sys
+from memdiff.runtime.host_allocator import return_freed_memory
+
+FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+class Mallinfo2(ctypes.Structure):  # <malloc.h>
+    _fields_ = [(name, ctypes.c_size_t) for name in FIELDS.split()]
+
+libc = ctypes.CDLL(None)
+ask = getattr(libc, "mallinfo2", None)
+if ask is None:
+    sys.exit("the C library is not glibc, or older than 2.33")
+ask.restype, libc.malloc.restype = Mallinfo2, ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+
+if sys.argv[1] == "asked" and not return_freed_memory():
+    sys.exit("the C library is not glibc")
+mapped = []
+for _ in range(2):
+    before, block = ask().hblks, libc.malloc({BLOCK})
+    mapped.append(ask().hblks - before)
+    libc.free(block)
+print(json.dumps(mapped))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+@pytest.mark.parametrize(("asked", "mapped"), [("unasked", [1, 0]), ("asked", [1, 1])])
+def test_freed_memory_goes_back(asked: str, mapped: list[int]) -> None:
+    """By default the second block of a size that was freed once comes from the heap."""
+    done = run_python("-c", TWICE, asked)
+    if "not glibc" in done.stderr:
+        pytest.skip(done.stderr)
+    assert json.loads(done.stdout) == mapped, done.stderr

@@ -1,4 +1,4 @@
-"""Short rounds: kept between starts, blank where another has been decoded and scored, answered from memory."""
+"""Short rounds: cached between starts, blank where another has been decoded and scored; operators from a cache."""
 
 import dataclasses
 import json
@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from memdiff.planner import rounds
-from memdiff.planner.ahead import main as measure_ahead_of
 from memdiff.planner.fake_tensors import GPU, fake_gpu
-from memdiff.planner.kept_rounds import KeptRounds, users_folder
 from memdiff.planner.measured import Measured
 from memdiff.planner.piece_costs import Curve, PieceCosts
 from memdiff.planner.plan import make_plan
 from memdiff.planner.processes import side_by_side
 from memdiff.planner.rank_round import rank_round_of
+from memdiff.planner.round_cache import RoundCache, users_cache
 from memdiff.planner.rounds import Measuring, ShortRound, measure_rounds, short_rounds
+from memdiff.planner.warm_up import main as warm_up_of
 from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.units import GIB
@@ -70,7 +70,7 @@ def test_a_blank_round_is_completed_to_a_whole_one(name: str) -> None:
     assert completed == dataclasses.replace(measured, transient=transient)
 
 
-def test_what_is_kept_is_read_and_what_is_damaged_is_measured_again(
+def test_a_cached_round_is_read_and_what_is_damaged_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A budget is in no key; what is cut short, changed, or of another time or recipe is measured anew, the same."""
@@ -86,7 +86,9 @@ def test_what_is_kept_is_read_and_what_is_damaged_is_measured_again(
 
     def plan(recipe: Recipe, budget: float) -> tuple[dict[str, Any], int]:
         counted.clear()
-        made = make_plan(recipe, budget_bytes=int(budget * GIB), measuring=Measuring(kept=KeptRounds(recipe, tmp_path)))
+        made = make_plan(
+            recipe, budget_bytes=int(budget * GIB), measuring=Measuring(cache=RoundCache(recipe, tmp_path))
+        )
         return made.to_json(), len(counted)
 
     first, measured = plan(recipe, 10)
@@ -101,17 +103,17 @@ def test_what_is_kept_is_read_and_what_is_damaged_is_measured_again(
     assert plan(recipe, 10) == (first, 3) and plan(recipe, 10) == (first, 0)
     assert plan(recipe_of("draft", optimizer={"bits": 8}), 10)[1] == 0
     assert plan(recipe_of("draft", adapter={"rank": 5}), 10)[1] == 3
-    monkeypatch.setattr("memdiff.planner.kept_rounds._sources", lambda: "other sources")
+    monkeypatch.setattr("memdiff.planner.round_cache._sources", lambda: "other sources")
     assert plan(recipe, 10)[1] == 3
 
 
 def test_another_budget_measures_what_it_chooses_alone(tmp_path: Path) -> None:
-    """0.01 GiB: nothing fits, and it is said from what is kept."""
+    """0.01 GiB: nothing fits, and it is said from the cache."""
     recipe = recipe_of("draft")
-    kept = KeptRounds(recipe, tmp_path)
-    make_plan(recipe, budget_bytes=4 * GIB, measuring=Measuring(kept=kept))
+    cache = RoundCache(recipe, tmp_path)
+    make_plan(recipe, budget_bytes=4 * GIB, measuring=Measuring(cache=cache))
     progress_calls: list[tuple[int, int]] = []
-    measuring = Measuring(kept=kept, progress=lambda done, total: progress_calls.append((done, total)))
+    measuring = Measuring(cache=cache, progress=lambda done, total: progress_calls.append((done, total)))
     plan = make_plan(recipe, budget_bytes=GIB // 100, measuring=measuring)
     assert not plan.fits and set(progress_calls) == {(3, 3)}
 
@@ -119,30 +121,30 @@ def test_another_budget_measures_what_it_chooses_alone(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     recipe = recipe_of("draft")
-    kept = KeptRounds(recipe, tmp_path / "file" / "below")
-    plan = make_plan(recipe, budget_bytes=4 * GIB, measuring=Measuring(kept=kept))
-    assert plan.fits and kept.read({}) is None
+    cache = RoundCache(recipe, tmp_path / "file" / "below")
+    plan = make_plan(recipe, budget_bytes=4 * GIB, measuring=Measuring(cache=cache))
+    assert plan.fits and cache.read({}) is None
 
 
-def test_where_rounds_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_the_round_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MEMDIFF_PLAN_CACHE", "")
-    assert users_folder() is None
+    assert users_cache() is None
     monkeypatch.setenv("MEMDIFF_PLAN_CACHE", str(tmp_path))
-    assert users_folder() == tmp_path
+    assert users_cache() == tmp_path
     monkeypatch.delenv("MEMDIFF_PLAN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert users_folder() == tmp_path / "memdiff" / "rounds"
+    assert users_cache() == tmp_path / "memdiff" / "rounds"
 
 
-def test_what_is_measured_ahead_is_what_a_run_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warm_cache_holds_what_a_run_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before two ranks start, in the process that is started for it; their plan measures nothing but its own choice."""
     monkeypatch.setenv("MEMDIFF_PLAN_CACHE", str(tmp_path))
-    monkeypatch.setattr("memdiff.planner.ahead.processes_here", lambda: 1)  # forks are another test's
+    monkeypatch.setattr("memdiff.planner.warm_up.processes_here", lambda: 1)  # forks are another test's
     recipe = recipe_of("draft")
-    measure_ahead_of(json.dumps({"recipe": recipe.model_dump(mode="json"), "ranks": 2}))
+    warm_up_of(json.dumps({"recipe": recipe.model_dump(mode="json"), "ranks": 2}))
     progress_calls: list[tuple[int, int]] = []
     measuring = Measuring(
-        kept=KeptRounds(recipe, tmp_path), progress=lambda done, total: progress_calls.append((done, total))
+        cache=RoundCache(recipe, tmp_path), progress=lambda done, total: progress_calls.append((done, total))
     )
     make_plan(recipe, budget_bytes=4 * GIB, ranks=2, measuring=measuring)
     assert set(progress_calls) == {(3, 3)}
@@ -163,8 +165,8 @@ def test_forks_give_what_one_process_gives() -> None:
         side_by_side(double, [(1,), (-1,)], 2, done=lambda: None)
 
 
-def test_a_remembered_operator_returns_what_it_returned() -> None:
-    """The second time from memory: metadata, views' storages, arguments changed in place and results left out."""
+def test_a_cached_operator_returns_what_it_returned() -> None:
+    """The second time from the cache: metadata, views' storages, arguments changed in place and results left out."""
 
     def run() -> list[Any]:
         x = torch.empty(4, 6, device=GPU)

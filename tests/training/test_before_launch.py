@@ -10,12 +10,13 @@ import pytest
 
 from memdiff.digits.paths import DIGITS_DDPM, DIGITS_TEXT
 from memdiff.engine.config import OptimizerConfig
-from memdiff.engine.ds_config import agreed_values, check_nested_keys, read_user_file, shipped_folder
+from memdiff.engine.ds_config import SHIPPED, agreed_values, check_nested_keys, read_user_file
 from memdiff.errors import ConfigError
 from memdiff.models.folder import check_folder, check_layers, unet_layers
 from memdiff.recipe.reading import check_recipe, laid_over
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.python_file import check_file
+from memdiff.runtime.shipped_folder import shipped_folder
 from memdiff.training import before_launch
 from memdiff.training.before_launch import check_arguments
 from memdiff.training.run_folder import RunFolder
@@ -226,7 +227,7 @@ def read(tmp_path: Path, content: Any, **how: Any) -> dict[str, Any]:
 
 def test_deepspeed_files_that_say_the_same_are_taken(tmp_path: Path) -> None:
     """Copies of those that ship, and what the Trainer's users have; "auto" is left to the trainer."""
-    for file in sorted(shipped_folder().glob("*.json")):
+    for file in sorted(shipped_folder(SHIPPED).glob("*.json")):
         config = read(tmp_path, json.loads(file.read_text()))
         assert "stage" not in config["zero_optimization"] and "gradient_clipping" not in config
     config = read(tmp_path, TRAINER)

@@ -1,9 +1,9 @@
-"""Operators on fake tensors, answered from memory once one of the same shapes has run.
+"""The operator cache: operators on fake tensors, answered from memory once one of the same shapes has run.
 
-What a fake operator returns follows from the operator and from its arguments' metadata. torch keeps such a memory
+What a fake operator returns follows from the operator and from its arguments' metadata. torch has such a cache
 itself, with a key that allows for symbolic sizes, sparse layouts and more; a plan has dense tensors of fixed sizes
 alone, for which a smaller key will do, at a third of the time per operator. Whatever is out of the ordinary is not
-remembered.
+cached.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,8 +45,8 @@ class _Answer:
     sequence: type | None
 
 
-class Remembered:
-    """Runs operators for one fake mode. What they return is remembered for the whole process."""
+class OperatorCache:
+    """Runs operators for one fake mode. What they return is cached for the whole process."""
 
     _answers: ClassVar[dict[tuple[Any, ...], _Answer | None]] = {}
 

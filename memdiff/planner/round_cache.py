@@ -1,4 +1,4 @@
-"""Measured rounds that outlast a process: one file each in the user's cache. No torch.
+"""The round cache: measured rounds that outlast a process, one file each with the user's caches. No torch.
 
 A round follows from what is in its key: the versions of the libraries, memdiff's own sources, the recipe's sections
 that build networks and the algorithm, what local paths hold, and the round itself. Neither a budget nor a card is in
@@ -21,21 +21,21 @@ from memdiff.planner.measured import Measured
 from memdiff.recipe.contents import contents_of
 from memdiff.recipe.recipe import Recipe
 
-VARIABLE = "MEMDIFF_PLAN_CACHE"  # a folder; empty: nothing is kept
+VARIABLE = "MEMDIFF_PLAN_CACHE"  # a folder; empty: nothing is cached
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 SECTIONS = ("model", "adapter", "trained_modules", "sampler", "method", "reward")
 MOST = 500  # files of 3 kB
 
 
-class KeptRounds:
-    """Rounds of one recipe, by what they follow from. `folder` None keeps nothing."""
+class RoundCache:
+    """Measured rounds of one recipe, by what they follow from. `folder` None caches nothing."""
 
     def __init__(self, recipe: Recipe, folder: Path | None) -> None:
         self._folder = folder
         self._recipe = {} if folder is None else _deciding(recipe)
 
     def read(self, round_number: dict[str, Any]) -> Measured | None:
-        """What was measured of `round`; None where it has to be measured."""
+        """What was measured of `round_number`'s round; None where it has to be measured."""
         if self._folder is None:
             return None
         try:
@@ -45,7 +45,7 @@ class KeptRounds:
             return None
 
     def write(self, round_number: dict[str, Any], measured: Measured) -> None:
-        """Whole or not at all; a folder that can't be written keeps nothing."""
+        """Whole or not at all; a folder that can't be written holds nothing."""
         if self._folder is None:
             return
         content = measured.to_json()
@@ -61,7 +61,7 @@ class KeptRounds:
         return self._folder / f"{_sum({'recipe': self._recipe, 'round': round_number})}.json"
 
 
-def users_folder() -> Path | None:
+def users_cache() -> Path | None:
     """Where MEMDIFF_PLAN_CACHE says, else with the user's other caches; None where it is empty."""
     said = os.environ.get(VARIABLE)
     if said is not None:

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 
-class Telling:
-    """From the first second: while libraries load, while rounds are measured; nothing where all are kept."""
+class PlanningProgress:
+    """From the first second: while libraries load, while rounds are measured; nothing where all are cached."""
 
     def __init__(self, recipe: str) -> None:
         console = Console(stderr=True, highlight=False)
-        self._recipe, self._lines, self._told = recipe, not console.is_terminal, False
+        self._recipe, self._lines, self._said = recipe, not console.is_terminal, False
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
             console=console, auto_refresh=False, transient=True, disable=self._lines,
@@ -33,14 +33,14 @@ class Telling:
     ) -> None:
         self._bar.stop()
 
-    def progress(self, done: int, total: int) -> None:
+    def update(self, done: int, total: int) -> None:
         """So many rounds of `total` are measured."""
         self._bar.update(self._task, description=f"measuring {total} short rounds", completed=done, total=total)
         self._bar.refresh()
-        if self._lines and not self._told and done < total:
-            self._told = True
+        if self._lines and not self._said and done < total:
+            self._said = True
             sys.stderr.write(
                 f"memdiff: planning {self._recipe}: measuring {total - done} short rounds without data, a few seconds "
-                "each; they are kept for the next time\n"
+                "each; they are cached for the next time\n"
             )
             sys.stderr.flush()

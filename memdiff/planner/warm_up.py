@@ -1,6 +1,6 @@
-"""Measures a recipe's short rounds before its ranks start, so that they only choose. No torch where all are kept.
+"""Fills the round cache before a recipe's ranks start, so that they only choose. No torch where it is full.
 
-python -m memdiff.planner.ahead '{"recipe": ..., "ranks": 4}' runs in a process of its own, without CUDA: the rounds are
+`python -m memdiff.planner.warm_up` reads a recipe and its ranks from stdin, in a process without CUDA: the rounds are
 measured in forks, which neither CUDA nor the threads of a rank survive, and what the libraries take goes with it.
 """
 
@@ -12,32 +12,33 @@ from contextlib import suppress
 from pathlib import Path
 
 from memdiff.errors import MemdiffError
-from memdiff.planner.kept_rounds import KeptRounds, users_folder
 from memdiff.planner.processes import processes_here
+from memdiff.planner.progress import PlanningProgress
 from memdiff.planner.rank_round import planned_precision, rank_round_of
+from memdiff.planner.round_cache import RoundCache, users_cache
 from memdiff.planner.rounds import Measuring, measure_recomputes
-from memdiff.planner.telling import Telling
 from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.recipe import Recipe
 
 
-def measure_ahead(recipe: Recipe, ranks: int) -> None:
-    """In a process of its own. Where it fails, or nothing is kept, the first rank measures and says what is wrong."""
-    if users_folder() is None:
+def warm_round_cache(recipe: Recipe, ranks: int) -> None:
+    """In a process of its own. Where it fails, or there is no cache, the first rank measures and says what is wrong."""
+    if users_cache() is None:
         return
     rank_round = json.dumps({"recipe": recipe.model_dump(mode="json"), "ranks": ranks})
-    words = [sys.executable, "-m", "memdiff.planner.ahead"]
+    words = [sys.executable, "-m", "memdiff.planner.warm_up"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(words, input=rank_round, text=True, env=environment, check=False)
 
 
 def main(rank_round: str) -> None:
-    """`job` is what `measure_ahead` writes."""
+    """`rank_round` is what `warm_round_cache` writes."""
     read = json.loads(rank_round)
     recipe, ranks = check_recipe(read["recipe"], source="the run", folder=Path.cwd()), int(read["ranks"])
     precision = planned_precision(recipe.model.precision)
-    with suppress(MemdiffError), Telling("the run") as telling:  # the first rank comes to it as well, and says it
-        measuring = Measuring(processes_here(), KeptRounds(recipe, users_folder()), telling.progress)
+    # What is wrong the first rank comes to as well, and says it.
+    with suppress(MemdiffError), PlanningProgress("the run") as progress:
+        measuring = Measuring(processes_here(), RoundCache(recipe, users_cache()), progress.update)
         measure_recomputes(
             recipe, rank_round_of(recipe, ranks=ranks, precision=precision), precision, measuring=measuring
         )

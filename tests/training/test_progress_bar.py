@@ -1,0 +1,68 @@
+"""A run's progress on a real terminal: bars and lines fit its width, and the end's time stands at the run's own bar."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from tests.helpers.processes import ROOT, ended
+
+CHILD = """
+import time
+from memdiff.training.progress import RunProgress
+
+row = {"reward_mean": 1.234, "reward/gender": 0.5, "reward/image_reward": -0.43, "images_in_round": 200,
+       "seconds_rollout": 100.0, "seconds_reward": 3.0, "seconds_train": 200.0, "peak_bytes": None, "grad_norm": 0.1,
+       "skipped": 0}
+now = [0.0]
+with RunProgress(rounds=500, shown=True) as progress:
+    progress._pace._now = lambda: now[0]
+    progress.begin_round(1, 100)
+    now[0] += 900
+    progress.advance(100)
+    progress.done(1, row)
+    progress.begin("evaluating", 100)
+    progress.advance(30)
+    progress._progress.refresh()
+"""
+
+
+def shown_on(columns: int) -> list[str]:
+    """Everything that was drawn on a terminal of that width, line by line, without colours and moves."""
+    terminal, child_side = pty.openpty()
+    fcntl.ioctl(child_side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
+    environment.pop("COLUMNS", None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD], env=environment, stdin=child_side, stdout=child_side, stderr=child_side
+    )
+    os.close(child_side)
+    drawn = b""
+    with ended(process):
+        try:
+            while part := os.read(terminal, 65536):
+                drawn += part
+        except OSError:  # the child has closed its side
+            pass
+        os.close(terminal)
+        assert process.wait() == 0, drawn.decode()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.decode())
+    return [line.rstrip() for line in re.split(r"[\r\n]+", text)]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_run_on_a_terminal(columns: int) -> None:
+    """900 s a round, 499 left: an end with its day. It stands at the rounds' bar, once, and no word is broken."""
+    lines = shown_on(columns)
+    assert max(map(len, lines)) <= columns
+    ends = [line for line in lines if re.search(r"rounds +[━╸╺]+ +0% .*ends about \w{3} \d\d \w{3} \d\d:\d\d$", line)]
+    assert ends, lines
+    assert not any("ends about" in line for line in lines if "evaluating" in line)
+    said = " ".join(" ".join(lines).split())
+    assert "(rollout 100.0 s, reward 3.0 s, train 200.0 s)" in said
