@@ -1,0 +1,12 @@
+"""Files of strangers, damaged and hostile, through the real commands: `python -m tests.fuzz`; docs/hostile_input.md.
+
+hostile    What hostile files hold: values, names, payloads, pickles that leave a mark where they are run
+json_mutants  One change somewhere in a JSON or YAML document
+mutants    One change to one file of a folder
+weights    Weight files that are not what their name says
+places     The folders that are changed: a run, models, adapters, rewards, prompts, images
+surfaces   Which files are changed, and which command reads them
+trial      One command in a fork of this process, under an audit hook: how it ended, what it touched
+recipes    Recipes with mistakes
+pages      Reports and comparison pages that hold payloads, in a browser where there is one
+"""
