@@ -32,12 +32,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=200, help="mutants of each surface")
-    parser.add_argument("--only", default="", help="surfaces whose name holds this")
+    parser.add_argument("--only", default="", help="surfaces whose name holds one of these, separated by commas")
     parser.add_argument("--at", type=int, help="this mutant alone, with all that it says")
     parser.add_argument("--traced", type=int, default=0, help="as processes of their own under strace: each n-th")
     parser.add_argument("--json", type=Path, help="also write the table here")
     arguments = parser.parse_args()
-    chosen = [surface for surface in SURFACES if arguments.only in surface.name]
+    chosen = [surface for surface in SURFACES if any(word in surface.name for word in arguments.only.split(","))]
     campaign = Campaign(SCRATCH, seed=arguments.seed, traced=arguments.traced)
     rows = {}
     faults = 0

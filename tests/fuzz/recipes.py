@@ -8,8 +8,10 @@ has imported the command line alone; `--processes` runs so many as processes of 
 import argparse
 import copy
 import json
+import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -126,8 +128,7 @@ def mistakes(mark: Path) -> dict[str, Callable[[Random], Recipe]]:
         f"reward: [!!python/object/apply:subprocess.check_output [[touch, '{mark}']]]\n", "model: !!python/name:os.system\n",
         "model: !!python/module:evil\n", "model: !evil {kind: embedded}\n", "run: !!python/tuple [1]\n",
     ]  # fmt: skip
-    unwanted = (math_nan := float("nan"), float("inf"), -float("inf"))
-    assert math_nan
+    unwanted = (math.nan, math.inf, -math.inf)
     return {
         "typo": typo,
         "wrong type of a value": changed("wrong type of a value", lambda v: not isinstance(v, dict | list), lambda r, v: {"x": r.choice((1, "y", None))}),
@@ -177,6 +178,8 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder).resolve()
+        for beside in ("prompts", "rewards"):  # what the recipes that ship name
+            shutil.copytree(RECIPES / beside, place / beside)
         os.chdir(place)
         os.environ["COLUMNS"] = "200"
         faults, table = refused(place, arguments.seed, arguments.count, arguments.processes)
