@@ -51,7 +51,9 @@ def main() -> int:
         for result in results:
             if result.fault:
                 faults += 1
-                say(f"  {result.fault}: --at {result.number}  {' '.join(result.words)}  [{result.mutant}]\n      {result.last}")
+                say(
+                    f"  {result.fault}: --at {result.number}  {' '.join(result.words)}  [{result.mutant}]\n      {result.last}"
+                )
     if arguments.json:
         arguments.json.write_text(json.dumps({"seed": arguments.seed, "rows": rows}, indent=2) + "\n")
     return int(bool(faults))

@@ -121,7 +121,13 @@ def _import_all() -> None:
     import memdiff.training.loop
     import memdiff.training.preview
 
-    for name in ("AutoModelForImageClassification", "AutoImageProcessor", "CLIPModel", "CLIPTokenizer", "OwlViTForObjectDetection"):
+    for name in (
+        "AutoModelForImageClassification",
+        "AutoImageProcessor",
+        "CLIPModel",
+        "CLIPTokenizer",
+        "OwlViTForObjectDetection",
+    ):
         getattr(transformers, name)
     for name in ("UNet2DConditionModel", "AutoencoderKL", "DDIMScheduler", "StableDiffusionXLPipeline"):
         getattr(diffusers, name)

@@ -67,7 +67,9 @@ def _struck(folder: Path, path: Path, content: bytes, random: Random, outside: O
     path.unlink()
     match way:
         case "cut":
-            length = random.choice((1, 7, len(content) // 2, max(0, len(content) - 1), random.randrange(len(content) + 1)))
+            length = random.choice(
+                (1, 7, len(content) // 2, max(0, len(content) - 1), random.randrange(len(content) + 1))
+            )
             path.write_bytes(content[:length])
             return f"cut to {length} of {len(content)} bytes"
         case "empty":

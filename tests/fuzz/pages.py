@@ -108,7 +108,7 @@ def control_page(folder: Path, text: str, policy: str = "") -> Path:
     folder.mkdir(parents=True)
     page = folder / "control.html"
     head = f"<!doctype html><meta charset=utf-8>{policy}<title>control</title>"
-    page.write_text(f"{head}<body><p title=\"{text}\">{text}</p>", errors="surrogatepass")
+    page.write_text(f'{head}<body><p title="{text}">{text}</p>', errors="surrogatepass")
     return page
 
 

@@ -191,7 +191,9 @@ def main() -> int:
     for fault in [*faults, *wrong]:
         say(f"  {fault}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"table": table, "faults": faults, "wrongly refused": wrong}, indent=2) + "\n")
+        arguments.json.write_text(
+            json.dumps({"table": table, "faults": faults, "wrongly refused": wrong}, indent=2) + "\n"
+        )
     return int(bool(faults or wrong))
 
 
@@ -213,7 +215,9 @@ def refused(place: Path, seed: int, count: int, processes: int = 0) -> tuple[lis
         fault = _fault(recipe, code, said, torch, mark)
         if fault:
             faults.append(f"{number} {kind}: {fault}: {ascii(said)[:400]} (named: {recipe.named})")
-    table = {kind: {"count": kinds[kind], "slowest_seconds": round(max(seconds[kind], default=0.0), 3)} for kind in kinds}
+    table = {
+        kind: {"count": kinds[kind], "slowest_seconds": round(max(seconds[kind], default=0.0), 3)} for kind in kinds
+    }
     if seconds["process"]:
         taken = sorted(seconds["process"])
         table["as processes of their own"] = {

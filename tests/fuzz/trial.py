@@ -75,7 +75,9 @@ class Outcome:
         return None
 
 
-def forked(words: Sequence[str], folder: Path, allowed: Allowed, environment: Mapping[str, str] | None = None) -> Outcome:
+def forked(
+    words: Sequence[str], folder: Path, allowed: Allowed, environment: Mapping[str, str] | None = None
+) -> Outcome:
     """`memdiff words`, run in `folder` by a fork of this process."""
     reader, writer = os.pipe()
     log = folder.with_name(folder.name + ".log")
@@ -228,7 +230,11 @@ def traced(
 
 def _of_trace(text: str, folder: Path, allowed: Allowed) -> list[tuple[str, str]]:
     """What strace saw that is not allowed, of calls that succeeded."""
-    reads = [*map(str, (ROOT, sys.prefix, sys.base_prefix)), *SYSTEM, *(str(p.resolve()) for p in (*allowed.read, *allowed.write))]
+    reads = [
+        *map(str, (ROOT, sys.prefix, sys.base_prefix)),
+        *SYSTEM,
+        *(str(p.resolve()) for p in (*allowed.read, *allowed.write)),
+    ]
     writes = [*(str(place.resolve()) for place in allowed.write), "/dev/", "/proc/"]
     touched = []
     for call, name, rest in re.findall(r"(\w+)\((?:AT_FDCWD, )?\"((?:[^\"\\]|\\.)*)\"(.*)", text):

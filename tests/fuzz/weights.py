@@ -92,7 +92,9 @@ def changed_torch(content: bytes, random: Random, outside: Outside) -> tuple[str
         ways |= {
             f"without {name}": {key: value for key, value in stored.items() if str(key) != name},
             f"{name} is a list": {key: [1] if str(key) == name else value for key, value in stored.items()},
-            f"{name} is a trap": {key: Trap(outside.mark) if str(key) == name else value for key, value in stored.items()},
+            f"{name} is a trap": {
+                key: Trap(outside.mark) if str(key) == name else value for key, value in stored.items()
+            },
             f"{name} is empty": {key: torch.zeros(0) if str(key) == name else value for key, value in stored.items()},
         }
     way = random.choice(sorted(ways))
