@@ -175,7 +175,7 @@ def _fit(picture: Image.Image, tile: tuple[int, int]) -> Image.Image:
 
 
 def _fitting(text: str, width: int) -> str:
-    font = ImageFont.load_default(16)
+    font, text = ImageFont.load_default(16), text[:width]  # no letter is narrower than a pixel
     while text and font.getlength(text) > width:
         text = text[:-1]
     return text

@@ -51,7 +51,7 @@ def own_bytes(path: Path, *, within: Path, most_bytes: int = MOST_OWN_BYTES) -> 
         real = path.resolve(strict=True)
     except RuntimeError:  # what pathlib makes of links in a circle
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
-    if not real.is_relative_to(within.resolve()):
+    if not real.is_relative_to(home_of(within)):
         raise OSError(errno.EPERM, "it is a link out of its folder", str(path))
     if not real.is_file():
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
@@ -60,6 +60,13 @@ def own_bytes(path: Path, *, within: Path, most_bytes: int = MOST_OWN_BYTES) -> 
     if len(content) > most_bytes:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     return content
+
+
+def home_of(folder: Path) -> Path:
+    """The folder itself, without links; of a snapshot in the hub's cache, whose files are links, its repository."""
+    home = folder.resolve()
+    is_snapshot = home.parent.name == "snapshots" and (home.parents[1] / "blobs").is_dir()
+    return home.parents[1] if is_snapshot else home
 
 
 def free_of_links(folder: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from memdiff.errors import CheckpointError
+from memdiff.runtime.small_files import home_of
 
 HUB = "hf://"
 NEEDED = ("config.yaml", "checkpoints")
@@ -32,11 +33,8 @@ def bring_run(source: str, out: Path) -> bool:
 
 
 def _check_links(folder: Path, source: str) -> None:
-    """Raises CheckpointError for a link that leads elsewhere: what lies there is not the run's.
-
-    The hub's cache is made of links, into the files of the same repository.
-    """
-    home = (folder.parents[1] if source.startswith(HUB) else folder).resolve()
+    """Raises CheckpointError for a link that leads elsewhere: what lies there is not the run's."""
+    home = home_of(folder)
     for path in folder.rglob("*"):
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
             raise CheckpointError(f"--resume-from {source}: {path.name} is a link out of the run; copy the run whole")

@@ -18,6 +18,23 @@ from tests.fuzz.trial import Allowed, Outcome, forked, traced
 STARTS = ("nvidia-smi", "lscpu", "uname", "ldconfig", "gcc", "cc", "c++", "g++", "ninja", "which", "git")
 
 
+LINKED = "secret"  # the change that makes a link to another folder's file
+# Links out of models are followed, as the hub's cache has them, though nothing of what they lead to may be shown.
+RUNS_OWN = (
+    "run/config.yaml",
+    "run/metrics",
+    "run/status",
+    "run/state",
+    "run/contents",
+    "run/plan",
+    "run/judge",
+    "run/launcher",
+    "run/checkpoints",
+    "run/samples/",
+    "samples/settings",
+)
+
+
 @dataclass(frozen=True)
 class Result:
     """How one mutant's command ended."""
@@ -59,6 +76,8 @@ class Campaign:
         mutant = mutate(folder, file, random, self.outside)
         command = _command_for(surface, file, random)
         elsewhere = [self.outside.folder, Path("/")] if surface.names_paths and file.endswith(".yaml") else []
+        if mutant.what == LINKED and not file.startswith(RUNS_OWN):
+            elsewhere.append(self.outside.folder)
         allowed = Allowed([folder, *elsewhere], [folder, self.scratch / "tmp", self.scratch / "cache"], STARTS)
         environment = RANK | {"MASTER_PORT": str(free_port())} if command.as_rank else {}
         run = traced if self._traced and number % self._traced == 0 else forked
@@ -70,8 +89,6 @@ class Campaign:
 
     def _leaked(self, folder: Path, outcome: Outcome, elsewhere: list[Path]) -> str | None:
         """What was read from elsewhere and said, or written into what the command made."""
-        if elsewhere:
-            return None
         made = [file for name in ("out", "new", "evaluation") for file in (folder / name).rglob("*")]
         made += [folder / "run/report.html"]
         for file in made:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU_SECONDS, SECONDS, MEMORY = 60, 300, 4 << 30
+CPU_SECONDS, SECONDS, MEMORY = 60, 120, 4 << 30
 SYSTEM = ("/usr", "/lib", "/lib64", "/proc", "/sys", "/dev", "/etc", "/bin", "/sbin", "/opt")
 FORBIDDEN = ("/etc/passwd", "/etc/shadow", "/proc/self/environ", "/dev/zero")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
