@@ -35,10 +35,10 @@ def elements_of(page: str) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_payloads_make_no_elements(kind: str, tmp_path: Path) -> None:
-    """Every sixth in a report, whose plots take their time, every second in a comparison; the slow test has all."""
+    """Every twelfth in a report, whose plots take their time, every third in a comparison; the slow test has all."""
     plain = elements_of(KINDS[kind](tmp_path / "plain", "word").read_text())
     assert len(plain) > 20
-    for number, text in list(enumerate(payloads("http://127.0.0.1:9/ran")))[:: 6 if kind == "report" else 2]:
+    for number, text in list(enumerate(payloads("http://127.0.0.1:9/ran")))[:: 12 if kind == "report" else 3]:
         page = KINDS[kind](tmp_path / str(number), text).read_text(encoding="utf-8")
         assert elements_of(page) == plain, TEMPLATES[number]
         assert not set(page) & set("\x00\x1b\u202e"), TEMPLATES[number]

@@ -55,10 +55,17 @@ class Campaign:
         self.scratch, self.seed, self._traced = scratch, seed, traced
         self.outside = Outside(scratch / "outside")
         self.outside.make()
-        _import_all()
+        self._has_all = False
 
     def run(self, surface: Surface, numbers: Iterable[int], *, loud: bool = False) -> list[Result]:
         """A result for each number."""
+        if not self._has_all:
+            _import_most()
+        if any(command.as_rank for command in surface.commands):
+            import memdiff.training.loop
+
+            assert memdiff.training.loop
+        self._has_all = True
         base = self.scratch / "bases" / surface.build.__name__
         if not base.is_dir():
             base.mkdir(parents=True)
@@ -76,18 +83,18 @@ class Campaign:
         mutant = mutate(folder, file, random, self.outside)
         command = _command_for(surface, file, random)
         elsewhere = [self.outside.folder, Path("/")] if surface.names_paths and file.endswith(".yaml") else []
-        if mutant.what == LINKED and not file.startswith(RUNS_OWN):
+        if mutant.what == LINKED and (surface.named or not file.startswith(RUNS_OWN)):
             elsewhere.append(self.outside.folder)
         allowed = Allowed([folder, *elsewhere], [folder, self.scratch / "tmp", self.scratch / "cache"], STARTS)
         environment = RANK | {"MASTER_PORT": str(free_port())} if command.as_rank else {}
         run = traced if self._traced and number % self._traced == 0 else forked
         outcome = run(command.words, folder, allowed, environment)
-        fault = outcome.fault(self.outside.mark.exists()) or self._leaked(folder, outcome, elsewhere)
+        fault = outcome.fault(self.outside.mark.exists()) or (None if surface.named else self._leaked(folder, outcome))
         if loud:
             sys.stdout.write(f"{mutant}\n{outcome.said}\n{outcome.touched}\n")
         return Result(number, str(mutant), list(command.words), fault, outcome.code, outcome.seconds, _last(outcome))
 
-    def _leaked(self, folder: Path, outcome: Outcome, elsewhere: list[Path]) -> str | None:
+    def _leaked(self, folder: Path, outcome: Outcome) -> str | None:
         """What was read from elsewhere and said, or written into what the command made."""
         made = [file for name in ("out", "new", "evaluation") for file in (folder / name).rglob("*")]
         made += [folder / "run/report.html"]
@@ -122,7 +129,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _import_all() -> None:
+def _import_most() -> None:
     """What the commands import when they run, once, so that a fork of this process has it."""
     import diffusers
     import transformers
@@ -135,7 +142,6 @@ def _import_all() -> None:
     import memdiff.sampling.sample
     import memdiff.scoring.score
     import memdiff.training.before_launch
-    import memdiff.training.loop
     import memdiff.training.preview
 
     for name in (

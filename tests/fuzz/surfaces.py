@@ -27,6 +27,7 @@ class Surface:
     files: Sequence[str]
     commands: Sequence[Command]
     names_paths: bool = False  # whether the files may name others by right, as a recipe does
+    named: bool = False  # whether the command line names them, so that what a link leads to was somebody's choice
 
     def targets(self, folder: Path) -> list[str]:
         """Every file that is changed."""
@@ -89,8 +90,7 @@ SURFACES = [
         [
             *(Command(["sample", "digits_text", *FEW, "--prompts", name]) for name in ("p.txt", "p.csv", "p.tsv", "p.json", "q.json", "p.jsonl")),
             *(Command(["eval", "digits_text", "--num-images", "1", "--steps", "1", "--prompts", name]) for name in ("drawbench.csv", "p.tsv", "geneval.jsonl", "p.json")),
-        ],
-    ),
-    Surface("DeepSpeed's JSON", places.deepspeed, ("ds.json",), _commands("train recipe.yaml --out out --ds-config ds.json --dry-run")),
-    Surface("recipe", places.recipe, ("recipe.yaml",), _commands("train recipe.yaml --out out --dry-run", "plan recipe.yaml", "train recipe.yaml --out out --dry-run", "recipes --show recipe.yaml"), names_paths=True),
+        ], named=True),
+    Surface("DeepSpeed's JSON", places.deepspeed, ("ds.json",), _commands("train recipe.yaml --out out --ds-config ds.json --dry-run"), named=True),
+    Surface("recipe", places.recipe, ("recipe.yaml",), _commands("train recipe.yaml --out out --dry-run", "plan recipe.yaml", "train recipe.yaml --out out --dry-run", "recipes --show recipe.yaml"), names_paths=True, named=True),
 ]  # fmt: skip
