@@ -23,7 +23,7 @@ def test_mutants_are_read_or_refused(tmp_path: Path) -> None:
 
 
 def test_mistakes_in_recipes_are_named(tmp_path: Path) -> None:
-    """Three of each kind: exit code 2, a line with the key in it, no torch; and twenty that are right are not refused."""
+    """Three of each kind: exit code 2, the key in a line, no torch; and twenty that are right are not refused."""
     table = tmp_path / "table.json"
     ended = run_python("-m", "tests.fuzz.recipes", "--count", "45", "--valid", "20", "--json", str(table))
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -124,7 +124,7 @@ def test_links_within_a_folder_are_its_own(tmp_path: Path) -> None:
     (snapshot / "other.json").symlink_to("../../../blob")
     with pytest.raises(OSError, match="a link out of its folder"):
         own_bytes(snapshot / "other.json", within=snapshot)
-    with pytest.raises(OSError, match="too large|File too large"):
+    with pytest.raises(OSError, match="File too large"):
         own_bytes(tmp_path / "file.json", within=tmp_path, most_bytes=1)
 
 
@@ -146,7 +146,7 @@ def test_a_lock_that_is_none_is_not_waited_for(tmp_path: Path, secret: Path, pla
     plant(tmp_path / "run.lock", secret)
     lock = FileLock(tmp_path / "run.lock")
     assert lock.holder().process == ""
-    with pytest.raises(ConfigError, match="can.t be written"):
+    with pytest.raises(ConfigError, match=r"can.t be written"):
         RunFolder(tmp_path)._locked()
     assert secret.read_text().startswith('{"round": 7')
 
@@ -189,5 +189,5 @@ def test_what_cannot_be_opened_is_one_line(tmp_path: Path, capsys: Any) -> None:
 def test_a_misspelt_kind_is_named(tmp_path: Path, key: str) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(f"model: {{{key}: embedded}}\nmethod: {{kind: reinforce}}\nreward: [{{kind: digits}}]\n")
-    with pytest.raises(ConfigError, match=f"model needs a kind; is model.{key} meant to be it"):
+    with pytest.raises(ConfigError, match=rf"model needs a kind; is model\.{key} meant to be it"):
         read_recipe(file)

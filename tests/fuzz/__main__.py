@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz [--seed S] [--count N] [--only NAMES] [--at NUMBER]`: mutants through the commands, and a table.
+"""`python -m tests.fuzz [--seed S] [--count N] [--only NAMES] [--at NUMBER]`: mutants through the commands, a table.
 
 Exit code 1 where one ended in a traceback, ran something, or touched what lies elsewhere.
 """
@@ -52,7 +52,8 @@ def main() -> int:
             if result.fault:
                 faults += 1
                 say(
-                    f"  {result.fault}: --at {result.number}  {' '.join(result.words)}  [{result.mutant}]\n      {result.last}"
+                    f"  {result.fault}: --at {result.number}  {' '.join(result.words)}  [{result.mutant}]\n"
+                    f"      {result.last}"
                 )
     if arguments.json:
         arguments.json.write_text(json.dumps({"seed": arguments.seed, "rows": rows}, indent=2) + "\n")

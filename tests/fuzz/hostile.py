@@ -94,7 +94,7 @@ def code_keys() -> list[tuple[str, Any]]:
     """Keys by which libraries look for code beside a model."""
     every = ("AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoImageProcessor", "AutoTokenizer")
     return [
-        ("auto_map", {name: f"{CODE}.Evil" for name in every}),
+        ("auto_map", dict.fromkeys(every, f"{CODE}.Evil")),
         ("auto_map", f"{CODE}.Evil"),
         ("_class_name", [CODE, "Evil"]),
         ("_class_name", "Evil"),

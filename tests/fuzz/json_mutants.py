@@ -38,7 +38,8 @@ def changed_yaml(content: bytes, random: Random, outside: Outside) -> tuple[str,
             f"model: !!python/object/apply:builtins.open ['{mark}', 'w']\n",
             "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nmodel: *c\n",
             "model: {<<: {kind: embedded}}\n", "model:\n\tkind: embedded\n", "? [a, b]\n: 1\n", "{" * 500, "- " * 500,
-            "model: !!timestamp 2001-99-99\n", "model: 0x" + "f" * 5000 + "\n", "1: 2\nnull: 3\n", "---\na: 1\n---\nb: 2\n",
+            "model: !!timestamp 2001-99-99\n", "model: 0x" + "f" * 5000 + "\n", "1: 2\nnull: 3\n",
+            "---\na: 1\n---\nb: 2\n",
             "%YAML 9.9\n---\na: 1\n", "a: &a [*a]\n", "&a [*a]", "model: \"\\ud800\"\n", "!!binary x", "!!set {a, b}",
         ]  # fmt: skip
         number = random.randrange(len(texts))

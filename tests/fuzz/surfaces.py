@@ -52,45 +52,128 @@ RESUMED = Command(["train", "recipe.yaml", "--out", "run", "--resume", "must"], 
 SURFACES = [
     Surface("run: report", places.reported, ("run/*", "run/samples/*"), _commands("report run")),
     Surface(
-        "run: sample", places.run, ("run/config.yaml", "run/model/**/*", "run/model_best/**/*"),
-        _commands(SAMPLED, f"{SAMPLED} --best", f"sample digits --mix run=0.5 {' '.join(FEW)}"), names_paths=True,
-    ),
-    Surface("run: eval", places.run, ("run/config.yaml", "run/model/**/*"), _commands("eval run --num-images 2 --steps 2"), names_paths=True),
-    Surface("run: resume", places.run, RUN_FILES, [RESUMED], names_paths=True),
-    Surface(
-        "run: the command line before a launch", places.run, RUN_FILES,
-        _commands("train recipe.yaml --out run --resume must --dry-run", "train recipe.yaml --out new --resume-from run --dry-run"),
+        "run: sample",
+        places.run,
+        ("run/config.yaml", "run/model/**/*", "run/model_best/**/*"),
+        _commands(SAMPLED, f"{SAMPLED} --best", f"sample digits --mix run=0.5 {' '.join(FEW)}"),
         names_paths=True,
     ),
     Surface(
-        "samples", places.sampled, ("samples/*",),
+        "run: eval",
+        places.run,
+        ("run/config.yaml", "run/model/**/*"),
+        _commands("eval run --num-images 2 --steps 2"),
+        names_paths=True,
+    ),
+    Surface("run: resume", places.run, RUN_FILES, [RESUMED], names_paths=True),
+    Surface(
+        "run: the command line before a launch",
+        places.run,
+        RUN_FILES,
         _commands(
-            "score samples --reward digits --rows", "eval samples --reward jpeg", "sample digits --num-images 1 --steps 2 --out samples",
+            "train recipe.yaml --out run --resume must --dry-run",
+            "train recipe.yaml --out new --resume-from run --dry-run",
+        ),
+        names_paths=True,
+    ),
+    Surface(
+        "samples",
+        places.sampled,
+        ("samples/*",),
+        _commands(
+            "score samples --reward digits --rows",
+            "eval samples --reward jpeg",
+            "sample digits --num-images 1 --steps 2 --out samples",
         ),
     ),
-    Surface("model: ddpm", places.ddpm, ("model/**/*",), [Command(["sample", "model", *FEW]), DRY, *_commands("plan recipe.yaml", "init --model model --reward jpeg --out new.yaml")]),
-    Surface("model: stable diffusion", places.stable_diffusion, ("model/**/*",), [TEXT_SAMPLE, TEXT_SAMPLE, DRY, *_commands("plan recipe.yaml")]),
+    Surface(
+        "model: ddpm",
+        places.ddpm,
+        ("model/**/*",),
+        [
+            Command(["sample", "model", *FEW]),
+            DRY,
+            *_commands("plan recipe.yaml", "init --model model --reward jpeg --out new.yaml"),
+        ],
+    ),
+    Surface(
+        "model: stable diffusion",
+        places.stable_diffusion,
+        ("model/**/*",),
+        [TEXT_SAMPLE, TEXT_SAMPLE, DRY, *_commands("plan recipe.yaml")],
+    ),
     Surface("model: sdxl", places.sdxl, ("model/**/*",), [TEXT_SAMPLE, TEXT_SAMPLE, DRY]),
     Surface(
-        "adapters", places.adapters, ("peft/*", "diffusers/*", "kohya/*", "old/*"),
+        "adapters",
+        places.adapters,
+        ("peft/*", "diffusers/*", "kohya/*", "old/*"),
         [
             Command(["sample", "model", *FEW, "--prompt", "a", "--mix", f"{name}=1"])
             for name in ("peft", "diffusers", "kohya", "old")
         ],
     ),
-    Surface("adapters: go on from", places.adapters, ("peft/*", "diffusers/*", "kohya/*", "old/*"), _commands("plan peft.yaml", "plan diffusers.yaml", "plan kohya.yaml", "plan old.yaml")),
+    Surface(
+        "adapters: go on from",
+        places.adapters,
+        ("peft/*", "diffusers/*", "kohya/*", "old/*"),
+        _commands("plan peft.yaml", "plan diffusers.yaml", "plan kohya.yaml", "plan old.yaml"),
+    ),
     Surface("reward: classifier", places.rewards, ("classifier/*",), _scores("classifier:path=classifier,label=male")),
-    Surface("reward: clip, pickscore, aesthetic", places.rewards, ("clip/*", "aesthetic.pth"), _scores("clip_similarity:path=clip", "pickscore:path=clip,tokenizer=clip", "aesthetic:path=clip,head=aesthetic.pth")),
+    Surface(
+        "reward: clip, pickscore, aesthetic",
+        places.rewards,
+        ("clip/*", "aesthetic.pth"),
+        _scores(
+            "clip_similarity:path=clip", "pickscore:path=clip,tokenizer=clip", "aesthetic:path=clip,head=aesthetic.pth"
+        ),
+    ),
     Surface("reward: hpsv2", places.rewards, ("hps/*",), _scores("hpsv2:path=hps,tokenizer=hps")),
     Surface("reward: image_reward", places.rewards, ("image_reward/*",), _scores("image_reward:path=image_reward")),
     Surface("reward: detection", places.rewards, ("detection/*",), _scores("detection:path=detection,object=cat")),
-    Surface("eval: features", places.rewards, ("clip/*", "inception/*", "images/*"), _commands("eval images --diversity clip --clip clip", "eval images --diversity inception --inception inception", "eval images --real images --inception inception")),
     Surface(
-        "prompts", places.prompts, ("*",),
+        "eval: features",
+        places.rewards,
+        ("clip/*", "inception/*", "images/*"),
+        _commands(
+            "eval images --diversity clip --clip clip",
+            "eval images --diversity inception --inception inception",
+            "eval images --real images --inception inception",
+        ),
+    ),
+    Surface(
+        "prompts",
+        places.prompts,
+        ("*",),
         [
-            *(Command(["sample", "digits_text", *FEW, "--prompts", name]) for name in ("p.txt", "p.csv", "p.tsv", "p.json", "q.json", "p.jsonl")),
-            *(Command(["eval", "digits_text", "--num-images", "1", "--steps", "1", "--prompts", name]) for name in ("drawbench.csv", "p.tsv", "geneval.jsonl", "p.json")),
-        ], named=True),
-    Surface("DeepSpeed's JSON", places.deepspeed, ("ds.json",), _commands("train recipe.yaml --out out --ds-config ds.json --dry-run"), named=True),
-    Surface("recipe", places.recipe, ("recipe.yaml",), _commands("train recipe.yaml --out out --dry-run", "plan recipe.yaml", "train recipe.yaml --out out --dry-run", "recipes --show recipe.yaml"), names_paths=True, named=True),
-]  # fmt: skip
+            *(
+                Command(["sample", "digits_text", *FEW, "--prompts", name])
+                for name in ("p.txt", "p.csv", "p.tsv", "p.json", "q.json", "p.jsonl")
+            ),
+            *(
+                Command(["eval", "digits_text", "--num-images", "1", "--steps", "1", "--prompts", name])
+                for name in ("drawbench.csv", "p.tsv", "geneval.jsonl", "p.json")
+            ),
+        ],
+        named=True,
+    ),
+    Surface(
+        "DeepSpeed's JSON",
+        places.deepspeed,
+        ("ds.json",),
+        _commands("train recipe.yaml --out out --ds-config ds.json --dry-run"),
+        named=True,
+    ),
+    Surface(
+        "recipe",
+        places.recipe,
+        ("recipe.yaml",),
+        _commands(
+            "train recipe.yaml --out out --dry-run",
+            "plan recipe.yaml",
+            "train recipe.yaml --out out --dry-run",
+            "recipes --show recipe.yaml",
+        ),
+        names_paths=True,
+        named=True,
+    ),
+]

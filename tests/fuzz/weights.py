@@ -40,7 +40,7 @@ def changed_safetensors(content: bytes, random: Random, outside: Outside) -> tup
     if kind == "metadata":
         text = random.choice(("\x1b[31m", "x" * 5000, "{", "[1]", '{"r": "x"}', "NaN", "-1", "1e999"))
         keys = ("memdiff", "lora_adapter_metadata", "format", "ss_network_alpha", "alpha", "modelspec.title")
-        return f"metadata {text[:9]!r}", save(tensors, {key: text for key in keys})
+        return f"metadata {text[:9]!r}", save(tensors, dict.fromkeys(keys, text))
     what, tensors = _changed_tensors(tensors, random)
     return what, save({name: tensor.contiguous() for name, tensor in tensors.items()})
 
