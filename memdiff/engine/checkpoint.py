@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -154,14 +153,20 @@ class Checkpoints:
             )
         return path, state
 
-    def restore(self, engine: DeepSpeedEngine) -> tuple[Path, dict[str, Any]] | None:
-        """Loads the newest whole checkpoint that can be loaded, on every rank, and returns it as `latest` does."""
+    def restore(
+        self, engine: DeepSpeedEngine, take_up: Callable[[dict[str, Any]], None] = lambda state: None
+    ) -> tuple[Path, dict[str, Any]] | None:
+        """Loads the newest whole checkpoint that can be loaded, on every rank, and returns it as `latest` does.
+
+        `take_up` is given its state, and raises where it is not what a run wrote.
+        """
         newest = self.latest()
         while newest is not None:
             error, (path, state) = None, newest
             try:
                 self.load(engine, path)
-            except (OSError, RuntimeError, KeyError, ValueError, AssertionError, UnpicklingError) as problem:
+                take_up(state)
+            except Exception as problem:  # a damaged or foreign file ends in whatever exception its bytes lead to
                 error = problem
             failure = self._ranks.first_error(error)
             if failure is None:

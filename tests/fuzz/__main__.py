@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200, help="mutants of each surface")
     parser.add_argument("--only", default="", help="surfaces whose name holds one of these, separated by commas")
     parser.add_argument("--at", type=int, help="this mutant alone, with all that it says")
+    parser.add_argument("--all", action="store_true", help="say of every mutant how it ended")
     parser.add_argument("--traced", type=int, default=0, help="as processes of their own under strace: each n-th")
     parser.add_argument("--json", type=Path, help="also write the table here")
     arguments = parser.parse_args()
@@ -49,10 +50,10 @@ def main() -> int:
         rows[surface.name] = {**counts, "mutants": len(results), "median_seconds": round(seconds[len(seconds) // 2], 2)}
         say(f"{surface.name:40} {len(results):5} {dict(counts)}  median {seconds[len(seconds) // 2]:.2f} s")
         for result in results:
-            if result.fault:
-                faults += 1
+            faults += bool(result.fault)
+            if result.fault or arguments.all:
                 say(
-                    f"  {result.fault}: --at {result.number}  {' '.join(result.words)}  [{result.mutant}]\n"
+                    f"  {result.fault or 'held'}: --at {result.number}  {' '.join(result.words)}  [{result.mutant}]\n"
                     f"      {result.last}"
                 )
     if arguments.json:

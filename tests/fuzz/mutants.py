@@ -1,5 +1,7 @@
 """One change to one file of a folder."""
 
+import hashlib
+import json
 import os
 import shutil
 import struct
@@ -13,6 +15,7 @@ from tests.fuzz.json_mutants import changed_json, changed_yaml
 from tests.fuzz.weights import changed_safetensors, changed_torch
 
 JSON, YAML, TORCH = (".json", ".jsonl", ".ndjson"), (".yaml", ".yml"), (".pt", ".pth", ".bin", ".ckpt")
+MANIFEST = "MANIFEST.json"
 PICTURES = (".png", ".gif", ".jpg")
 
 
@@ -37,7 +40,20 @@ def mutate(folder: Path, file: str, random: Random, outside: Outside, *, whole: 
         return Mutant(file, _struck(folder, path, content, random, outside))
     what, changed = _changed_inside(path, content, random, outside)
     path.write_bytes(changed)
-    return Mutant(file, what)
+    return Mutant(file, what + _certified(path, random))
+
+
+def _certified(path: Path, random: Random) -> str:
+    """Most times a changed file of a checkpoint gets a manifest that says it is right."""
+    checkpoint = next((place for place in path.parents if (place / MANIFEST).is_file()), None)
+    if checkpoint is None or path.name == MANIFEST or random.random() < 0.25:
+        return ""
+    entries = {}
+    for name in json.loads((checkpoint / MANIFEST).read_bytes()):
+        content = (checkpoint / name).read_bytes()
+        entries[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / MANIFEST).write_text(json.dumps(entries))
+    return ", under a manifest that fits"
 
 
 def _changed_inside(path: Path, content: bytes, random: Random, outside: Outside) -> tuple[str, bytes]:

@@ -153,7 +153,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    server: Server
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def translate_path(self, path: str) -> str:
         """Pages are named by number: the folders' own names are payloads."""

@@ -128,7 +128,8 @@ def _child(
         used = int(sum(os.times()[:2]))
         resource.setrlimit(resource.RLIMIT_CPU, (used + CPU_SECONDS, hard))
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
+        most = pages * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         os.environ.update(environment)
         os.chdir(folder)
         from memdiff.cli import main
