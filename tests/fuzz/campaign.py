@@ -62,9 +62,9 @@ class Campaign:
         if not self._has_all:
             _import_most()
         if any(command.as_rank for command in surface.commands):
-            import memdiff.training.loop
+            import memdiff.training.one_rank
 
-            assert memdiff.training.loop
+            assert memdiff.training.one_rank
         self._has_all = True
         base = self.scratch / "bases" / surface.build.__name__
         if not base.is_dir():
