@@ -9,7 +9,7 @@ numbered        Files and folders that memdiff numbers: `round_000003`, `image_0
 placement       The one function that moves things between a device and the host
 ranks           The ranks of a run and the few collectives it needs, one process or many
 section         The base of every recipe section. Imports pydantic only
-small_files     Text files of a user's, read whole: regular ones of a sane size only
+small_files     Text files, read whole: regular ones of a sane size only, and of a run's own those that lie in it
 state_dicts     Tensors by name, held to the network that they are for: all of them, in its shapes
 units           Units that people read
 vjp             Pieces: vector-Jacobian products that keep their graph or make it again
