@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # ninja and the compiler wrappers lie beside the venv's python
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test test-slow test-gpu faults soak lint format bench bench-digits bench-queries bench-rewards bench-lora-scale bench-sft_pg \
+.PHONY: setup demo test test-slow test-gpu faults soak fuzz lint format bench bench-digits bench-queries bench-rewards bench-lora-scale bench-sft_pg \
 	bench-value_baseline bench-planning bench-host_memory bench-peers bench-gpu record-check rooms clean
 
 setup: $(READY)
@@ -41,6 +41,14 @@ faults: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m tests.faults --soak
+
+# damaged and hostile files through every command: docs/hostile_input.md; SEED and COUNT choose other mutants
+SEED ?= 0
+COUNT ?= 100
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --seed $(SEED) --count $(COUNT)
+	$(BIN)/python -m tests.fuzz.recipes --seed $(SEED) --processes 12
+	$(BIN)/python -m tests.fuzz.pages
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from memdiff.processes import landmarks
 from memdiff.runtime.numbered import name_of, numbered
 from memdiff.runtime.placement import HOST
 from memdiff.runtime.ranks import Ranks
+from memdiff.runtime.small_files import own_bytes
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
@@ -145,7 +145,7 @@ class Checkpoints:
         if name is None:
             return None
         path = self.folder / name
-        state = json.loads((path / STATE).read_text())
+        state = json.loads(own_bytes(path / STATE, within=path))
         if state["world_size"] != self._ranks.world_size:
             raise CheckpointError(
                 f"{path} was written by {state['world_size']} ranks and this run has {self._ranks.world_size}; "
@@ -153,14 +153,20 @@ class Checkpoints:
             )
         return path, state
 
-    def restore(self, engine: DeepSpeedEngine) -> tuple[Path, dict[str, Any]] | None:
-        """Loads the newest whole checkpoint that can be loaded, on every rank, and returns it as `latest` does."""
+    def restore(
+        self, engine: DeepSpeedEngine, take_up: Callable[[dict[str, Any]], None] = lambda state: None
+    ) -> tuple[Path, dict[str, Any]] | None:
+        """Loads the newest whole checkpoint that can be loaded, on every rank, and returns it as `latest` does.
+
+        `take_up` is given its state, and raises where it is not what a run wrote.
+        """
         newest = self.latest()
         while newest is not None:
             error, (path, state) = None, newest
             try:
                 self.load(engine, path)
-            except (OSError, RuntimeError, KeyError, ValueError, AssertionError, UnpicklingError) as problem:
+                take_up(state)
+            except Exception as problem:  # a damaged or foreign file ends in whatever exception its bytes lead to
                 error = problem
             failure = self._ranks.first_error(error)
             if failure is None:
@@ -224,8 +230,8 @@ class Checkpoints:
 def _round_of(folder: Path) -> int | None:
     """Of the state that lies in it; None where that can't be read."""
     try:
-        return int(json.loads((folder / STATE).read_text())["round"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(json.loads(own_bytes(folder / STATE, within=folder))["round"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -244,14 +250,14 @@ def _write_manifest(folder: Path) -> None:
 def _defect(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in words; None where it is whole."""
     try:
-        entries = json.loads((folder / MANIFEST).read_text())
+        entries = json.loads(own_bytes(folder / MANIFEST, within=folder))
         if not isinstance(entries, dict) or not entries:
             return f"{MANIFEST} lists nothing"
         for name, entry in entries.items():
             defect = _defect_of_file(folder, name, entry)
             if defect is not None:
                 return defect
-        state = json.loads((folder / STATE).read_text())
+        state = json.loads(own_bytes(folder / STATE, within=folder))
         missing = [key for key in NUMBERS if not isinstance(state.get(key), int)]
         missing += [key for key in MAPPINGS if not isinstance(state.get(key, {}), dict)]
         return f"{STATE} has no usable {missing[0]}" if missing else None
@@ -265,6 +271,8 @@ def _defect_of_file(folder: Path, name: str, entry: Any) -> str | None:
     file = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts or file.is_symlink():
         return f"{MANIFEST} names {name!r}, which lies elsewhere"
+    if not file.is_file() or not file.resolve().is_relative_to(folder.resolve()):
+        return f"{name} is no file of its own"
     size = file.stat().st_size
     if size != entry["bytes"]:
         return f"{name} has {size} bytes in the place of {entry['bytes']}"

@@ -21,8 +21,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from memdiff.errors import ConfigError
-from memdiff.recipe.prompts import read_prompt_file
+from memdiff.recipe.prompt_files import MOST_BYTES, read_prompt_file
 from memdiff.runtime.section import Int, Section
+from memdiff.runtime.small_files import read_small_file
 
 Position = tuple[str, Int]  # `left of`, `right of`, `above` or `below`, and the number of the object in `include`
 POSITIONS = ("left of", "right of", "above", "below")
@@ -88,11 +89,9 @@ def read_prompt_set(path: Path) -> PromptFile:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_small_file(path, what="the prompt file", most_bytes=MOST_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"no such prompt file: {path}") from None
-    except OSError as error:
-        raise ConfigError(f"the prompt file {path} can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a text file; prompt sets are UTF-8") from None
 

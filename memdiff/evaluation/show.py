@@ -132,6 +132,8 @@ def write(outcome: Outcome) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document(outcome), indent=2, allow_nan=False)
+        for name in (JSON_NAME, PICTURE, PAGE):
+            (folder / name).unlink(missing_ok=True)  # a link of that name is not written through
         (folder / JSON_NAME).write_text(text + "\n", encoding="utf-8")
         side_by_side(outcome).save(folder / PICTURE)
         (folder / PAGE).write_text(page(outcome, folder / PICTURE), encoding="utf-8")
@@ -173,7 +175,7 @@ def _fit(picture: Image.Image, tile: tuple[int, int]) -> Image.Image:
 
 
 def _fitting(text: str, width: int) -> str:
-    font = ImageFont.load_default(16)
+    font, text = ImageFont.load_default(16), text[:width]  # no letter is narrower than a pixel
     while text and font.getlength(text) > width:
         text = text[:-1]
     return text

@@ -87,7 +87,7 @@ def unet_layers(folder: Path) -> dict[str, int] | None:
     """Paths of the UNet's weights, with their number of dimensions; None where the files don't say it for sure."""
     place = folder / "unet" if (folder / "unet").is_dir() else folder
     layers: dict[str, int] = {}
-    for file in place.glob("*.safetensors"):
+    for file in filter(Path.is_file, place.glob("*.safetensors")):
         with file.open("rb") as content:
             size = int.from_bytes(content.read(8), "little")
             try:

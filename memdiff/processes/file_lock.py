@@ -16,6 +16,7 @@ from typing import Self
 
 from memdiff.processes.identity import own_identity, pid_of
 
+MOST_BYTES = 4096  # of a holder
 UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # file systems without flock
 
 
@@ -61,10 +62,18 @@ class FileLock:
     def holder(self) -> Holder:
         """Who holds it, or held it last."""
         try:
-            content = json.loads(self.file.read_text())
+            content = json.loads(self._text())
             return Holder(str(content["process"]), str(content["host"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return Holder()
+
+    def _text(self) -> bytes:
+        """Of a file that may be a link or a pipe, where the folder is another's."""
+        descriptor = os.open(self.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            return os.read(descriptor, MOST_BYTES)
+        finally:
+            os.close(descriptor)
 
     def release(self) -> None:
         """Lets go; the last holder removes the file."""
@@ -84,7 +93,7 @@ class FileLock:
 
     def _lock(self, how: int) -> bool:
         while True:
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             self._descriptor = os.open(self.file, flags, 0o644)
             try:
                 fcntl.flock(self._descriptor, how)

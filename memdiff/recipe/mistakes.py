@@ -70,7 +70,7 @@ def _line(mistakes: Sequence[Any], raw: Mapping[str, Any], root: type[Section]) 
         case "missing":
             return f"{dotted} is missing"
         case "union_tag_not_found":
-            return f"{dotted} needs a kind"
+            return f"{dotted} needs a kind{_meant_as_kind(dotted, node)}"
         case "union_tag_invalid":
             allowed = first.get("ctx", {}).get("expected_tags", "")
             kind = node.get("kind") if isinstance(node, Mapping) else node
@@ -95,6 +95,13 @@ def _reason(mistake: Any, node: Any) -> str:
         inside = node if isinstance(node, str) else shown(node)
         return "a list is needed: []" if node is None else f"a list is needed, in brackets: [{inside}]"
     return mistake["msg"][0].lower() + mistake["msg"][1:]
+
+
+def _meant_as_kind(dotted: str, node: Any) -> str:
+    """The key of a section without a kind that is nearly called so."""
+    names = {str(key).lower(): str(key) for key in node} if isinstance(node, Mapping) else {}
+    close = difflib.get_close_matches("kind", names, n=1)
+    return f"; is {dotted}.{names[close[0]]} meant to be it?" if close else ""
 
 
 def _instead_of(path: Sequence[str], sections: Sequence[type[Section]]) -> str:

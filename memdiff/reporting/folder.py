@@ -11,6 +11,7 @@ import yaml
 from memdiff.errors import ConfigError
 from memdiff.reporting.rows import read_rows
 from memdiff.runtime.numbered import numbered
+from memdiff.runtime.small_files import home_of
 
 Row = dict[str, Any]
 LARGEST_TEXT_BYTES = 1 << 20
@@ -122,7 +123,7 @@ def _is_round(value: object) -> bool:
 
 def _within(folder: Path, path: Path) -> bool:
     """False for a link that leads out of the run folder."""
-    return path.resolve().is_relative_to(folder.resolve())
+    return path.resolve().is_relative_to(home_of(folder))
 
 
 def _read_text(folder: Path, name: str, notes: list[str]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from memdiff.errors import ConfigError
+from memdiff.runtime.small_files import own_bytes
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -16,7 +17,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises ConfigError if the file is missing, or if any other line is not a JSON object.
     """
     try:
-        content = path.read_bytes()
+        content = own_bytes(path, within=path.parent)
     except OSError as error:
         raise ConfigError(f"can't read {path}: {error.strerror}. Give the folder of a run that has begun.") from error
 

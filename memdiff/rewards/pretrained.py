@@ -19,7 +19,10 @@ from memdiff.models.config import Precision
 from memdiff.models.precision import DTYPES, resolve_precision
 from memdiff.rewards.weights import find_weights
 from memdiff.runtime.placement import cast_and_place
+from memdiff.runtime.small_files import read_small_file
 from memdiff.runtime.vjp import call_network
+
+MOST_CONFIG_BYTES = 10**7
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
@@ -68,8 +71,8 @@ def read_config(source: str, kinds: Mapping[str, type[Config]], *, revision: str
     """
     path = find_weights(source, "config.json", revision)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads(read_small_file(path, what="the config", most_bytes=MOST_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not a JSON file ({type(error).__name__}); fetch it again") from None
     model_type = values.get("model_type") if isinstance(values, dict) else None
     if not isinstance(model_type, str) or model_type not in kinds:

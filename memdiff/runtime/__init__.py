@@ -10,7 +10,7 @@ placement       The one function that moves things between a device and the host
 ranks           The ranks of a run and the few collectives it needs, one process or many
 section         The base of every recipe section. Imports pydantic only
 shipped_folder  Folders of data that ship with memdiff: beside the package in a checkout, inside it where installed
-small_files     Text files of a user's, read whole: regular ones of a sane size only
+small_files     Text files, read whole: regular ones of a sane size only, and of a run's own those that lie in it
 state_dicts     Tensors by name, held to the network that they are for: all of them, in its shapes
 units           Units that people read
 vjp             Pieces: vector-Jacobian products that keep their graph or make it again

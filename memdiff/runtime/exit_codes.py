@@ -1,13 +1,14 @@
 """The outermost frame of every program: errors become one line on stderr and an exit code. No torch."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import typer
 
-from memdiff.errors import EXIT_STOPPED, MemdiffError, StopRequested
+from memdiff.errors import EXIT_STOPPED, CheckpointError, MemdiffError, StopRequested
 
 
 def guarded(action: Callable[[], Any]) -> NoReturn:
@@ -25,10 +26,19 @@ def guarded(action: Callable[[], Any]) -> NoReturn:
         code = _say(2, f"{message} See memdiff --help.") if message else 2
     except StopRequested as request:
         code = _say(EXIT_STOPPED, str(request))
+    except OSError as error:
+        if error.filename is None:  # no file is to blame
+            raise
+        code = _say(CheckpointError.exit_code, f"{_name_of(error.filename)} can't be used: {error.strerror or error}")
     except (KeyboardInterrupt, typer.Abort):
         code = _say(EXIT_STOPPED, "stopped")
     sys.stdout.flush()
     sys.exit(code or 0)
+
+
+def _name_of(file: object) -> str:
+    """A file's name as an OSError has it, which may be bytes or a descriptor."""
+    return os.fsdecode(file) if isinstance(file, str | bytes) else str(file)
 
 
 def harmless(text: str) -> str:

@@ -26,7 +26,7 @@ def sampled_file(folder: Path, image: int) -> Path:
 
 def sampled_images(folder: Path) -> list[Path]:
     """The images that `memdiff sample` wrote, by their number; not its grid, and nothing that others put there."""
-    return list(numbered(folder, IMAGE, ".png").values())
+    return [file for file in numbered(folder, IMAGE, ".png").values() if file.is_file()]
 
 
 def sample_settings(folder: Path) -> dict[str, Any] | None:

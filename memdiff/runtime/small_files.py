@@ -1,11 +1,13 @@
-"""Text files of a user's, read whole: regular ones of a sane size only. No torch."""
+"""Text files, read whole: regular ones of a sane size only, and of a run's own those that lie in it. No torch."""
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 from memdiff.errors import ConfigError
 
+MOST_OWN_BYTES = 256 << 20  # the rows of a run of a million rounds
 OTHERS = (
     (stat.S_ISDIR, "folder"),
     (stat.S_ISFIFO, "pipe"),
@@ -37,6 +39,41 @@ def read_small_file(path: Path, *, what: str, most_bytes: int) -> bytes:
     if len(content) > most_bytes:
         raise ConfigError(f"{what} {path} is too large: at most {most_bytes} bytes are read")
     return content
+
+
+def own_bytes(path: Path, *, within: Path, most_bytes: int = MOST_OWN_BYTES) -> bytes:
+    """The content of a file that memdiff wrote somewhere in the folder `within`.
+
+    A folder may come from elsewhere: a pipe is not waited for, a link out of it not followed. Raises OSError where it
+    is no such file.
+    """
+    try:
+        real = path.resolve(strict=True)
+    except RuntimeError:  # what pathlib makes of links in a circle
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
+    if not real.is_relative_to(home_of(within)):
+        raise OSError(errno.EPERM, "it is a link out of its folder", str(path))
+    if not real.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    with os.fdopen(os.open(real, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return content
+
+
+def home_of(folder: Path) -> Path:
+    """The folder itself, without links; of a snapshot in the hub's cache, whose files are links, its repository."""
+    home = folder.resolve()
+    is_snapshot = home.parent.name == "snapshots" and (home.parents[1] / "blobs").is_dir()
+    return home.parents[1] if is_snapshot else home
+
+
+def free_of_links(folder: Path) -> None:
+    """Removes links in a folder that is to be written into: what they lead to stays as it is."""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            path.unlink()
 
 
 def _other_kind(mode: int) -> str | None:

@@ -20,7 +20,10 @@ SECONDS_FOR_HUB = 5.0
 def check_arguments(
     recipe: Recipe, folder: RunFolder, gpus: int | None, resume: Resume, ds_config: Path | None
 ) -> None:
-    """Before torch is loaded: what the command line's own words come to. Raises ConfigError and CheckpointError."""
+    """Before torch is loaded: what the command line's own words come to, and the files of rewards.
+
+    These are tried in a process of their own, which loads torch where they do. Raises ConfigError and CheckpointError.
+    """
     folder.check_place()
     if resume == "must" and not folder.exists():
         raise CheckpointError(f"--resume must: {folder.path} holds no run; leave --resume out to start one")
@@ -36,10 +39,12 @@ def check_arguments(
     layers = unet_layers(place) if place is not None else None
     if layers is not None:
         check_layers(layers, recipe.adapter, recipe.trained_modules)
+    for file, function in filter(None, map(users_function, (*recipe.reward, *recipe.evaluate.rewards))):
+        check_file(Path(file), function)
 
 
 def check_before_launch(recipe: Recipe, ds_config: Path | None, world_size: int) -> None:
-    """What no rank needs to be started for: the device, DeepSpeed's file, the hub, the reward's file.
+    """What no rank needs to be started for: the device, DeepSpeed's file, the hub.
 
     Raises ConfigError. Of a model on the hub, which a rank will fetch, its name alone is asked for.
     """
@@ -55,8 +60,6 @@ def check_before_launch(recipe: Recipe, ds_config: Path | None, world_size: int)
     if ds_config is not None:
         check_nested_keys(read_user_file(ds_config, agreed_values(recipe.optimizer)), ds_config)
     _check_hub(recipe)
-    for file, function in filter(None, map(users_function, (*recipe.reward, *recipe.evaluate.rewards))):
-        check_file(Path(file), function)
 
 
 def _check_hub(recipe: Recipe) -> None:

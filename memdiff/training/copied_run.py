@@ -1,9 +1,11 @@
 """A run that was begun elsewhere, brought here to go on: from a copied folder, or from the hub. No torch."""
 
+import os
 import shutil
 from pathlib import Path
 
 from memdiff.errors import CheckpointError
+from memdiff.runtime.small_files import home_of
 
 HUB = "hf://"
 NEEDED = ("config.yaml", "checkpoints")
@@ -22,11 +24,20 @@ def bring_run(source: str, out: Path) -> bool:
     missing = [name for name in NEEDED if not (folder / name).exists()]
     if missing:
         raise CheckpointError(f"--resume-from {source}: no {missing[0]} there; give a run folder that was copied whole")
+    _check_links(folder, source)
     try:
         shutil.copytree(folder, out, ignore=shutil.ignore_patterns(*LEFT), dirs_exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"--resume-from {source} can't be copied to {out}: {error}") from None
     return True
+
+
+def _check_links(folder: Path, source: str) -> None:
+    """Raises CheckpointError for a link that leads elsewhere: what lies there is not the run's."""
+    home = home_of(folder)
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
+            raise CheckpointError(f"--resume-from {source}: {path.name} is a link out of the run; copy the run whole")
 
 
 def _downloaded(name: str, out: Path) -> Path:

@@ -173,7 +173,8 @@ def round_of(status: Mapping[str, Any]) -> int:
 def opened(log: Path) -> BinaryIO:
     """The ranks' log. CheckpointError where it can't be written."""
     try:
-        return log.open("wb")
+        log.unlink(missing_ok=True)  # a link or a pipe of that name is not written into
+        return log.open("xb")
     except OSError as error:
         raise CheckpointError(f"{log} can't be written: {error.strerror}") from None
 

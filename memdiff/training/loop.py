@@ -17,6 +17,7 @@ from memdiff.processes.stops import Stops
 from memdiff.reporting.grid import image_grid, write_evolution
 from memdiff.rewards.guards import alarms, watched
 from memdiff.rewards.normalise import from_json, to_json
+from memdiff.runtime.small_files import free_of_links
 from memdiff.training.build import Parts
 from memdiff.training.deadline import Deadline
 from memdiff.training.evaluate import evaluate
@@ -156,7 +157,9 @@ class Run:
                 self.save_model(self.folder.best_model)
         if ranks.is_first:
             with self.warned("the grid of an evaluation"):
-                image_grid(result.images_NHWC[:64]).save(self.folder.sample_file(number))
+                grid = self.folder.sample_file(number)
+                grid.unlink(missing_ok=True)  # a link of that name is not written through
+                image_grid(result.images_NHWC[:64]).save(grid)
         evaluated = plain_row({**row, **result.numbers, "evaluate/best": best})
         numbers = {key.removeprefix("evaluate/"): evaluated[key] for key in result.numbers}
         summary = "  ".join(
@@ -184,6 +187,7 @@ class Run:
         with landmarks.at("save model"):
             if self.parts.ranks.is_first:
                 try:
+                    free_of_links(folder)
                     self.parts.policy.save(folder, weights)
                 except (OSError, RuntimeError, SafetensorError) as problem:
                     error = problem

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -117,16 +117,19 @@ def restore(
     parts: Parts, checkpoints: Checkpoints, folder: RunFolder, resume: Resume, progress: RunProgress
 ) -> RunState:
     """Loads the newest whole checkpoint, if there is one, and drops what was written after it."""
-    latest = checkpoints.restore(parts.engine)
-    if latest is None and resume == "must":
-        raise CheckpointError(f"--resume must: {checkpoints.folder} holds no checkpoint")
     run_state = RunState()
-    if latest is not None:
-        path, state = latest
-        run_state = RunState(**{key: state[key] for key in vars(run_state) if key in state})
+
+    def take_up(state: dict[str, Any]) -> None:
+        nonlocal run_state
+        run_state = RunState.of(state)
         parts.reward.statistics = from_json(run_state.statistics)
         parts.method.restore(run_state.objective)
-        progress.say(f"resuming after round {run_state.round} from {path}")
+
+    latest = checkpoints.restore(parts.engine, take_up)
+    if latest is None and resume == "must":
+        raise CheckpointError(f"--resume must: {checkpoints.folder} holds no checkpoint")
+    if latest is not None:
+        progress.say(f"resuming after round {run_state.round} from {latest[0]}")
     if parts.ranks.is_first:
         folder.drop_rows_after(run_state.round if latest else -1)
         folder.drop_samples_after(run_state.round if latest else -1)

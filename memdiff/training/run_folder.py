@@ -19,6 +19,7 @@ from memdiff.recipe.reading import changed_keys, check_recipe, recipe_hash
 from memdiff.recipe.recipe import Recipe
 from memdiff.reporting.rows import read_rows
 from memdiff.runtime.numbered import name_of, numbered
+from memdiff.runtime.small_files import own_bytes
 
 State = Literal["running", "complete", "stopped", "failed"]
 Resume = Literal["auto", "must", "never"]
@@ -104,7 +105,7 @@ class RunFolder:
     def recipe(self) -> Recipe:
         """The recipe that was stored."""
         try:
-            content = yaml.safe_load(self._config.read_text())
+            content = yaml.safe_load(own_bytes(self._config, within=self.path))
             if not isinstance(content, dict):
                 raise ValueError("no mapping of sections")
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -153,8 +154,8 @@ class RunFolder:
         if not self._has_checkpoint():
             return {}  # it starts over: a reward that failed at its first call may be mended
         try:
-            stored = json.loads(self._contents.read_text())
-        except (OSError, ValueError):
+            stored = json.loads(own_bytes(self._contents, within=self.path))
+        except (OSError, ValueError, RecursionError):
             return {}
         return stored if isinstance(stored, dict) else {}
 
@@ -172,8 +173,8 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """What was last said of the run; empty where nothing was, or nothing that can be read."""
         try:
-            status = json.loads(self._status.read_text())
-        except (OSError, ValueError):
+            status = json.loads(own_bytes(self._status, within=self.path))
+        except (OSError, ValueError, RecursionError):
             return {}
         return status if isinstance(status, dict) else {}
 
@@ -206,7 +207,8 @@ class RunFolder:
     def add_row(self, row: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, flushed to the disk. OSError where it can't be: it comes with the next then."""
         self._rows_to_write.append(json.dumps(row) + "\n")
-        with self.metrics.open("ab", buffering=0) as file:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # no link, no pipe
+        with os.fdopen(os.open(self.metrics, flags, 0o644), "ab", buffering=0) as file:
             length = file.seek(0, os.SEEK_END)
             try:
                 _write_all(file, "".join(self._rows_to_write).encode())
@@ -251,6 +253,7 @@ def _write_all(file: RawIOBase, content: bytes) -> None:
 def _write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".tmp")
     try:
+        partial.unlink(missing_ok=True)  # a link under this name is not followed
         with partial.open("w") as file:
             file.write(text)
             file.flush()

@@ -25,7 +25,9 @@ from safetensors.torch import save_file
 from memdiff.errors import ConfigError, NumericError
 from memdiff.models.lora.formats import is_kohya, to_kohya_names, to_network_names
 from memdiff.models.lora.paths import DIFFUSERS_NAME, KOHYA_NAME, PEFT_NAME, find_adapter
+from memdiff.runtime.small_files import read_small_file
 
+MOST_CONFIG_BYTES = 10**7
 PREFIXES = ("base_model.model.", "unet.", "module.", "_orig_mod.")  # peft, diffusers, DDP, torch.compile
 DIFFUSERS_KEY = "lora_adapter_metadata"  # diffusers 0.42: diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
 WINDOW_KEY = "memdiff_adapter_steps"
@@ -158,7 +160,7 @@ def _config_of(file: Path, header: Mapping[str, str]) -> Mapping[str, Any]:
     beside = file.with_name("adapter_config.json")
     try:
         if file.name != DIFFUSERS_NAME and beside.is_file():
-            said = dict(json.loads(beside.read_text()).items())
+            said = dict(json.loads(read_small_file(beside, what="the config", most_bytes=MOST_CONFIG_BYTES)).items())
         else:
             said = {plain_name(key): value for key, value in json.loads(header.get(DIFFUSERS_KEY, "{}")).items()}
         alphas = [said.get("lora_alpha"), *dict(said.get("alpha_pattern") or {}).values()]

@@ -1,0 +1,193 @@
+"""What a folder or file of strangers must not do: keep a command waiting, lead it elsewhere, end it in a traceback.
+
+The shortest inputs of what `python -m tests.fuzz` came upon, each under the mechanism that answers it.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memdiff.engine.checkpoint import _defect, _round_of
+from memdiff.errors import CheckpointError, ConfigError
+from memdiff.evaluation.prompt_sets import read_prompt_set
+from memdiff.models.folder import unet_layers
+from memdiff.processes.file_lock import FileLock
+from memdiff.recipe.reading import read_recipe
+from memdiff.reporting.rows import read_rows
+from memdiff.runtime.exit_codes import guarded
+from memdiff.runtime.image_files import sampled_images
+from memdiff.runtime.small_files import free_of_links, own_bytes
+from memdiff.sampling.processes import clear_folder
+from memdiff.training.copied_run import bring_run
+from memdiff.training.launcher import opened
+from memdiff.training.run_folder import RunFolder
+
+Plant = Callable[[Path, Path], None]
+
+
+def a_pipe(path: Path, secret: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_link(path: Path, secret: Path) -> None:
+    path.symlink_to(secret)
+
+
+def a_circle(path: Path, secret: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def a_folder(path: Path, secret: Path) -> None:
+    path.mkdir()
+
+
+def deep_brackets(path: Path, secret: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+PLANTS = [a_pipe, a_link, a_circle, a_folder, deep_brackets]
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """A file of somebody else's, which is a valid file of a run as well."""
+    file = tmp_path / "secret"
+    file.write_text('{"round": 7, "state": "complete", "world_size": 1}\n')
+    return file
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_runs_own_files_are_regular_files_in_it(tmp_path: Path, secret: Path, plant: Plant) -> None:
+    """Status, contents, rows, state and manifest: what else lies there is as good as nothing, or one line."""
+    run = RunFolder(tmp_path / "run")
+    checkpoint = run.checkpoints / "round_000001"
+    checkpoint.mkdir(parents=True)
+    for file in (run.path / "status.json", run.path / "contents.json", run.metrics, run.path / "config.yaml"):
+        plant(file, secret)
+    (checkpoint / "MANIFEST.json").write_text("{}")
+    plant(checkpoint / "state.json", secret)
+    assert run.status() == {} and run._trained_with() == {}
+    assert _round_of(checkpoint) is None and _defect(checkpoint) is not None
+    (checkpoint / "MANIFEST.json").unlink()
+    plant(checkpoint / "MANIFEST.json", secret)
+    assert _defect(checkpoint) is not None
+    if plant is not deep_brackets:  # a last line may be torn
+        with pytest.raises(ConfigError, match=r"can't read .*metrics\.jsonl"):
+            read_rows(run.metrics)
+    with pytest.raises(CheckpointError, match=r"config\.yaml can't be read"):
+        run.recipe()
+
+
+@pytest.mark.parametrize("plant", [a_pipe, a_link, a_circle])
+def test_nothing_is_written_through_a_link(tmp_path: Path, secret: Path, plant: Plant) -> None:
+    """Rows, status and the ranks' log, also where the link lies under the name of what is written first."""
+    before, run = secret.read_bytes(), RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    for name in ("status.json", "status.json.tmp", "plan.json.tmp", "launcher.log", "metrics.jsonl"):
+        plant(run.path / name, secret)
+    run.write_status("running", round_number=3)
+    run.write_plan({"fits": True})
+    assert run.status()["round"] == 3 and json.loads((run.path / "plan.json").read_text()) == {"fits": True}
+    with opened(run.path / "launcher.log") as log:
+        log.write(b"words")
+    assert (run.path / "launcher.log").read_bytes() == b"words"
+    with pytest.raises(OSError):
+        run.add_row({"round": 4})
+    assert secret.read_bytes() == before
+
+
+def test_a_models_links_are_removed_before_it_is_written(tmp_path: Path, secret: Path) -> None:
+    model, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    (model / "unet").mkdir(parents=True)
+    elsewhere.mkdir()
+    (model / "unet/config.json").symlink_to(secret)
+    (model / "vae").symlink_to(elsewhere)
+    (model / "kept.json").write_text("{}")
+    free_of_links(model)
+    assert sorted(path.name for path in model.rglob("*")) == ["kept.json", "unet"]
+    assert secret.exists() and elsewhere.is_dir()
+
+
+def test_links_within_a_folder_are_its_own(tmp_path: Path) -> None:
+    """And those of a snapshot in the hub's cache its repository's."""
+    snapshot = tmp_path / "models--a--b/snapshots/0123"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--a--b/blobs").mkdir()
+    for folder, blob in ((tmp_path, "blob"), (snapshot, "../../blobs/4567")):
+        (folder / blob).write_text("{}")
+        (folder / "file.json").symlink_to(blob)
+        assert own_bytes(folder / "file.json", within=folder) == b"{}"
+    (snapshot / "other.json").symlink_to("../../../blob")
+    with pytest.raises(OSError, match="a link out of its folder"):
+        own_bytes(snapshot / "other.json", within=snapshot)
+    with pytest.raises(OSError, match="File too large"):
+        own_bytes(tmp_path / "file.json", within=tmp_path, most_bytes=1)
+
+
+def test_a_run_with_a_link_out_of_it_is_not_copied(tmp_path: Path, secret: Path) -> None:
+    copied = tmp_path / "copied"
+    (copied / "checkpoints").mkdir(parents=True)
+    (copied / "config.yaml").write_text("{}")
+    (copied / "inner").symlink_to("config.yaml")
+    (copied / "samples").symlink_to(tmp_path)
+    with pytest.raises(CheckpointError, match="samples is a link out of the run"):
+        bring_run(str(copied), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (copied / "samples").unlink()
+    assert bring_run(str(copied), tmp_path / "out") and (tmp_path / "out/inner").read_text() == "{}"
+
+
+@pytest.mark.parametrize("plant", [a_pipe, a_link, a_folder])
+def test_a_lock_that_is_none_is_not_waited_for(tmp_path: Path, secret: Path, plant: Plant) -> None:
+    plant(tmp_path / "run.lock", secret)
+    lock = FileLock(tmp_path / "run.lock")
+    assert lock.holder().process == ""
+    with pytest.raises(ConfigError, match=r"can.t be written"):
+        RunFolder(tmp_path)._locked()
+    assert secret.read_text().startswith('{"round": 7')
+
+
+def test_pipes_among_prompts_and_weights(tmp_path: Path) -> None:
+    for name in ("p.json", "p.csv", "p.jsonl"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ConfigError, match="it is a pipe; give a regular file"):
+            read_prompt_set(tmp_path / name)
+    os.mkfifo(tmp_path / "x.safetensors")
+    assert unet_layers(tmp_path) is None
+
+
+def test_a_folder_under_the_name_of_an_image(tmp_path: Path) -> None:
+    """Is no image, and stays where it is when the folder is cleared."""
+    (tmp_path / "image_000000.png").mkdir()
+    (tmp_path / "image_000001.png").write_bytes(b"")
+    (tmp_path / "settings.json").write_text('{"num_images": 1, "sampler": {}, "prompts": []}')
+    assert [file.name for file in sampled_images(tmp_path)] == ["image_000001.png"]
+    clear_folder(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["image_000000.png", "settings.json"]
+
+
+def test_what_cannot_be_opened_is_one_line(tmp_path: Path, capsys: Any) -> None:
+    """Of every command; an error of ours that names no file stays a traceback."""
+
+    def opens() -> None:
+        (tmp_path / ("\x1b[31m" + "x" * 300)).read_bytes()
+
+    with pytest.raises(SystemExit) as caught:
+        guarded(opens)
+    said = capsys.readouterr().err
+    assert caught.value.code == 5 and said.count("\n") == 1 and "can't be used: File name too long" in said
+    assert "\x1b" not in said
+    with pytest.raises(OSError, match="nameless"):
+        guarded(lambda: (_ for _ in ()).throw(OSError("nameless")))
+
+
+@pytest.mark.parametrize("key", ["KIND", "kinds", "knd", "qkind"])
+def test_a_misspelt_kind_is_named(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(f"model: {{{key}: embedded}}\nmethod: {{kind: reinforce}}\nreward: [{{kind: digits}}]\n")
+    with pytest.raises(ConfigError, match=rf"model needs a kind; is model\.{key} meant to be it"):
+        read_recipe(file)

@@ -1,0 +1,157 @@
+"""Mutants of a surface, one after another: number N of a seed is always the same."""
+
+import contextlib
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from tests.fuzz.hostile import SECRET, Outside
+from tests.fuzz.mutants import mutate
+from tests.fuzz.surfaces import RANK, Command, Surface
+from tests.fuzz.trial import Allowed, Outcome, forked, traced
+
+STARTS = ("nvidia-smi", "lscpu", "uname", "ldconfig", "gcc", "cc", "c++", "g++", "ninja", "which", "git")
+
+
+LINKED = "secret"  # the change that makes a link to another folder's file
+# Links out of models are followed, as the hub's cache has them, though nothing of what they lead to may be shown.
+RUNS_OWN = (
+    "run/config.yaml",
+    "run/metrics",
+    "run/status",
+    "run/state",
+    "run/contents",
+    "run/plan",
+    "run/judge",
+    "run/launcher",
+    "run/checkpoints",
+    "run/samples/",
+    "samples/settings",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one mutant's command ended."""
+
+    number: int
+    mutant: str
+    words: list[str]
+    fault: str | None
+    code: int | None
+    seconds: float
+    last: str
+
+
+class Campaign:
+    """Bases are built once below `scratch`, and copied for each mutant."""
+
+    def __init__(self, scratch: Path, *, seed: int, traced: int = 0) -> None:
+        self.scratch, self.seed, self._traced = scratch, seed, traced
+        self.outside = Outside(scratch / "outside")
+        self.outside.make()
+        self._has_all = False
+
+    def run(self, surface: Surface, numbers: Iterable[int], *, loud: bool = False) -> list[Result]:
+        """A result for each number."""
+        if not self._has_all:
+            _import_most()
+        if any(command.as_rank for command in surface.commands):
+            import memdiff.training.one_rank
+
+            assert memdiff.training.one_rank
+        self._has_all = True
+        base = self.scratch / "bases" / surface.build.__name__
+        if not base.is_dir():
+            base.mkdir(parents=True)
+            surface.build(base)
+        targets = surface.targets(base)
+        return [self._one(surface, base, targets, number, loud=loud) for number in numbers]
+
+    def _one(self, surface: Surface, base: Path, targets: list[str], number: int, *, loud: bool) -> Result:
+        folder = self.scratch / "trial"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(base, folder)
+        self.outside.mark.unlink(missing_ok=True)
+        random = Random(f"{self.seed} {surface.name} {number}")
+        file = targets[number % len(targets)]
+        mutant = mutate(folder, file, random, self.outside)
+        command = _command_for(surface, file, random)
+        elsewhere = [self.outside.folder, Path("/")] if surface.names_paths and file.endswith(".yaml") else []
+        if mutant.what == LINKED and (surface.named or not file.startswith(RUNS_OWN)):
+            elsewhere.append(self.outside.folder)
+        allowed = Allowed([folder, *elsewhere], [folder, self.scratch / "tmp", self.scratch / "cache"], STARTS)
+        environment = RANK | {"MASTER_PORT": str(free_port())} if command.as_rank else {}
+        run = traced if self._traced and number % self._traced == 0 else forked
+        outcome = run(command.words, folder, allowed, environment)
+        fault = outcome.fault(self.outside.mark.exists()) or (None if surface.named else self._leaked(folder, outcome))
+        if loud:
+            sys.stdout.write(f"{mutant}\n{outcome.said}\n{outcome.touched}\n")
+        return Result(number, str(mutant), list(command.words), fault, outcome.code, outcome.seconds, _last(outcome))
+
+    def _leaked(self, folder: Path, outcome: Outcome) -> str | None:
+        """What was read from elsewhere and said, or written into what the command made."""
+        made = [file for name in ("out", "new", "evaluation") for file in (folder / name).rglob("*")]
+        made += [folder / "run/report.html"]
+        for file in made:
+            with contextlib.suppress(OSError):
+                if not file.is_symlink() and file.is_file() and SECRET.encode() in file.read_bytes():
+                    return "escape"
+        return "escape" if SECRET in outcome.said else None
+
+
+def _command_for(surface: Surface, file: str, random: Random) -> Command:
+    """One that names the file's folder, where any does."""
+    words = {file, file.partition("/")[0], Path(file).stem}
+    naming = [
+        command for command in surface.commands
+        if any(word in words or word.partition("=")[0] in words or word.removesuffix(".yaml") in words
+               or any(f"={name}" in word for name in words) for word in command.words)
+    ]  # fmt: skip
+    return random.choice(naming or list(surface.commands))
+
+
+def _last(outcome: Outcome) -> str:
+    lines = [line for line in outcome.said.splitlines() if line.strip()]
+    said = ascii(lines[-1][:300]) if lines else ""
+    return f"code {outcome.code}, {outcome.seconds:.1f} s, {outcome.touched[:3] or ''} {said}"
+
+
+def free_port() -> int:
+    """A TCP port that is free now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _import_most() -> None:
+    """What the commands import when they run, once, so that a fork of this process has it."""
+    import diffusers
+    import transformers
+
+    import memdiff.evaluation.show
+    import memdiff.planner.command
+    import memdiff.planner.plan
+    import memdiff.recipe.init
+    import memdiff.reporting.html
+    import memdiff.sampling.sample
+    import memdiff.scoring.score
+    import memdiff.training.before_launch
+    import memdiff.training.preview
+
+    for name in (
+        "AutoModelForImageClassification",
+        "AutoImageProcessor",
+        "CLIPModel",
+        "CLIPTokenizer",
+        "OwlViTForObjectDetection",
+    ):
+        getattr(transformers, name)
+    for name in ("UNet2DConditionModel", "AutoencoderKL", "DDIMScheduler", "StableDiffusionXLPipeline"):
+        getattr(diffusers, name)
+    assert memdiff and os
