@@ -63,6 +63,9 @@ def train(
         typer.Option(metavar="FOLDER|hf://REPO", help="A run folder begun elsewhere, copied to --out to go on there."),
     ] = None,
     ds_config: Annotated[Path | None, typer.Option(help="A DeepSpeed JSON to start from.")] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Hosts to run on, a line each: NAME slots=N. Each is reached by ssh.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")] = False,
 ) -> None:
     """Fine-tune a model on a reward. The same command again goes on where it stopped.
@@ -85,7 +88,7 @@ def train(
         with stops.leaving():
             code = _train(
                 recipe, out, gpus, set_ or [], resume, ds_config, stops,
-                resume_from=resume_from, dry_run=dry_run,
+                resume_from=resume_from, hostfile=hostfile, dry_run=dry_run,
             )  # fmt: skip
     except OSError as error:
         raise CheckpointError(f"{error.filename or 'a file'} can't be used: {error.strerror or error}") from None
@@ -110,18 +113,24 @@ def _checked(
 
 def _train(
     recipe: Path, out: Path | None, gpus: int | None, set_: list[str], resume: Any, ds_config: Path | None,
-    stops: "Stops", *, resume_from: str | None, dry_run: bool,
+    stops: "Stops", *, resume_from: str | None, hostfile: Path | None, dry_run: bool,
 ) -> int:  # fmt: skip
     """What `memdiff train` does where no launcher started it. Returns the exit code."""
     from memdiff.training.before_launch import check_arguments, check_before_launch
+    from memdiff.training.hostfile import read_hostfile
+    from memdiff.training.hosts import look_at
     from memdiff.training.launcher import choose_world_size
 
+    if hostfile is not None and gpus is not None:
+        raise ConfigError("--gpus and --hostfile both say how many ranks there are; give one")
     if resume_from is not None and resume == "never":
         raise ConfigError("--resume-from goes on with a run, and --resume never starts over; give one")
     checked, folder = _checked(recipe, out, set_, resume, every_mistake=dry_run)
+    hosts = read_hostfile(hostfile) if hostfile is not None else ()
     check_arguments(checked, folder, gpus, "auto" if resume_from else resume, ds_config)
-    world_size = choose_world_size(gpus)
+    world_size = sum(host.slots for host in hosts) or choose_world_size(gpus)
     checked.check_world_size(world_size)
+    seen = look_at(hosts) if hosts else ()
     check_before_launch(checked, ds_config, world_size)
     if dry_run:
         from memdiff.training.preview import preview
@@ -142,7 +151,7 @@ def _train(
         more = way_on(checked, folder)
         if more is not None:
             typer.echo(f"this run is complete ({folder.status()['round']} rounds); for more, --set {more}")
-        code = 0 if more else run_ranks(checked, folder, arguments, world_size, stops)
+        code = 0 if more else run_ranks(checked, folder, arguments, world_size, stops, seen)
     with suppress(OSError):  # who reads may be gone
         typer.echo(str(folder.path))
     return code

@@ -31,6 +31,7 @@ from torch.autograd import Function
 
 from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.divergence import refuse_divergence
+from memdiff.engine.meeting import meet
 from memdiff.engine.operators import load_cpu_adam, load_shared_memory_operator
 from memdiff.engine.update import Update, warmed_up
 from memdiff.errors import CheckpointError, ConfigError, NumericError
@@ -287,6 +288,7 @@ def start_process_group(ranks: Ranks) -> None:
     for key, value in alone.items():
         os.environ.setdefault(key, value)  # where they are missing DeepSpeed tries MPI
     load_shared_memory_operator()
+    meet(ranks)
     deepspeed.init_distributed("nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
     if ranks.device.type == "cpu":
         _unname_shared_memory(ranks)

@@ -25,6 +25,7 @@ class Launched:
         self.process, self.stops = process, stops
         self.ranks: dict[str, str] = {}  # `rank N` by identity
         self.first_gone: str | None = None  # `rank N (pid P)`
+        self.how: str | None = None  # it ended, where that is not the end of a rank
         self._launchers: list[int] = []
         self._asked: set[str] = set()
         self._searched = self._first_gone_at = 0.0

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,10 @@ from typing import Any, BinaryIO
 from memdiff.errors import EXIT_STOPPED, LOST, CheckpointError, ConfigError, PeerError
 from memdiff.processes.bound import bound_command, bound_environment
 from memdiff.processes.launched import Launched
+from memdiff.processes.host import free_port
 from memdiff.processes.stops import Stops
 from memdiff.runtime.cuda_allocator import use_expandable_segments
+from memdiff.training.hosts import OnHosts, Seen, connect, environment_of_ranks
 from memdiff.training.run_folder import RunFolder
 
 LOG = "launcher.log"
@@ -107,7 +108,18 @@ def launch(arguments: Sequence[str], folder: RunFolder, world_size: int, stops: 
     return outcome(folder, log, launched, code)
 
 
-def outcome(folder: RunFolder, log: Path, launched: Launched, code: int) -> int:
+def launch_on_hosts(arguments: Sequence[str], folder: RunFolder, seen: Sequence[Seen], stops: Stops) -> int:
+    """The same over several hosts, each reached by ssh (see `hosts`)."""
+    environment = environment_of_ranks(rank_environment(1), seen)
+    log = folder.path / LOG
+    with opened(log) as stderr:
+        launched = OnHosts(connect(seen, arguments, environment, stderr), log, stops)
+        with stops.second_calls(launched.end_at_once):
+            code = launched.wait()
+    return outcome(folder, log, launched, code)
+
+
+def outcome(folder: RunFolder, log: Path, launched: Launched | OnHosts, code: int) -> int:
     """How a launch ended: one line on stderr unless the run is complete, status.json, and the exit code."""
     status = folder.status()
     exit_code, message = said_in(log)
@@ -145,8 +157,10 @@ def said_in(log: Path) -> tuple[int | None, str]:
     return None, ""
 
 
-def how_it_ended(launched: Launched, code: int, log: Path) -> str:
+def how_it_ended(launched: Launched | OnHosts, code: int, log: Path) -> str:
     """A launch of which no process left a word of ours."""
+    if launched.how is not None:
+        return launched.how
     who = launched.first_gone or "the deepspeed launcher"
     signal_number = -code if code < 0 else 256 - code
     if 0 < signal_number < 65 and (code < 0 or launched.first_gone) and signal_number in set(signal.Signals):
@@ -176,10 +190,3 @@ def opened(log: Path) -> BinaryIO:
         return log.open("wb")
     except OSError as error:
         raise CheckpointError(f"{log} can't be written: {error.strerror}") from None
-
-
-def free_port() -> int:
-    """A TCP port that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -30,6 +30,7 @@ from memdiff.training.deadline import Deadline
 from memdiff.training.environment import describe
 from memdiff.training.evaluate import evaluate
 from memdiff.training.metrics import plain_row, reset_peak, round_row
+from memdiff.training.one_folder import refuse_other_folders
 from memdiff.training.progress import RunProgress, shown
 from memdiff.training.run_folder import Resume, RunFolder
 from memdiff.training.run_state import RunState
@@ -63,6 +64,7 @@ def train(
         with stops.leaving():
             start_process_group(ranks)
             ranks.barrier()
+            refuse_other_folders(folder, ranks)
         with one_line():
             return _train_in(folder, recipe, ranks, resume, ds_config_file, stops, heartbeat)
 

@@ -1,0 +1,86 @@
+"""How the ranks of several hosts find each other: within a time that a person waits, by the right network.
+
+torch's own way waits for half an hour without a word, and gloo takes the network of the host's own name, which on many
+machines is the loopback's.
+"""
+
+import fcntl
+import os
+import socket
+import struct
+import sys
+from datetime import timedelta
+
+import torch
+from torch.distributed.constants import default_pg_timeout
+
+from memdiff.errors import ConfigError, PeerError
+from memdiff.runtime.ranks import Ranks
+
+SECONDS = "MEMDIFF_SECONDS_TO_MEET"  # for all ranks to be there; 60 where it is not set
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+GET_ADDRESS = 0x8915  # SIOCGIFADDR, <linux/sockios.h>
+
+
+def meet(ranks: Ranks) -> None:
+    """The process group of a run over several hosts, where launch.py says that there are some; else nothing.
+
+    Raises PeerError where a rank does not come, and ConfigError where the port is taken.
+    """
+    if int(os.environ.get("CROSS_SIZE", "1")) == 1:
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    seconds = float(os.environ.get(SECONDS, "60"))
+    use_interface_to(address)
+    try:
+        store = torch.distributed.TCPStore(
+            address, port, ranks.world_size, ranks.is_first, timedelta(seconds=seconds), wait_for_workers=True
+        )
+    except torch.distributed.DistNetworkError as error:
+        if "in use" in str(error):
+            raise port_taken(port) from None
+        raise _nobody(ranks, address, port, seconds) from None
+    except (RuntimeError, torch.distributed.DistStoreError):
+        raise _nobody(ranks, address, port, seconds) from None
+    store.set_timeout(default_pg_timeout)
+    gpu = ranks.device.type == "cuda"
+    torch.distributed.init_process_group(
+        "nccl" if gpu else "gloo", store=store, rank=ranks.rank, world_size=ranks.world_size,
+        device_id=ranks.device if gpu else None,
+    )  # fmt: skip
+
+
+def port_taken(port: int) -> ConfigError:
+    """The port that ranks are to meet at."""
+    return ConfigError(f"port {port}, at which the ranks are to meet, is in use; give another: --master_port")
+
+
+def _nobody(ranks: Ranks, address: str, port: int, seconds: float) -> PeerError:
+    there = "not all of" if ranks.is_first else "the first of"
+    return PeerError(
+        f"rank {ranks.rank} waited {seconds:.0f} s ({SECONDS}) at {address}:{port} for {there} {ranks.world_size} ranks; "
+        "look whether each host's launcher was started, and whether the hosts reach that address"
+    )
+
+
+def use_interface_to(address: str) -> None:
+    """Has gloo use the network that leads to the first host, unless the user has chosen one."""
+    if GLOO_INTERFACE in os.environ or not sys.platform.startswith("linux"):
+        return
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+            way.connect((address, 9))  # sends nothing
+            own = way.getsockname()[0]
+            names = [name for _, name in socket.if_nameindex() if _address_of(way, name) == own]
+    except OSError:
+        return
+    if names:
+        os.environ[GLOO_INTERFACE] = names[0]
+
+
+def _address_of(any_socket: socket.socket, interface: str) -> str | None:
+    try:
+        answer = fcntl.ioctl(any_socket.fileno(), GET_ADDRESS, struct.pack("256s", interface.encode()[:15]))
+    except OSError:
+        return None
+    return socket.inet_ntoa(answer[20:24])
