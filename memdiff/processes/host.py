@@ -83,7 +83,7 @@ def launch_here(name: str, words: list[str], environment: Mapping[str, str], ran
     Thread(target=_obey, args=(orders, launched), daemon=True).start()
     with stops.second_calls(launched.end_at_once):
         code = launched.wait()
-    report(sys.stderr, on=name, code=code)
+    report(sys.stderr, on=name, code=code, cleared=launched.cleared)
     return code
 
 

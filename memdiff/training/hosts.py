@@ -156,7 +156,7 @@ class OnHosts:
         self.connections, self.stops = connections, stops
         self.first_gone: str | None = None  # `rank N (pid P on HOST)`
         self.how: str | None = None  # it ended, where a connection did
-        self.is_urgent = False
+        self.is_urgent = self.cleared = False
         self._log, self._read = log, 0
         self._blamed: Connection | None = None
         self._first_end: float | None = None
@@ -236,6 +236,7 @@ class OnHosts:
         if self.how is None and killed:  # by a signal: the others are what it led to
             blamed = killed[0]
         gone = blamed.reported.get("gone")
+        self.cleared = bool(gone) and (self._ended or blamed.reported.get("cleared", False))
         self.first_gone = gone and gone.replace(")", f" on {blamed.host.name})")
         return int(blamed.reported.get("code", blamed.process.returncode))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from memdiff.errors import EXIT_STOPPED, LOST, CheckpointError, ConfigError, PeerError
+from memdiff.processes.ancestors import FAREWELL
 from memdiff.processes.bound import bound_command, bound_environment
 from memdiff.processes.launched import Launched
 from memdiff.processes.host import free_port
@@ -122,7 +123,7 @@ def launch_on_hosts(arguments: Sequence[str], folder: RunFolder, seen: Sequence[
 def outcome(folder: RunFolder, log: Path, launched: Launched | OnHosts, code: int) -> int:
     """How a launch ended: one line on stderr unless the run is complete, status.json, and the exit code."""
     status = folder.status()
-    exit_code, message = said_in(log)
+    exit_code, message = said_in(log, without=(LOST, FAREWELL) if launched.cleared else (LOST,))
     if status.get("state") == "complete" and status.get("exit_code") is not None:
         return int(status["exit_code"])
     if status.get("state") == "stopped" and status.get("exit_code") == EXIT_STOPPED:
@@ -144,15 +145,18 @@ def outcome(folder: RunFolder, log: Path, launched: Launched | OnHosts, code: in
     return exit_code
 
 
-def said_in(log: Path) -> tuple[int | None, str]:
-    """The exit code and the words of the first line in the ranks' log that says why; (None, "") where none does."""
+def said_in(log: Path, *, without: Sequence[str]) -> tuple[int | None, str]:
+    """The exit code and the words of the first line in the ranks' log that says why; (None, "") where none does.
+
+    `without`: words of lines that say what something else led to.
+    """
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return None, ""
     for line in lines:
         match = re.match(r"memdiff: error\[(\d+)\]: (.*)", line)
-        if match and LOST not in line:
+        if match and not any(words in line for words in without):
             return int(match[1]), match[2]
     return None, ""
 
