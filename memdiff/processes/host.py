@@ -55,7 +55,7 @@ def look() -> dict[str, Any]:
         "host": socket.gethostname(),
         "address": (os.environ.get("SSH_CONNECTION", "").split() or [""] * 3)[2],  # by which ssh came here
         "port": free_port(),
-        "gpus": sum(re.fullmatch(r"nvidia\d+", name) is not None for name in os.listdir("/dev")),
+        "gpus": sum(re.fullmatch(r"nvidia\d+", file.name) is not None for file in Path("/dev").iterdir()),
         "versions": {"Python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
     }
 

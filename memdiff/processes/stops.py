@@ -106,8 +106,8 @@ def exit_at_once() -> None:
 
 
 def _let_go_of_terminals() -> None:
-    """Output goes nowhere from here on: writing to a terminal that is gone is an error, and the run is to be saved. So is
-    writing to a pipe that nobody reads any more."""
+    """Output goes nowhere from here on: writing to a terminal that is gone is an error, and the run is to be saved. So
+    is writing to a pipe that nobody reads any more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         if stat.S_ISCHR(os.fstat(descriptor).st_mode) or _is_broken(descriptor):

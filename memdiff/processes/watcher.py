@@ -1,9 +1,9 @@
 """`python -m memdiff.processes.watcher [OPTIONS] RANK ANCESTOR ...`, each NAME=PID:START: ends a rank that can't go on.
 
 That is: one of its ancestors is gone, or it shows no sign of life for too long. `--page=N` is the descriptor of the
-rank's heartbeat, `--requests=N` of a pipe into which the kernel's signals to it are written. `--connection=PID:START` is
-a process at whose end the rank is asked to stop, as at that of a terminal. The watcher ends by itself when the rank is
-gone. No torch.
+rank's heartbeat, `--requests=N` of a pipe into which the kernel's signals to it are written. `--connection=PID:START`
+is a process at whose end the rank is asked to stop, as at that of a terminal. The watcher ends by itself when the rank
+is gone. No torch.
 """
 
 import os

@@ -89,8 +89,9 @@ def look_at(hosts: Sequence[Host]) -> list[Seen]:
 def _look_at_one(host: Host) -> Seen:
     try:
         done = subprocess.run(
-            command_on(host), input="{}\n", capture_output=True, text=True, errors="replace", timeout=SECONDS_TO_LOOK
-        )
+            command_on(host),
+            input="{}\n", capture_output=True, text=True, errors="replace", timeout=SECONDS_TO_LOOK, check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise ConfigError(f"host {host.name} did not answer within {SECONDS_TO_LOOK:.0f} s over ssh") from None
     except FileNotFoundError:

@@ -25,8 +25,8 @@ def refuse_other_folders(folder: RunFolder, ranks: Ranks) -> None:
     failure = ranks.first_error(error)
     if failure is not None:
         raise ConfigError(
-            f"{file.parent} on host {failure[2]} is not the folder of that name on {first}: all hosts have to share it, "
-            "as over NFS; give such an --out"
+            f"{file.parent} on host {failure[2]} is not the folder of that name on {first}: all hosts have to share it,"
+            " as over NFS; give such an --out"
         )
 
 

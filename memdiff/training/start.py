@@ -42,9 +42,7 @@ def run_ranks(
 
         measure_ahead(recipe, world_size)
     stops.stay()
-    code = (
-        launch_on_hosts(arguments, folder, seen, stops) if seen else launch(arguments, folder, world_size, stops)
-    )
+    code = launch_on_hosts(arguments, folder, seen, stops) if seen else launch(arguments, folder, world_size, stops)
     if code == 0:
         write_report_of(folder.path)
     return code

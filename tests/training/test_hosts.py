@@ -26,7 +26,7 @@ from memdiff.training.hostfile import Host, read_hostfile
 from memdiff.training.hosts import OnHosts, Seen, connect, look_at, meeting_place
 from memdiff.training.launcher import how_it_ended
 from tests.helpers.hosts import here
-from tests.helpers.processes import memdiff, run
+from tests.helpers.processes import ROOT, memdiff, run
 
 RECIPE = "model: {kind: embedded}\nmethod: {kind: reinforce}\nreward: [{kind: digits}]\n"
 
@@ -65,9 +65,9 @@ def test_a_hostfile_is_read_as_deepspeed_reads_it(tmp_path: Path) -> None:
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    for file, words in ((tmp_path / "none", "no such file"), (tmp_path, "is a folder"), (tmp_path / "bytes", "no text")):
+    for name, words in (("none", "no such file"), ("", "is a folder"), ("bytes", "no text")):
         with pytest.raises(ConfigError, match=words):
-            read_hostfile(file)
+            read_hostfile(tmp_path / name)
 
 
 def test_the_command_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_command_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
     with here(tmp_path / "bin") as hosts:
         command = [sys.executable, "-m", "memdiff", *map(str, train)]
         path = f"{hosts.path}{os.pathsep}{os.environ['PATH']}"
-        unreachable = run(command, env={"PATH": path, "PYTHONPATH": os.getcwd()})
+        unreachable = run(command, env={"PATH": path, "PYTHONPATH": str(ROOT)})
     assert unreachable.returncode == 2 and len(unreachable.stderr.splitlines()) == 1
     assert "host nowhere can't be reached: ssh: connect to host nowhere" in unreachable.stderr
     assert not (tmp_path / "run").exists()
@@ -92,7 +92,7 @@ def two_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """`ssh a` and `ssh b` stay here. Returns a folder."""
     with here(tmp_path / "bin") as hosts:
         monkeypatch.setenv("PATH", f"{hosts.path}{os.pathsep}{os.environ['PATH']}")
-        monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'packages'}{os.pathsep}{os.getcwd()}")
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'packages'}{os.pathsep}{ROOT}")
         yield tmp_path
 
 
@@ -106,19 +106,19 @@ def test_hosts_are_looked_at(two_hosts: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ConfigError, match=r"host a can't run /nowhere/python .* same paths on every host"):
         look_at([a, b])
     said = {
-        "versions": (seen[0], other(seen[1], versions={**seen[1].versions, "torch": "1.0"}), "host b has torch 1.0 and a"),
-        "kinds": (other(seen[0], gpus=0), other(seen[1], gpus=2), "host b has 2 GPUs and a has 0"),
-        "slots": (other(seen[0], gpus=4), other(seen[1], gpus=1), "slots=2 for b, which has 1 GPUs"),
+        "versions": (
+            seen[0],
+            replace(seen[1], versions={**seen[1].versions, "torch": "1.0"}),
+            "host b has torch 1.0 and a",
+        ),
+        "kinds": (replace(seen[0], gpus=0), replace(seen[1], gpus=2), "host b has 2 GPUs and a has 0"),
+        "slots": (replace(seen[0], gpus=4), replace(seen[1], gpus=1), "slots=2 for b, which has 1 GPUs"),
     }
     for first, second, words in said.values():
         answers = {"a": first, "b": second}
         monkeypatch.setattr(module, "_look_at_one", lambda host, answers=answers: answers[host.name])
         with pytest.raises(ConfigError, match=words):
             look_at([a, b])
-
-
-def other(seen: Seen, **changes: object) -> Seen:
-    return Seen(**(vars(seen) | changes))
 
 
 def test_where_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
