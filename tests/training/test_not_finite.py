@@ -14,7 +14,7 @@ import torch
 
 from memdiff.chain.noise import Noise, Stream
 from memdiff.engine.update import Update
-from memdiff.errors import ConfigError, RewardError
+from memdiff.errors import ConfigError, NumericError, RewardError
 from memdiff.methods.config import DraftConfig, ReinforceConfig
 from memdiff.methods.draft import Draft
 from memdiff.methods.experience import Batch, Clock, Round
@@ -252,3 +252,16 @@ def test_what_has_no_gradient_is_not_dropped_from_it() -> None:
         raw = {"model": {"kind": "embedded"}, "method": method, "reward": [part | {"non_finite": how}]}
         with pytest.raises(ConfigError, match=words):
             check_recipe(raw, source="recipe")
+
+
+def test_a_piece_names_its_first_gradient_that_is_not_finite() -> None:
+    """By the engine's name for the parameter; the input is named where only its gradient is not finite."""
+    first, second = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    gradients = Gradients([first, second], names=["up.first", "up.second"])
+    x = torch.tensor([1.0, 0.0, 2.0], requires_grad=True)
+    y, pull = Pieces(gradients).vjp(lambda x: first * x + second * x.detach() / x.detach(), x)
+    with pytest.raises(NumericError, match=r"the gradient of up\.second is not finite at any loss scale"):
+        pull(torch.ones_like(y))
+    _, pull = Pieces(gradients).vjp(lambda x: first * x.sqrt(), x)
+    with pytest.raises(NumericError, match=r"the gradient of a piece's input is not finite"):
+        pull(torch.ones_like(y))
