@@ -31,11 +31,12 @@ from torch.autograd import Function
 
 from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.divergence import refuse_divergence, sums_of_bits
-from memdiff.engine.meeting import meet
+from memdiff.engine.meeting import meet, port_told
 from memdiff.engine.operators import load_cpu_adam, load_shared_memory_operator
 from memdiff.engine.update import Update, made_again, warmed_up
 from memdiff.errors import CheckpointError, ConfigError, NumericError, OutOfMemoryError
 from memdiff.processes import landmarks
+from memdiff.processes.heartbeat import MEETING
 from memdiff.runtime.placement import place
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import Gradients
@@ -313,8 +314,9 @@ def start_process_group(ranks: Ranks) -> None:
     for key, value in alone.items():
         os.environ.setdefault(key, value)  # where they are missing DeepSpeed tries MPI
     load_shared_memory_operator()
-    meet(ranks)
-    deepspeed.init_distributed("nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
+    with landmarks.at(MEETING), port_told():
+        meet(ranks)
+        deepspeed.init_distributed("nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
     if ranks.device.type == "cpu":
         _unname_shared_memory(ranks)
 

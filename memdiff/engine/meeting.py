@@ -9,6 +9,8 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -19,13 +21,14 @@ from memdiff.runtime.ranks import Ranks
 
 SECONDS = "MEMDIFF_SECONDS_TO_MEET"  # for all ranks to be there; 60 where it is not set
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+IN_USE = "already in use"  # in what torch says of a port
 GET_ADDRESS = 0x8915  # SIOCGIFADDR, <linux/sockios.h>
 
 
 def meet(ranks: Ranks) -> None:
     """The process group of a run over several hosts, where launch.py says that there are some; else nothing.
 
-    Raises PeerError where a rank does not come, and ConfigError where the port is taken.
+    Raises PeerError where a rank does not come.
     """
     if int(os.environ.get("CROSS_SIZE", "1")) == 1:
         return
@@ -36,11 +39,9 @@ def meet(ranks: Ranks) -> None:
         store = torch.distributed.TCPStore(
             address, port, ranks.world_size, ranks.is_first, timedelta(seconds=seconds), wait_for_workers=True
         )
-    except torch.distributed.DistNetworkError as error:
-        if "in use" in str(error):
-            raise port_taken(port) from None
-        raise _nobody(ranks, address, port, seconds) from None
-    except (RuntimeError, torch.distributed.DistStoreError):
+    except torch.distributed.DistError as error:
+        if IN_USE in str(error):
+            raise
         raise _nobody(ranks, address, port, seconds) from None
     store.set_timeout(default_pg_timeout)
     gpu = ranks.device.type == "cuda"
@@ -50,9 +51,18 @@ def meet(ranks: Ranks) -> None:
     )  # fmt: skip
 
 
-def port_taken(port: int) -> ConfigError:
-    """The port that ranks are to meet at."""
-    return ConfigError(f"port {port}, at which the ranks are to meet, is in use; give another: --master_port")
+@contextmanager
+def port_told() -> Iterator[None]:
+    """ConfigError where another program has the port that ranks are to meet at."""
+    try:
+        yield
+    except torch.distributed.DistNetworkError as error:
+        if IN_USE not in str(error):
+            raise
+        port = os.environ["MASTER_PORT"]
+        raise ConfigError(
+            f"port {port}, at which the ranks are to meet, is in use; give the launcher another: --master_port"
+        ) from None
 
 
 def _nobody(ranks: Ranks, address: str, port: int, seconds: float) -> PeerError:

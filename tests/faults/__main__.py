@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.faults import disks, several_hosts, soak, trials
+from tests.faults import disks, mistakes, several_hosts, soak, trials
 from tests.faults.results import Result, Trial, as_markdown, outcome
 
 EACH_COMMIT: dict[str, Trial] = {
@@ -32,6 +32,7 @@ MORE: dict[str, Trial] = {
     "frozen_more": trials.more_hung,
     "namespaces": several_hosts.in_namespaces,
     "disks": disks.small_and_read_only,
+    "mistakes": mistakes.under_the_bare_launcher,
 }
 SOAK: dict[str, Trial] = {"methods": soak.other_methods, "random": soak.random_kills}
 
