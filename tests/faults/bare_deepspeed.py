@@ -39,6 +39,12 @@ class Plain(Run):
         found = [pid for pid in self.alive() if WORKER in words_of(pid) and word in words_of(pid)]
         return found[0] if found else None
 
+    def pids_of(self, number: int) -> list[int]:
+        """The rank's process."""
+        pid = self.rank(number)
+        assert pid is not None, f"there is no rank {number}"
+        return [pid]
+
     def further(self, rounds: int) -> None:
         """Waits for so many."""
         self.until(lambda: self.said().count("\nround ") + self.said().startswith("round ") >= rounds)
@@ -127,8 +133,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         strikes: dict[str, tuple[Callable[[Plain], Any], dict[str, str]]] = {
-            "R5 kill -9 of rank 1": (lambda run: kill([run.rank(1) or 0]), {}),
-            "R6 SIGSTOP of rank 1": (lambda run: kill([run.rank(1) or 0], signal.SIGSTOP), {}),
+            "R5 kill -9 of rank 1": (lambda run: kill(run.pids_of(1)), {}),
+            "R6 SIGSTOP of rank 1": (lambda run: kill(run.pids_of(1), signal.SIGSTOP), {}),
             "R7 SIGTERM to the runner": (lambda run: kill([run.process.pid], signal.SIGTERM), {}),
             "R7 SIGTERM to launch.py": (lambda run: kill(run.with_word(LAUNCH)[-1:], signal.SIGTERM), {}),
             "R8 kill -9 of the runner": (lambda run: kill([run.process.pid]), {}),

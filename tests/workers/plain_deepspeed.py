@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -36,7 +37,8 @@ def main() -> None:
     rank = torch.distributed.get_rank()
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 512), torch.nn.ReLU(), torch.nn.Linear(512, 64))
-    engine = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=dict(SETTINGS))[0]
+    parameters: Any = model.parameters()
+    engine = deepspeed.initialize(model=model, model_parameters=parameters, config=dict(SETTINGS))[0]
     path, state = engine.load_checkpoint(str(folder)) if (folder / "latest").exists() else (None, {})
     done = int(dict(state or {}).get("round", 0))
     if rank == 0:
