@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: setup demo test test-slow test-gpu faults soak lint format bench bench-digits bench-queries bench-rewards bench-lora-scale bench-sft_pg \
-	bench-value_baseline bench-peers bench-gpu record-check rooms clean
+	bench-value_baseline bench-watching bench-peers bench-gpu record-check rooms clean
 
 setup: $(READY)
 
@@ -55,7 +55,7 @@ bench: $(READY)
 	for suite in cpu chain world plan; do $(BIN)/python -m benchmarks run $$suite || exit 1; done
 	$(MAKE) bench-digits bench-queries
 
-bench-digits bench-queries bench-rewards bench-sft_pg bench-value_baseline: bench-%: $(READY)
+bench-digits bench-queries bench-rewards bench-sft_pg bench-value_baseline bench-watching: bench-%: $(READY)
 	$(BIN)/python -m benchmarks.studies.$*
 
 bench-lora-scale: $(READY)

@@ -1,4 +1,4 @@
-"""Scores that are NaN or infinite, as each part of a reward has them treated: an error, left out, or clamped.
+"""Scores that are NaN or infinite: an error, left out or clamped, as each part says.
 
 Shapes: P parts, N images over all ranks, M <= N of them that count.
 """

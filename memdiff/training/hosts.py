@@ -144,6 +144,12 @@ class Connection:
             self.process.stdin.write(word.encode() + b"\n")
             self.process.stdin.flush()
 
+    def close(self) -> None:
+        """Lets go of the far end, which has ended."""
+        assert self.process.stdin is not None
+        with suppress(OSError):
+            self.process.stdin.close()
+
     @property
     def is_lost(self) -> bool:
         """Whether it ended without its far end's report of how."""
@@ -187,6 +193,7 @@ class OnHosts:
         ended = [connection for connection in self.connections if connection.process.poll() is not None]
         self._read_reports()  # after that: what has ended has said all that it had to
         for connection in ended:
+            connection.close()
             self._note(connection)
         if self.stops.requested and not self._asked:
             self._asked = True

@@ -14,10 +14,10 @@ def under_the_bare_launcher(folder: Path) -> Iterator[Result]:
     recipe = write_recipe(folder / "recipe.yaml")
     (folder / "hosts").write_text("a slots=1\nb slots=1\n")
     alone = ["--hostfile", folder / "hosts", "--no_ssh", "--node_rank", "0", "--master_addr", "127.0.0.1"]
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
         for what, words, environment, code, said in (
             ("5 ranks for 4 images", ["--num_gpus", 5], {}, 2, "run.images_per_round must be at least the"),
             ("a port in use", ["--num_gpus", 2, "--master_port", port], {}, 2, f"port {port}, at which the ranks"),

@@ -12,7 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,8 +179,15 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def ranks() -> list[int]:
-    return [pid for pid in all_pids() if {"memdiff", "--local_rank=0"} <= set(words_of(pid))]
+def ranks(folder: Path) -> dict[str, int]:
+    """The pids of this test's, by their numbers."""
+    numbers = {}
+    for pid in all_pids():
+        with suppress(OSError):
+            entries = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+            if "--local_rank=0" in words_of(pid) and f"READY={folder / 'ready'}" in entries:
+                numbers.update({entry.removeprefix("RANK="): pid for entry in entries if entry.startswith("RANK=")})
+    return numbers
 
 
 def test_a_request_reaches_the_ranks_of_all_hosts(two_hosts: Path) -> None:
@@ -196,12 +203,12 @@ def test_a_rank_that_is_killed_is_named_with_its_host_and_ends_the_others(
 ) -> None:
     monkeypatch.setattr(module, "SECONDS_FOR_THE_OTHERS", 1.0)
     with launched(two_hosts) as (on_hosts, thread, codes):
-        rank = next(pid for pid in ranks() if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+        rank = ranks(two_hosts)["1"]
         os.kill(rank, signal.SIGKILL)
         thread.join(60)
         log = two_hosts / "launcher.log"
         assert how_it_ended(on_hosts, codes[0], log) == f"rank 1 (pid {rank} on b) was killed by SIGKILL"
-        assert on_hosts.cleared and ranks() == []
+        assert on_hosts.cleared and not ranks(two_hosts)
 
 
 def test_a_host_that_is_lost_is_named_and_nothing_lives_on(two_hosts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +217,7 @@ def test_a_host_that_is_lost_is_named_and_nothing_lives_on(two_hosts: Path, monk
         on_hosts.connections[1].process.kill()
         thread.join(60)
         assert how_it_ended(on_hosts, codes[0], two_hosts / "launcher.log").startswith("host b was lost (")
-        until(lambda: ranks() == [])
+        until(lambda: not ranks(two_hosts))
 
 
 def test_ranks_end_with_the_way_to_memdiff(two_hosts: Path) -> None:
@@ -220,7 +227,7 @@ def test_ranks_end_with_the_way_to_memdiff(two_hosts: Path) -> None:
             assert connection.process.stdin is not None
             connection.process.stdin.close()
         thread.join(60)
-        assert ranks() == [] and not thread.is_alive()
+        assert not ranks(two_hosts) and not thread.is_alive()
 
 
 def test_a_rank_on_another_host_shares_the_lock_of_memdiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,10 +217,10 @@ def test_scores_that_are_clamped_are_the_rounds_own() -> None:
     clean, reference = treated("whiten", "error", {})
     scores = reference.raw_PN[0].tolist()
     rest = [scores[image] for image in (0, 2, 5)]
-    found, experience = treated("whiten", "clamp", {1: math.nan, 3: math.inf, 4: -math.inf})
+    gradient, experience = treated("whiten", "clamp", {1: math.nan, 3: math.inf, 4: -math.inf})
     expected = [scores[0], min(rest), scores[2], max(rest), min(rest), scores[5]]
     assert experience.raw_PN[0].tolist() == expected and experience.metrics["rewards_clamp"] == 3
-    assert bool(found.isfinite().all()) and not torch.equal(found, clean)
+    assert bool(gradient.isfinite().all()) and not torch.equal(gradient, clean)
     away = WeightedPart("away", Waves(), weight=-1.0, non_finite="clamp")
     assert clamped(torch.tensor([1.0, math.nan, 3.0]), away).tolist() == [1.0, 3.0, 3.0]
 
