@@ -140,6 +140,8 @@ class Connection:
     def tell(self, word: str) -> None:
         """A line to its far end, if that is there."""
         assert self.process.stdin is not None
+        if self.process.stdin.closed:
+            return
         with suppress(OSError):
             self.process.stdin.write(word.encode() + b"\n")
             self.process.stdin.flush()
