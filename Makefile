@@ -35,7 +35,7 @@ test-slow: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-# real runs, killed, stopped, frozen and starved: about 6 minutes; `make soak` takes hours
+# real runs, killed, stopped, frozen and starved, two at a time; `python -m tests.faults --all` and `make soak` take longer
 faults: $(READY)
 	$(BIN)/python -m tests.faults
 

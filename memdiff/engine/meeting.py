@@ -17,9 +17,10 @@ import torch
 from torch.distributed.constants import default_pg_timeout
 
 from memdiff.errors import ConfigError, PeerError
+from memdiff.processes.host import SECONDS_TO_MEET
 from memdiff.runtime.ranks import Ranks
 
-SECONDS = "MEMDIFF_SECONDS_TO_MEET"  # for all ranks to be there; 60 where it is not set
+SECONDS_TO_WAIT = 60.0  # for a rank of another launcher, where SECONDS_TO_MEET says nothing else
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 IN_USE = "already in use"  # in what torch says of a port
 GET_ADDRESS = 0x8915  # SIOCGIFADDR, <linux/sockios.h>
@@ -33,7 +34,7 @@ def meet(ranks: Ranks) -> None:
     if int(os.environ.get("CROSS_SIZE", "1")) == 1:
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    seconds = float(os.environ.get(SECONDS, "60"))
+    seconds = float(os.environ.get(SECONDS_TO_MEET, SECONDS_TO_WAIT))
     use_interface_to(address)
     try:
         store = torch.distributed.TCPStore(
@@ -68,7 +69,7 @@ def port_told() -> Iterator[None]:
 def _nobody(ranks: Ranks, address: str, port: int, seconds: float) -> PeerError:
     there = "not all of" if ranks.is_first else "the first of"
     return PeerError(
-        f"rank {ranks.rank} waited {seconds:.0f} s ({SECONDS}) at {address}:{port} for {there} {ranks.world_size} ranks"
+        f"rank {ranks.rank} waited {seconds:.0f} s ({SECONDS_TO_MEET}) at {address}:{port} for {there} {ranks.world_size} ranks"
         "; look whether each host's launcher was started, and whether the hosts reach that address"
     )
 

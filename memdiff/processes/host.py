@@ -26,6 +26,7 @@ from memdiff.processes.launched import Launched
 from memdiff.processes.stops import Stops
 
 MARK = "memdiff-host: "
+SECONDS_TO_MEET = "MEMDIFF_SECONDS_TO_MEET"  # in the ranks' environment: for all of them to be there
 PACKAGES = ("memdiff", "torch", "deepspeed")  # which have to be the same on all hosts
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from memdiff.errors import ConfigError
 from memdiff.processes.file_lock import HOLDER, Holder
-from memdiff.processes.host import MARK
+from memdiff.processes.host import MARK, SECONDS_TO_MEET
 from memdiff.processes.identity import own_identity
 from memdiff.processes.launched import SECONDS_BETWEEN_LOOKS, SECONDS_FOR_THE_OTHERS
 from memdiff.processes.stops import Stops
@@ -38,6 +38,7 @@ SSH = (
 )  # fmt: skip
 SECONDS_TO_LOOK = 60.0
 SECONDS_TO_END = 5.0  # after `end`, for the far ends to clear up
+LONG_TO_MEET = "600"  # seconds: a host that is lost is noticed here long before
 LOST_CODE = 255  # of ssh
 SENT = (
     "MEMDIFF_", "HF_", "TRANSFORMERS_", "DIFFUSERS_", "TOKENIZERS_", "TORCH", "PYTORCH_", "PYTHON", "NCCL_", "GLOO_",
@@ -289,5 +290,6 @@ def environment_of_ranks(rank_environment: Mapping[str, str], seen: Sequence[See
         sent.pop("DS_ACCELERATOR", None)
     if not seen[0].gpus:
         sent["DS_ACCELERATOR"] = "cpu"
+    sent.setdefault(SECONDS_TO_MEET, LONG_TO_MEET)
     sent[HOLDER] = json.dumps(asdict(Holder.here(own_identity())))
     return sent
