@@ -69,7 +69,8 @@ def port_told() -> Iterator[None]:
 def _nobody(ranks: Ranks, address: str, port: int, seconds: float) -> PeerError:
     there = "not all of" if ranks.is_first else "the first of"
     return PeerError(
-        f"rank {ranks.rank} waited {seconds:.0f} s ({SECONDS_TO_MEET}) at {address}:{port} for {there} {ranks.world_size} ranks"
+        f"rank {ranks.rank} waited {seconds:.0f} s ({SECONDS_TO_MEET}) at {address}:{port} for {there} "
+        f"{ranks.world_size} ranks"
         "; look whether each host's launcher was started, and whether the hosts reach that address"
     )
 

@@ -98,8 +98,8 @@ def in_namespaces(folder: Path) -> Iterator[Hosts]:
     """Hosts a (10.77.0.1) and b (10.77.0.2), this machine being 10.77.0.254. OSError where something is refused."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_ssh(folder)
+    _run("ip", "link", "add", "mdbridge", "type", "bridge")  # whoever has made one already keeps it
     try:
-        _run("ip", "link", "add", "mdbridge", "type", "bridge")
         _run("ip", "addr", "add", "10.77.0.254/24", "dev", "mdbridge")
         _run("ip", "link", "set", "mdbridge", "up")
         yield Hosts(folder, {name: _host(folder, name, number) for number, name in enumerate(NAMES, start=1)})
