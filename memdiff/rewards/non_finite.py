@@ -45,11 +45,13 @@ def settle(raw_PN: torch.Tensor, parts: Sequence[WeightedPart], prompts: Sequenc
         return Settled(raw_PN, images, len(images), metrics)
     raw_PN = raw_PN.clone()
     dropped_N = torch.zeros_like(raw_PN[0], dtype=torch.bool) if len(raw_PN) else raw_PN.new_zeros(0).bool()
+    strict = [number for number, part in enumerate(parts) if part.non_finite == "error"]
+    refuse_non_finite(raw_PN[strict], [parts[number].name for number in strict], prompts)
     for number, part in enumerate(parts):
         broken_N = ~raw_PN[number].isfinite()
         match part.non_finite:
             case "error":
-                refuse_non_finite(raw_PN[number][None], [part.name], prompts)
+                continue
             case "drop":
                 dropped_N |= broken_N
             case "clamp":
