@@ -2,7 +2,8 @@
 
 Its input is a line of JSON, an order, and then a word a line: `stop N` asks to stop, N being the signal; `end` ends all
 at once, and so does the end of the input: memdiff, or the way to it, is gone. What it reports is a line of JSON behind
-MARK: about itself on stdout, and on stderr, between the ranks' own lines, which rank ended first and how launch.py did.
+MARK: about itself on stdout, and on stderr, between the ranks' own lines, how many ranks run, which ended
+first, and how launch.py did.
 """
 
 import json
@@ -35,6 +36,12 @@ class OnThisHost(Launched):
 
     name = ""  # in the hostfile
     _reported = False
+
+    def _search(self) -> None:
+        before = len(self.ranks)
+        super()._search()
+        if len(self.ranks) > before:
+            report(sys.stderr, on=self.name, ranks=len(self.ranks))
 
     def _note_ends(self) -> None:
         super()._note_ends()

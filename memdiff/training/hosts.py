@@ -239,7 +239,8 @@ class OnHosts:
         if connection is None:
             return
         connection.reported |= content
-        self._note(connection)
+        if content.keys() & {"gone", "code"}:
+            self._note(connection)
 
     def _outcome(self) -> int:
         blamed = self._blamed or self.connections[0]
