@@ -167,6 +167,8 @@ def how_it_ended(launched: Launched | OnHosts, code: int, log: Path) -> str:
         return launched.how
     who = launched.first_gone or "the deepspeed launcher"
     signal_number = -code if code < 0 else 256 - code
+    if launched.cleared and last_error(log):
+        signal_number = 0  # the launcher's is memdiff's own, which killed it; the rank left a traceback
     if 0 < signal_number < 65 and (code < 0 or launched.first_gone) and signal_number in set(signal.Signals):
         return f"{who} was killed by {signal.Signals(signal_number).name}"
     return f"{who} ended without a word (launcher exit code {code}{last_error(log)}); see {log}"
