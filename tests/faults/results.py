@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.faults.runs import Run
 
-PATIENCE = 4.0
+PATIENCE = 10.0
 SECONDS_FOR_ORPHANS = 5.0
 
 
