@@ -1,7 +1,7 @@
 """What a trial comes to, and the table of all of them.
 
-A trial fails by its outcome: exit code, words, what is left running, what is saved. Of seconds only what is four times
-beyond a target fails it, since the machine may be busy; the table says what they were.
+A trial fails by its outcome: exit code, words, what is left running, what is saved. Of seconds only ten times
+a target fails it, since the machine may be busy; the table says what they were.
 """
 
 import time

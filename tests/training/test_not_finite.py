@@ -177,7 +177,7 @@ FORMS = {
 
 def treated(form: str, how: Any, values: dict[int, float], chosen: Sequence[int] = range(IMAGES)) -> Any:
     """Gradient sums and the experience of a round of `chosen` images; `values` by their places in it."""
-    policy = tiny_policy(steps=3)
+    policy = tiny_policy(steps=3, keep_base=form == "kl")
     kind, more = FORMS[form]
     reward = WeightedReward([WeightedPart("mine", Broken(values), non_finite=how)], device=CPU)
     method = make(kind, ReinforceConfig(kind="reinforce", **more), policy, reward, micro_batch=3)
