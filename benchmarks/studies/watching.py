@@ -126,7 +126,7 @@ def _cpu_of(pid: int) -> float:
 
 
 def main() -> None:
-    """Counts, measures, multiplies."""
+    """Counts in a run, measures alone, and multiplies."""
     machine = of_machine()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:

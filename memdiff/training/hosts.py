@@ -243,9 +243,11 @@ class OnHosts:
             self._note(connection)
 
     def _outcome(self) -> int:
+        if self.how is not None:
+            return 1  # ssh's own 255 reads as a rank's SIGHUP, which asks to stop
         blamed = self._blamed or self.connections[0]
         killed = [c for c in self.connections if 128 < c.reported.get("code", 0) < 256 and "gone" in c.reported]
-        if self.how is None and killed:  # by a signal: the others are what it led to
+        if killed:  # by a signal: the others are what it led to
             blamed = killed[0]
         gone = blamed.reported.get("gone")
         self.cleared = bool(gone) and (self._ended or blamed.reported.get("cleared", False))

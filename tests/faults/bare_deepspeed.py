@@ -36,11 +36,10 @@ class Plain(Run):
     def rank(self, number: int) -> int | None:
         """Processes that the launcher numbered."""
         word = f"--local_rank={number}"
-        found = [pid for pid in self.alive() if WORKER in words_of(pid) and word in words_of(pid)]
-        return found[0] if found else None
+        return next((pid for pid in self.alive() if {WORKER, word} <= set(words_of(pid))), None)
 
     def pids_of(self, number: int) -> list[int]:
-        """The rank's process."""
+        """The rank's process, which has to be there."""
         pid = self.rank(number)
         assert pid is not None, f"there is no rank {number}"
         return [pid]

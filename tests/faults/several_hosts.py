@@ -32,7 +32,7 @@ class Bed:
         self.path = f"{hosts.path}{os.pathsep}{os.environ['PATH']}"
 
     def train(self, **environment: str) -> Run:
-        """`memdiff train --hostfile`."""
+        """`memdiff train --hostfile`, begun in the run folder."""
         words = ["memdiff", "train", self.recipe, "--hostfile", self.hostfile, "--out", self.out]
         return Run([*words], self.folder / "run.log", PATH=self.path, **environment)
 
@@ -162,7 +162,7 @@ def far_ends() -> list[list[str]]:
 
 
 def on_this_host(folder: Path) -> Iterator[Result]:
-    """By two names."""
+    """Hosts that are two names of this one."""
     with two.here(folder / "bin") as hosts:
         yield from strikes(Bed(folder, hosts))
 

@@ -113,7 +113,7 @@ def in_namespaces(folder: Path) -> Iterator[Hosts]:
 
 
 def start_again(folder: Path, hosts: Hosts, name: str) -> None:
-    """After `kill`."""
+    """Brings it back after `kill`."""
     if hosts.has_namespaces:
         hosts.inits[name] = _sshd_in(folder, name)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any, cast
 
 import pytest
 
@@ -24,8 +25,9 @@ from memdiff.processes.identity import all_pids, lives, own_identity, words_of
 from memdiff.processes.stops import Stops
 from memdiff.training import hosts as module
 from memdiff.training.hostfile import Host, read_hostfile
-from memdiff.training.hosts import OnHosts, Seen, connect, look_at, meeting_place
-from memdiff.training.launcher import how_it_ended
+from memdiff.training.hosts import Connection, OnHosts, Seen, connect, look_at, meeting_place
+from memdiff.training.launcher import how_it_ended, outcome
+from memdiff.training.run_folder import RunFolder
 from tests.helpers.hosts import here
 from tests.helpers.processes import ROOT, memdiff, run
 
@@ -219,6 +221,28 @@ def test_a_host_that_is_lost_is_named_and_nothing_lives_on(two_hosts: Path, monk
         thread.join(300)
         assert how_it_ended(on_hosts, codes[0], two_hosts / "launcher.log").startswith("host b was lost (")
         until(lambda: not ranks(two_hosts))
+
+
+class Gone:
+    """An ssh that lost its host."""
+
+    returncode = 255
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self.stdin = pipe
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+def test_a_host_that_is_lost_is_no_request_to_stop(tmp_path: Path, capsys: Any) -> None:
+    """Exit code 6, though ssh's own code is what a rank has that SIGHUP ended."""
+    log = tmp_path / "launcher.log"
+    log.write_text("Timeout, server b not responding.\n")
+    with (tmp_path / "pipe").open("wb") as pipe:
+        on_hosts = OnHosts([Connection(Host("b", 1), cast(Any, Gone(pipe)))], log, Stops(lambda: None))
+        assert outcome(RunFolder(tmp_path), log, on_hosts, on_hosts.wait()) == 6
+    assert "error[6]: host b was lost (Timeout, server b not responding.)" in capsys.readouterr().err
 
 
 def test_ranks_end_with_the_way_to_memdiff(two_hosts: Path) -> None:
