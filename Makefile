@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: setup demo test test-slow test-gpu faults soak fuzz lint format bench bench-digits bench-queries bench-rewards bench-lora-scale bench-sft_pg \
-	bench-value_baseline bench-planning bench-host_memory bench-peers bench-gpu record-check rooms clean
+	bench-value_baseline bench-planning bench-host_memory bench-watching bench-peers bench-gpu record-check rooms clean
 
 setup: $(READY)
 
@@ -35,7 +35,7 @@ test-slow: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-# real runs, killed, stopped, frozen and starved: about 6 minutes; `make soak` takes hours
+# real runs, killed, stopped, frozen and starved, two at a time; `python -m tests.faults --all` and `make soak` take longer
 faults: $(READY)
 	$(BIN)/python -m tests.faults
 
@@ -63,7 +63,7 @@ bench: $(READY)
 	for suite in cpu chain world plan; do $(BIN)/python -m benchmarks run $$suite || exit 1; done
 	$(MAKE) bench-digits bench-queries
 
-bench-digits bench-queries bench-rewards bench-sft_pg bench-value_baseline bench-planning bench-host_memory: bench-%: $(READY)
+bench-digits bench-queries bench-rewards bench-sft_pg bench-value_baseline bench-planning bench-host_memory bench-watching: bench-%: $(READY)
 	$(BIN)/python -m benchmarks.studies.$*
 
 bench-lora-scale: $(READY)

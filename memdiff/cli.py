@@ -57,6 +57,9 @@ def train(
         typer.Option(metavar="FOLDER|hf://REPO", help="A run folder begun elsewhere, copied to --out to go on there."),
     ] = None,
     ds_config: Annotated[Path | None, typer.Option(help="A DeepSpeed JSON to start from.")] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Hosts to run on, a line each: NAME slots=N. ssh goes to each of them.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")] = False,
 ) -> None:
     """Fine-tune a model on a reward. The same command again goes on where it stopped.
@@ -82,7 +85,7 @@ def train(
 
     code = train_recipe(
         recipe, out, set_ or (), stops,
-        gpus=gpus, resume=resume, resume_from=resume_from, ds_config=ds_config, dry_run=dry_run,
+        gpus=gpus, hostfile=hostfile, resume=resume, resume_from=resume_from, ds_config=ds_config, dry_run=dry_run,
     )  # fmt: skip
     raise typer.Exit(code)
 

@@ -49,7 +49,8 @@ from memdiff.methods.sampling import sample
 from memdiff.methods.value_baseline import ValueBaseline
 from memdiff.models.policy import Policy, decode_what_fits, sample_step
 from memdiff.rewards.guards import diversity
-from memdiff.rewards.weighted_sum import WeightedReward, refuse_non_finite
+from memdiff.rewards.non_finite import settle
+from memdiff.rewards.weighted_sum import WeightedReward
 from memdiff.runtime.placement import place
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import Pieces, Pull, widen
@@ -139,14 +140,17 @@ class Reinforce:
                 raw_Pn = self.reward.raw(images_nCHW, batch.prompts)
                 differences = diversity(self.reward, images_nCHW, ranks, num_images=batch.num_images)
             raw_PN = ranks.gather(raw_Pn, batch.num_images, dim=1)
-            refuse_non_finite(raw_PN, self.reward.names)
-            self.reward.observe(raw_PN)
-            rewards_N = self.reward.combine(raw_PN, self.reward.statistics)
-        advantages_N = self.advantages.of_images(rewards_N, batch.all_prompts)
-        experience.raw_PN, experience.rewards_N = raw_PN, rewards_N
+            settled = settle(raw_PN, self.reward.parts, batch.all_prompts)
+            experience.raw_PN = settled.raw_PN
+            self.reward.observe(experience.raw_PN)
+            experience.rewards_N = self.reward.combine(experience.raw_PN, self.reward.statistics)
+        counted_advantages = self.advantages.of_images(experience.rewards_N, settled.of_counted(batch.all_prompts))
+        advantages_N = settled.with_zeros(counted_advantages)
+        experience.leave_out(settled, batch)
         experience.advantages_n = advantages_N[batch.images.start : batch.images.stop]
         experience.metrics = {
-            "advantage_std": advantages_N.std(correction=0), "reward_queries": batch.num_images, **differences
+            "advantage_std": counted_advantages.std(correction=0), "reward_queries": batch.num_images, **differences,
+            **settled.metrics,
         }  # fmt: skip
         return advantages_N
 
@@ -246,7 +250,9 @@ class Reinforce:
         advantage_B = experience.advantages_of(images, steps)
         weight_B = advantage_B.new_tensor([replay.weights[step] for step in steps])
         weight_B[count:] = 0  # what only fills the batch up
-        scale = self.ranks.world_size / batch.num_images
+        for row in (row for row, image in enumerate(images) if image in experience.left_out):
+            weight_B[row] = 0
+        scale = self.ranks.world_size / experience.num_counted
         ratio_B, slope_B = clipped_slope(log_prob_B, old_B, advantage_B, self.config.ratio_clip)
         d_loss_B = -slope_B * weight_B * scale
         d_terms = [d_loss_B, kl_weight * weight_B * scale] if kl_weight else [d_loss_B]

@@ -75,7 +75,7 @@ class ReinforceOnePass(Reinforce):
 
     def _weigh(self, policy: Policy, experience: Experience, diagnostics: PairDiagnostics) -> None:
         """The first pass, whose gradients are known: -1/N sum_i A_i e_i."""
-        scale = self.ranks.world_size / experience.round.batch.num_images
+        scale = self.ranks.world_size / experience.num_counted
         steps, weights = self._steps(policy), self._weights(policy)
         weight_K1 = experience.advantages_n.new_tensor([[weights[step]] for step in steps])
         log_probs = []

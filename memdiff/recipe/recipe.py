@@ -94,6 +94,7 @@ class Recipe(Section):
             if isinstance(part, TextPart) and part.prompt is None and self.prompts is None:
                 raise ValueError(f"reward {part_name(part)} needs a `prompt`; model.kind {self.model.kind} has none")
         self._check_reward()
+        self._check_non_finite()
         match self.method:
             case ReinforceConfig():
                 self._check_policy_gradient(self.method)
@@ -217,6 +218,22 @@ class Recipe(Section):
                 f"run.images_per_round must be a multiple of prompts.images_per_prompt, "
                 f"{self.prompts.images_per_prompt}, got {self.run.images_per_round}"
             )
+
+    def _check_non_finite(self) -> None:
+        """What is left out, or clamped, has no gradient of its own, and no baseline to be compared with."""
+        for part in self.reward:
+            if part.non_finite == "error":
+                continue
+            if not isinstance(self.method, ReinforceConfig):
+                raise ValueError(
+                    f"reward {part_name(part)}: non_finite: {part.non_finite} goes with method.kind: reinforce: "
+                    "a score that is not finite has no gradient"
+                )
+            if part.non_finite == "drop" and self.method.baseline != "none":
+                raise ValueError(
+                    f"reward {part_name(part)}: non_finite: drop goes with method.baseline: none; "
+                    "use clamp, or no baseline"
+                )
 
     def check_world_size(self, world_size: int) -> None:
         """Raises ConfigError where a rank would have no image."""

@@ -7,9 +7,12 @@ copied_run     A run that was begun elsewhere, brought here to go on: from a cop
 deadline       When a run has to have ended, so that its last checkpoint is whole before the machine is taken away
 environment    What a run ran on: versions, devices, commit
 evaluate       Images from fixed noise, scored by every part, held-out ones too
+hostfile       A hostfile, in the form that DeepSpeed's launcher takes: `NAME slots=N` a line, N ranks on each
+hosts          A run over several hosts: `memdiff train --hostfile FILE`
 launcher       Starts the DeepSpeed launcher for a run and tells a person how it ended
 loop           The training loop: rounds, checkpoints, evaluations, rows, stops
 metrics        Rows of metrics.jsonl
+one_folder     Whether the ranks of several hosts see one run folder: each writes its part of a checkpoint into it
 one_rank       One rank's whole part of a run, from the recipe to the saved model
 preview        `memdiff train --dry-run`: what a run would do
 progress       What a person sees while a run goes on: one bar a round on a terminal, one line a round elsewhere

@@ -16,7 +16,8 @@ from memdiff.models.finite_states import FiniteStates, decoded
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import rollout
 from memdiff.rewards.guards import diversity
-from memdiff.rewards.weighted_sum import Statistics, WeightedReward, refuse_non_finite
+from memdiff.rewards.non_finite import settle
+from memdiff.rewards.weighted_sum import Statistics, WeightedReward
 from memdiff.runtime.placement import HOST, place
 from memdiff.training.build import Parts
 
@@ -57,7 +58,7 @@ def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistic
                 differences = diversity(parts.reward, images_nCHW, ranks, num_images=count)
     raw_PN = ranks.gather(raw_Pn, count, dim=1)
     images_NCHW = ranks.gather(to_uint8(images_nCHW), count)
-    refuse_non_finite(raw_PN, parts.eval_reward.names)
+    raw_PN = settle(raw_PN, parts.eval_reward.parts, parts.prompts.of_evaluation(range(count))).raw_PN
     trained_PN, held_out_PN = raw_PN.split([len(parts.reward.parts), len(raw_PN) - len(parts.reward.parts)])
     statistics = statistics or parts.reward.statistics_of(trained_PN)
     # Of a method that takes no reward nothing says which round is the best.

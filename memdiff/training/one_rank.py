@@ -1,5 +1,6 @@
 """One rank's whole part of a run, from the recipe to the saved model."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from memdiff.chain.noise import Noise, Stream
 from memdiff.engine.checkpoint import Checkpoints
 from memdiff.engine.engine import start_process_group
-from memdiff.errors import LOST, CheckpointError, OutOfMemoryError, PeerError
+from memdiff.errors import LOST, CheckpointError, ConfigError, OutOfMemoryError, PeerError
 from memdiff.memory.offload import decoding, scoring
 from memdiff.methods.micro_batches import fits
 from memdiff.models.policy import decode_what_fits
@@ -22,6 +23,7 @@ from memdiff.runtime.ranks import Ranks, ranks_of_this_process
 from memdiff.training.build import Parts, build_parts
 from memdiff.training.environment import describe
 from memdiff.training.loop import Run
+from memdiff.training.one_folder import refuse_other_folders
 from memdiff.training.progress import RunProgress
 from memdiff.training.run_folder import Resume, RunFolder
 from memdiff.training.run_state import RunState
@@ -50,13 +52,24 @@ def train_rank(
     Until there is something to save, a request to stop raises StopRequested.
     """
     ranks = ranks_of_this_process(stops)
+    check_launch(recipe, ranks)
     folder = RunFolder(out)
     with folder.prepare(recipe, resume, ds_config_file) if ranks.is_first else nullcontext():
         with stops.leaving():
             start_process_group(ranks)
             ranks.barrier()
+            refuse_other_folders(folder, ranks)
         with one_line():
             return _train_in(folder, recipe, ranks, resume, ds_config_file, stops, heartbeat)
+
+
+def check_launch(recipe: Recipe, ranks: Ranks) -> None:
+    """Raises ConfigError where a launcher that is not memdiff's started more ranks than there are images or devices."""
+    recipe.check_world_size(ranks.world_size)
+    if ranks.device.type != "cuda" or ranks.device.index < torch.cuda.device_count():
+        return
+    count = torch.cuda.device_count()
+    raise ConfigError(f"the launcher started more ranks on {socket.gethostname()} than its {count} GPUs; use {count}")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import yaml
 
 from memdiff.errors import CheckpointError, ConfigError
 from memdiff.processes.ancestors import ancestors_of_environment
-from memdiff.processes.file_lock import FileLock
+from memdiff.processes.file_lock import FileLock, Holder, holders_of_environment
 from memdiff.recipe.contents import Contents, changed_contents, contents_of
 from memdiff.recipe.reading import changed_keys, check_recipe, recipe_hash
 from memdiff.recipe.recipe import Recipe
@@ -78,9 +78,10 @@ class RunFolder:
     def _locked(self) -> FileLock:
         """The lock, taken: alone, or with the `memdiff train` that started this process."""
         lock = FileLock(self.path / LOCK)
+        friends = *map(Holder.here, ancestors_of_environment().values()), *holders_of_environment()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            holder = lock.acquire(friends=tuple(ancestors_of_environment().values()))
+            holder = lock.acquire(friends=friends)
         except OSError as error:
             raise self._unwritable(error) from None
         if holder is not None:
