@@ -30,6 +30,15 @@ def embed_png(path: Path, longest_side: int = LONGEST_SIDE) -> str:
     return _data_uri(_encode(image, "JPEG"), "image/jpeg")
 
 
+def small_jpeg(path: Path, longest_side: int = LONGEST_SIDE) -> tuple[bytes, int, int]:
+    """(a JPEG of an image, its width, its height), at most `longest_side` pixels a side. Raises OSError."""
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    if max(image.size) > longest_side:
+        image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    return _encode(image, "JPEG"), image.width, image.height
+
+
 def embed_evolution(gif: Path | None, pngs: list[Path]) -> str:
     """The animation as a `data:` address; made from the grids where the run has none or a broken one.
 

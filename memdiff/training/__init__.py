@@ -1,6 +1,7 @@
 """A training run: started, built, looped over rounds, evaluated, written down.
 
 before_launch  What a person has to be told of a run before its ranks start
+bookkeeping    What is kept of a run beside its rows: its time, what stands under the tiles of a grid, its loggers
 build          From a recipe to the parts of a run. The one place where rooms meet
 copied_run     A run that was begun elsewhere, brought here to go on: from a copied folder, or from the hub
 deadline       When a run has to have ended, so that its last checkpoint is whole before the machine is taken away

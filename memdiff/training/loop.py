@@ -13,6 +13,7 @@ from memdiff.chain.noise import Noise, Stream
 from memdiff.engine.checkpoint import Checkpoints
 from memdiff.engine.engine import start_process_group
 from memdiff.errors import EXIT_STOPPED, LOST, CheckpointError, OutOfMemoryError, PeerError, StopRequested
+from memdiff.loggers.loggers import Loggers
 from memdiff.memory.offload import decoding, scoring
 from memdiff.methods.experience import Batch, Clock, Metrics, Round
 from memdiff.methods.micro_batches import fits
@@ -24,7 +25,9 @@ from memdiff.recipe.recipe import Recipe
 from memdiff.reporting.grid import image_grid, write_evolution
 from memdiff.rewards.guards import alarms, watched
 from memdiff.rewards.normalise import from_json, to_json
+from memdiff.runtime import incidents
 from memdiff.runtime.ranks import Ranks, ranks_of_this_process
+from memdiff.training.bookkeeping import SHOWN, Stopwatch, closing, open_loggers, tiles_of
 from memdiff.training.build import Parts, build_parts
 from memdiff.training.deadline import Deadline
 from memdiff.training.environment import describe
@@ -101,12 +104,16 @@ def _train_in(
             checkpoints = Checkpoints(folder.checkpoints, ranks, keep=keep, learners=learners, say=progress.say)
             run_state = restore(parts, checkpoints, folder, resume, progress)
             if ranks.is_first:
-                folder.write_status("running", round_number=run_state.round, environment=describe(ranks, parts.knobs))
+                environment = describe(ranks, parts.knobs)
+                folder.write_status("running", round_number=run_state.round, environment=environment)
+                where = f"on {ranks.world_size} x {environment['device']}"
+                folder.add_event("resumed" if run_state.round else "started", run_state.round, where)
                 if parts.plan:
                     folder.write_plan(parts.plan.to_json())
                     progress.say(planned(parts.plan))
-        with memory_told(parts.plan):
-            run = Run(parts, folder, checkpoints, progress, run_state, stops)
+        loggers = open_loggers(recipe, folder, run_state, ranks, progress)
+        with memory_told(parts.plan), closing(loggers):
+            run = Run(parts, folder, checkpoints, progress, run_state, stops, loggers)
             with stops.leaving():
                 rehearse(parts)
                 heartbeat.limit = recipe.run.watchdog_seconds
@@ -125,12 +132,15 @@ class Run:
         progress: RunProgress,
         run_state: RunState,
         stops: Stops,
+        loggers: Loggers,
     ) -> None:
         self.parts, self.folder, self.checkpoints = parts, folder, checkpoints
         self.progress, self.run_state, self.stops = progress, run_state, stops
         self.is_late = False  # by run.max_hours
         self.deadline = Deadline(parts.recipe.run.max_hours)
         self.saved = run_state.round  # the last round that lies in a checkpoint; 0 for none
+        self.loggers, self.halved = loggers, incidents.counts[incidents.HALVED]
+        self.seconds = Stopwatch(folder.status().get("seconds"))
 
     def evaluate_the_start(self) -> None:
         """Before the first round of a run."""
@@ -222,7 +232,11 @@ class Run:
         else:
             self.record(row)
         if self.parts.ranks.is_first:
-            self.folder.write_status("running", round_number=number)
+            self.folder.write_status("running", round_number=number, seconds=self.seconds.total())
+            halved = incidents.counts[incidents.HALVED]
+            if halved > self.halved:
+                self.halved = halved
+                self.folder.add_event("halved", number, "memory ran out: smaller batches from here on, same gradients")
             if self.parts.plan and row["peak_bytes"]:
                 self.folder.write_plan({**self.parts.plan.to_json(), "measured_peak_bytes": row["peak_bytes"]})
         self.progress.done(number, row)
@@ -244,7 +258,9 @@ class Run:
                 self.save_model(self.folder.best_model)
         if ranks.is_first:
             with self.warned("the grid of an evaluation"):
-                image_grid(result.images_NHWC[:64]).save(self.folder.sample_file(number))
+                image_grid(result.images_NHWC[:SHOWN]).save(self.folder.sample_file(number))
+                self.folder.write_tiles(number, tiles_of(result))
+            self.loggers.image(number, self.folder.sample_file(number))
         evaluated = plain_row({**row, **result.numbers, "evaluate/best": best})
         numbers = {key.removeprefix("evaluate/"): evaluated[key] for key in result.numbers}
         summary = "  ".join(
@@ -262,6 +278,7 @@ class Run:
         if parts.ranks.is_first:
             with self.warned("a row of metrics.jsonl"):
                 self.folder.add_row({**row, "alarms": shared_alarms})
+            self.loggers.row(row)
         for alarm in shared_alarms:
             self.progress.say(f"alarm at round {row['round']}: {alarm}")
         run_state.alarm = shared_alarms[0] if shared_alarms and parts.recipe.guards.stop else None
@@ -291,11 +308,14 @@ class Run:
                 exit_code=exit_code,
                 message=message,
                 ended_by_guard=self.run_state.alarm is not None,
+                seconds=self.seconds.total(),
             )
+            self.folder.add_event(state, self.run_state.round, message)
             if state == "stopped":
                 self.write_animation()
         self.parts.ranks.barrier()
         self.stops.close()
+        self.loggers.close(exit_code)
         return exit_code
 
     def write_animation(self) -> None:

@@ -25,6 +25,7 @@ ORDER = (
     ("recipe",),
     ("planner",),  # runs methods on fake tensors, so that it stands above them
     ("reporting", "doctor"),
+    ("loggers",),
     ("training",),
     ("sampling", "scoring"),
     ("evaluation",),
