@@ -14,5 +14,6 @@ preview        `memdiff train --dry-run`: what a run would do
 progress       What a person sees while a run goes on: one bar a round on a terminal, one line a round elsewhere
 run_folder     The folder of one run: who writes what, and how it survives being cut off
 run_state      How far a run has come
+saved_model    What a saved model has beside its weights: a card, the base's name, files that others may read
 start          Starts a run whose recipe is right: in this process, or as ranks under DeepSpeed's launcher
 """

@@ -36,6 +36,7 @@ from memdiff.training.metrics import plain_row, reset_peak, round_row
 from memdiff.training.progress import RunProgress, shown
 from memdiff.training.run_folder import Resume, RunFolder
 from memdiff.training.run_state import RunState
+from memdiff.training.saved_model import describe_model
 
 if TYPE_CHECKING:
     from memdiff.planner.plan import Plan
@@ -296,6 +297,10 @@ class Run:
         if failure is not None:
             cause = " ".join(failure[2].split())
             raise CheckpointError(f"the model could not be written to {folder}: {cause}; {self.folder.what_is_saved()}")
+        if self.parts.ranks.is_first:
+            with self.warned("the model's card"):
+                environment, rows = self.folder.status().get("environment") or {}, self.folder.rows()
+                describe_model(folder, self.parts.recipe, rows, environment, trained_round=self.run_state.round)
 
     def end(self, state: Literal["complete", "stopped"], exit_code: int, message: str) -> int:
         """Writes the animation and the last word; first the word where somebody waits for the end."""
