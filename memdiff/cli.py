@@ -242,12 +242,34 @@ def plan(
         typer.echo(said)
 
 
-@app.command(epilog="Example: memdiff report runs/digits")
-def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write report.html into a run folder: one file, opens from file://."""
-    from memdiff.reporting.html import write_report
+@app.command(epilog="Example: memdiff report runs/digits runs/digits_ddpo --out comparison.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run folder, or several to put side by side.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Default: report.html in the run folder; of several ./comparison.html.")
+    ] = None,
+) -> None:
+    """Write a page about a run, or about several side by side: one file, opens from file://."""
+    from memdiff.reporting.html import write_comparison, write_report
 
-    typer.echo(str(write_report(run)))
+    typer.echo(str(write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out)))
+
+
+@app.command(epilog="Example: memdiff push runs/digits you/even-digits --yes")
+def push(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    repo: Annotated[str, typer.Argument(help="The model repository: owner/name.")],
+    best: Annotated[bool, typer.Option("--best", help="The best evaluated weights, not the last.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="A new repository that all can read.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; else the files are listed and nothing is sent.")] = False,
+) -> None:
+    """Put a run's model and its card on the hub. Says what would go there, and goes with --yes."""
+    from memdiff.publishing.push import prepare_upload
+    from memdiff.publishing.push import push as push_files
+
+    upload = prepare_upload(run, repo, best=best, public=public)
+    typer.echo("\n".join(upload.lines()))
+    typer.echo(push_files(upload) if yes else "nothing was sent; --yes sends it")
 
 
 @app.command(epilog="Example: memdiff doctor")

@@ -16,6 +16,7 @@ from memdiff.models.config import EmbeddedConfig, ModelConfig, takes_prompts
 from memdiff.recipe.recipe import Recipe
 from memdiff.reporting.folder import Row, column, known
 from memdiff.reporting.loading import base_of, diffusers_code, memdiff_command, on_the_hub
+from memdiff.reporting.words import reward_words
 from memdiff.rewards.config import part_name
 
 CARD, CURVES = "README.md", "curves.png"
@@ -85,15 +86,14 @@ def metadata(recipe: Recipe) -> dict[str, Any]:
 
 def title(recipe: Recipe) -> str:
     """A model and what it was rewarded for, in a line."""
-    return f"{base_of(recipe.model)}, fine-tuned for {reward_words(recipe)}"
+    return f"{base_of(recipe.model)}, fine-tuned for {rewards_of(recipe)}"
 
 
-def reward_words(recipe: Recipe) -> str:
-    """The parts of the reward by their names, the first few of many."""
-    names = [part_name(part) for part in recipe.reward]
-    if not names:
-        return "fewer steps" if not recipe.method.takes_reward else "nothing"
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def rewards_of(recipe: Recipe) -> str:
+    """The parts of the reward by their kinds and names, the first few of many."""
+    if not recipe.reward:
+        return "fewer steps"
+    return reward_words((part.kind, part_name(part)) for part in recipe.reward)
 
 
 def what(recipe: Recipe) -> str:
@@ -104,7 +104,7 @@ def what(recipe: Recipe) -> str:
         trained = f"The UNet's {', '.join(recipe.trained_modules)}"
     else:
         trained = "The whole UNet"
-    return f"{trained} of {base_words(recipe.model)}, trained by {recipe.method.kind} on {reward_words(recipe)}."
+    return f"{trained} of {base_words(recipe.model)}, trained by {recipe.method.kind} on {rewards_of(recipe)}."
 
 
 def base_words(model: ModelConfig) -> str:

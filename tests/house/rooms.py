@@ -27,7 +27,7 @@ ORDER = (
     ("reporting", "doctor"),
     ("loggers",),
     ("training",),
-    ("sampling", "scoring"),
+    ("sampling", "scoring", "publishing"),
     ("evaluation",),
     ("cli", "library"),
     ("__main__",),
