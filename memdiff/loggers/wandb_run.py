@@ -11,7 +11,7 @@ from typing import Any
 from memdiff.loggers.logger import LoggedRun
 
 PROJECT = "memdiff"
-SECONDS_TO_START, SECONDS_TO_FINISH = 60.0, 60.0  # its own are 90, and none
+SECONDS_TO_START, SECONDS_TO_FINISH = 30.0, 60.0  # its own are 90, and none
 
 
 class WeightsAndBiases:

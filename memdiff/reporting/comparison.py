@@ -155,9 +155,13 @@ def _flat_recipe(recipe: Row) -> dict[str, str]:
     flat = dict(flatten({key: value for key, value in recipe.items() if key != "reward"} | {"evaluate": evaluate}))
     for section, key in (("reward", "reward"), ("evaluate", "evaluate.rewards")):
         for part in parts_of(recipe, section):
-            settings = (f"{name} {part[name]}" for name in PART_KEYS if part.get(name) not in (None, "null"))
+            settings = (f"{name} {_listed(part[name])}" for name in PART_KEYS if part.get(name) not in (None, "null"))
             flat[f"{key}: {part_title(part)}"] = ", ".join(settings)
     return flat
+
+
+def _listed(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _change(rows: list[Row], key: str) -> str:
