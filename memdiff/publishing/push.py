@@ -68,7 +68,7 @@ def push(upload: Upload) -> str:
     Raises MemdiffError, in the hub's words, where it refuses or can't be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import LocalTokenNotFoundError
 
     operations: list[Any] = []
     for file in upload.files:
@@ -83,7 +83,7 @@ def push(upload: Upload) -> str:
         commit = api.create_commit(upload.repo, operations, commit_message="Model and card of a memdiff run")
     except LocalTokenNotFoundError:
         raise ConfigError("the hub does not know you here; hf auth login, or set HF_TOKEN") from None
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except Exception as error:  # the client's own, its transport's, and what it makes of an answer that it misreads
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         advice = "; hf auth login with a token that may write" if _status(error) in (401, 403) else ""
         raise MemdiffError(f"the hub did not take {upload.repo}: {first.strip()[:300]}{advice}") from None

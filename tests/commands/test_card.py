@@ -31,7 +31,7 @@ def card_of(recipe: Any) -> str:
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_shipped_recipe_makes_a_card(name: str) -> None:
-    """The hub's own reader takes it; its code is Python; its recipe is the run's; no folder of this machine is in it."""
+    """The hub's own reader takes it; its code is Python; its recipe is the run's; it names no folder from here."""
     file = shipped_recipes()[name]
     recipe = read_recipe(file)
     text = card_of(recipe)
@@ -54,13 +54,12 @@ def test_every_shipped_recipe_makes_a_card(name: str) -> None:
 
 
 def test_hostile_words_stay_words() -> None:
-    """A part's name and a prompt that would be a table, a heading, HTML or the end of the code block."""
+    """Prompts that would be a table, a heading, HTML, other metadata or the end of the code block."""
     evil = "x | y\n# owned <script>alert(1)</script> [a](javascript:b) ```` `"
-    reward = [{"kind": "jpeg", "name": evil}]
     base = read_recipe(shipped_recipes()["digits_text_ddpo"]).model_dump(mode="json")
-    recipe = check_recipe(
-        base | {"reward": reward, "prompts": {"texts": [evil + "\n---\nlicense: mit"]}}, source="test"
-    )
+    prompts = base["prompts"] | {"texts": [evil + "\n---\nlicense: mit"], "file": None}
+    sampler = base["sampler"] | {"negative_prompt": evil}
+    recipe = check_recipe(base | {"prompts": prompts, "sampler": sampler}, source="test")
     text = card_of(recipe)
     data = ModelCard(text).data.to_dict()
     assert "license" not in data and data["pipeline_tag"] == "text-to-image"

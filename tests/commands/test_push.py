@@ -1,7 +1,9 @@
 """memdiff push: huggingface_hub's own client against a hub on this machine that notes what it is sent."""
 
+import base64
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from memdiff.cli import main
 from memdiff.reporting.loading import PLACE
 from tests.helpers.processes import ROOT, run
 
@@ -38,6 +41,9 @@ class Calls(BaseHTTPRequestHandler):
     server: Any
 
     def do_GET(self) -> None:
+        if self.server.refuses is not None:
+            self._answer({"error": "Repository not found"}, 404)
+            return
         self._answer({"type": "user", "name": "me", "auth": {"accessToken": {"role": "write"}}})
 
     def do_PUT(self) -> None:
@@ -51,6 +57,8 @@ class Calls(BaseHTTPRequestHandler):
         hub.tokens.add(self.headers.get("authorization", ""))
         if hub.refuses is not None:
             self._answer({"error": "You may not write here"}, hub.refuses)
+        elif self.path == "/api/validate-yaml":
+            self._answer({"errors": [], "warnings": []})
         elif self.path == "/api/repos/create":
             hub.created.append(json.loads(body))
             self._answer({"url": f"{hub.url}/{REPO}", "id": REPO, "name": REPO})
@@ -110,24 +118,29 @@ def finished(tmp_path: Path) -> Path:
     return folder
 
 
-def push(hub: Hub | None, *words: object, token: str = "hf_secret", home: Path) -> Any:
-    import sys
-
-    # xet would send large files to a service of its own, which is not stood in for.
-    environment = {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), "HF_TOKEN": token,
-                   "HF_ENDPOINT": "http://127.0.0.1:9" if hub is None else hub.url}  # fmt: skip
+def push(hub: Hub | None, *words: object, home: Path) -> Any:
+    """The real command. xet would send large files to a service of its own, which is not stood in for."""
+    environment = {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), "HF_TOKEN": "hf_secret",
+                   "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9" if hub is None else hub.url}  # fmt: skip
     return run([sys.executable, "-m", "memdiff", "push", *map(str, words)], env=environment)
 
 
-def test_nothing_is_sent_without_yes(finished: Path, tmp_path: Path) -> None:
-    """The files and their sizes, where they would go, and no call to a hub that is not there."""
-    done = push(None, finished, REPO, home=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        f"3 files, 10.3 kB, from {finished.resolve()}/model",
-        "  README.md                       51 B",
-        "  model_index.json                 2 B",
-        "  unet/weights.safetensors     10.2 kB",
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    shown = capsys.readouterr()
+    return int(ended.value.code or 0), shown.out, shown.err
+
+
+def test_nothing_is_sent_without_yes(finished: Path, capsys: Any) -> None:
+    """The files and their sizes, and where they would go."""
+    code, shown, _ = said(capsys, "push", str(finished), REPO)
+    assert code == 0 and shown.splitlines() == [
+        f"3 files, 10.3 kB, from {finished}/model",
+        "  README.md                      61 B",
+        "  model_index.json                2 B",
+        "  unet/weights.safetensors    10.2 kB",
         f"to the model repository {REPO}, private where it is new",
         "nothing was sent; --yes sends it",
     ]
@@ -138,10 +151,9 @@ def test_a_push_sends_the_model_and_its_card(finished: Path, hub: Hub, tmp_path:
     done = push(hub, finished, REPO, "--yes", home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{hub.url}/{REPO}/commit/1"
-    assert [(each["name"], each["organization"], each["private"]) for each in hub.created] == [("sevens", "me", True)]
+    created = [(each["name"], each["organization"], each["visibility"]) for each in hub.created]
+    assert created == [("sevens", "me", "private")]
     (lines,) = hub.commits
-    import base64
-
     sent = {line["value"]["path"]: line["value"] for line in lines if line["key"] != "header"}
     assert sent.keys() == {"README.md", "model_index.json", "unet/weights.safetensors"}
     readme = base64.b64decode(sent["README.md"]["content"]).decode()
@@ -152,18 +164,22 @@ def test_a_push_sends_the_model_and_its_card(finished: Path, hub: Hub, tmp_path:
 
 
 MISTAKES = {
-    "no run": (("nowhere", REPO), 2, "is no run folder"),
-    "no repository": (("RUN", "sevens"), 2, "REPO must be owner/name"),
-    "no best model": (("RUN", REPO, "--best"), 2, "holds no model_best yet"),
-    "no hub": (("RUN", REPO, "--yes"), 1, f"the hub did not take {REPO}"),
+    "no run": (("nowhere", REPO), "is no run folder"),
+    "no repository": (("RUN", "sevens"), "REPO must be owner/name"),
+    "no best model": (("RUN", REPO, "--best"), "holds no model_best yet"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_one_line(name: str, finished: Path, tmp_path: Path) -> None:
-    words, code, message = MISTAKES[name]
-    done = push(None, *(str(finished) if word == "RUN" else word for word in words), home=tmp_path)
-    assert done.returncode == code and message in done.stderr and done.stderr.count("\n") == 1
+def test_mistakes_are_one_line(name: str, finished: Path, capsys: Any) -> None:
+    words, message = MISTAKES[name]
+    code, _, error = said(capsys, "push", *(str(finished) if word == "RUN" else word for word in words))
+    assert code == 2 and message in error and error.count("\n") == 1
+
+
+def test_a_hub_that_is_not_there_is_told(finished: Path, tmp_path: Path) -> None:
+    done = push(None, finished, REPO, "--yes", home=tmp_path)
+    assert done.returncode == 1 and f"the hub did not take {REPO}" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_hub_that_refuses_is_told_in_its_words(finished: Path, tmp_path: Path) -> None:
