@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from memdiff import __version__
+from memdiff import __version__, library
 from memdiff.errors import ConfigError
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.runtime.exit_codes import guarded
@@ -123,15 +123,12 @@ def sample(
 
     Image i has the same noise and the same prompt on any number of GPUs.
     """
-    from memdiff.sampling.processes import sample_over_processes
-    from memdiff.sampling.request import make_request
-
-    request = make_request(
+    samples = library.sample(
         source, best=best, num_images=num_images, batch_size=batch_size, steps=steps, eta=eta, guidance=guidance,
         seed=seed, prompt=prompt, prompts=prompts, lora_scale=lora_scale, mix=mix or (), adapter_steps=adapter_steps,
-        precision=precision, out=out,
+        precision=precision, out=out, gpus=gpus,
     )  # fmt: skip
-    typer.echo(str(sample_over_processes(request, gpus)))
+    typer.echo(str(samples.folder))
 
 
 @app.command(epilog="Example: memdiff score samples --reward aesthetic --reward jpeg:quality=90 --json scores.json")

@@ -7,12 +7,12 @@ The message is an `Event` in protobuf's wire format, of which five fields are ne
 ends, or holds the program up, where a disk is full.
 """
 
+import errno
 import os
 import socket
 import struct
 import time
 from pathlib import Path
-from typing import BinaryIO
 
 VERSION = "brain.Event:2"  # from which on a start marker says which steps before it don't count
 START = 1  # SessionLog.SessionStatus
@@ -28,7 +28,7 @@ class EventFile:
         """`first_step`: what older files in the folder say of this and later steps does not count any more."""
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns() // 10**6}.{socket.gethostname()}.{os.getpid()}"
-        self._file: BinaryIO = (folder / name).open("xb")
+        self._file = (folder / name).open("xb", buffering=0)
         self._write(0, text(3, VERSION))
         self._write(first_step, message(7, number(1, START)))
 
@@ -56,8 +56,15 @@ class EventFile:
     def _write(self, step: int, content: bytes) -> None:
         event = double(1, time.time()) + number(2, step) + content
         length = struct.pack("<Q", len(event))
-        self._file.write(length + checksum(length) + event + checksum(event))
-        self._file.flush()
+        record = length + checksum(length) + event + checksum(event)
+        try:
+            if self._file.write(record) != len(
+                record
+            ):  # a raw file takes less where the disk fills up
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        except OSError:
+            self._file.close()
+            raise
 
 
 def varint(value: int) -> bytes:

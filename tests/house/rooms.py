@@ -29,7 +29,8 @@ ORDER = (
     ("training",),
     ("sampling", "scoring", "publishing"),
     ("evaluation",),
-    ("cli", "library"),
+    ("library",),
+    ("cli",),
     ("__main__",),
 )
 
