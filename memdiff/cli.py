@@ -342,8 +342,8 @@ def schema() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits."""
-    for library in ("TRANSFORMERS", "DIFFUSERS"):  # read when they are imported, which some of their advice precedes
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    for name in ("TRANSFORMERS", "DIFFUSERS"):  # read when they are imported, which some of their advice precedes
+        os.environ.setdefault(f"{name}_VERBOSITY", "error")
     use_expandable_segments()
     command: Any = typer.main.get_command(app)
     words = list(arguments) if arguments is not None else None

@@ -58,9 +58,7 @@ class EventFile:
         length = struct.pack("<Q", len(event))
         record = length + checksum(length) + event + checksum(event)
         try:
-            if self._file.write(record) != len(
-                record
-            ):  # a raw file takes less where the disk fills up
+            if self._file.write(record) != len(record):  # a raw file takes less where the disk fills up
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
         except OSError:
             self._file.close()

@@ -75,6 +75,8 @@ def pairs(run: RunRecord) -> list[Pair]:
         return []
     first, last = rounds[0], rounds[-1]
     texts = run.tiles[last].get("prompts")
+    if run.tiles[first].get("prompts") != texts:
+        return []
     prompts = texts if isinstance(texts, list) else []
     try:
         before, after = (tiles_of(run, index, len(prompts)) for index in (first, last))

@@ -190,7 +190,11 @@ def test_several_runs_stand_side_by_side(runs: tuple[Path, Path], tmp_path: Path
 
 
 def test_mistakes_of_a_comparison_are_one_line(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    for several, words in (([runs[0]] * 2, "is given twice"), ([runs[0]] * 7, "up to 6 runs"), ([*runs, tmp_path], "")):
+    for several, words in (
+        ([runs[0]] * 2, "given twice"),
+        ([runs[0]] * 7, "up to 6 runs"),
+        ([*runs, tmp_path], "metrics"),
+    ):
         with pytest.raises(ConfigError, match=words):
             write_comparison(several, tmp_path / "none.html")
     with pytest.raises(ConfigError, match="can't write"):
@@ -201,7 +205,8 @@ def test_mistakes_of_a_comparison_are_one_line(runs: tuple[Path, Path], tmp_path
 def test_a_planted_grid_is_no_failure(runs: tuple[Path, Path]) -> None:
     """Words of more images than the grid has pixels."""
     words = {"prompts": ["x"] * 100_000, "scores": {}}
-    (runs[0] / "samples/round_000000.json").write_text(json.dumps(words))
-    assert pairs(read_folder(runs[0])) == []
+    for number in (0, 4):
+        (runs[0] / f"samples/round_00000{number}.json").write_text(json.dumps(words))
+        assert pairs(read_folder(runs[0])) == []
     Image.new("RGB", (1, 1)).save(runs[0] / "samples/round_000000.png")
     assert write_report(runs[0]).read_text().rstrip().endswith("</html>")
