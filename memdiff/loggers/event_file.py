@@ -80,12 +80,12 @@ def number(field: int, value: int) -> bytes:
 
 
 def double(field: int, value: float) -> bytes:
-    """Eight bytes, little-endian."""
+    """A double in eight bytes, little-endian."""
     return varint(field << 3 | 1) + struct.pack("<d", value)
 
 
 def float32(field: int, value: float) -> bytes:
-    """Four bytes, little-endian; what is too large for them is infinite."""
+    """A number in four bytes, little-endian; what is too large for them is infinite."""
     try:
         packed = struct.pack("<f", value)
     except OverflowError:

@@ -12,10 +12,10 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import memdiff
-from memdiff.models.config import EmbeddedConfig, ModelConfig, takes_prompts
+from memdiff.models.config import ModelConfig, base_of, on_the_hub, ships, takes_prompts
 from memdiff.recipe.recipe import Recipe
 from memdiff.reporting.folder import Row, column, known
-from memdiff.reporting.loading import base_of, diffusers_code, memdiff_command, on_the_hub
+from memdiff.reporting.loading import diffusers_code, memdiff_command
 from memdiff.reporting.words import reward_words
 from memdiff.rewards.config import part_name
 
@@ -109,8 +109,8 @@ def what(recipe: Recipe) -> str:
 
 def base_words(model: ModelConfig) -> str:
     """The base model, and where it is to be had."""
-    if isinstance(model, EmbeddedConfig):
-        return f"`{model.name}`, which ships with memdiff"
+    if ships(model):
+        return f"`{base_of(model)}`, which ships with memdiff"
     return f"`{base_of(model)}`" + ("" if on_the_hub(model) else ", a local folder")
 
 

@@ -1,4 +1,4 @@
-"""The reward over the rounds as a picture of its own, for the card of a model. No torch."""
+"""The reward over the rounds as a picture of its own, for the card of a model."""
 
 import math
 from pathlib import Path

@@ -1,23 +1,9 @@
 """How a saved model is loaded again: the lines that stand on its card. No torch."""
 
-from pathlib import PurePath
-
-from memdiff.models.config import EmbeddedConfig, ModelConfig, SdxlConfig, takes_prompts
+from memdiff.models.config import ModelConfig, base_of, on_the_hub, ships, takes_prompts
 from memdiff.recipe.recipe import Recipe
 
 PLACE = "path/to/this/folder"  # on the card of a folder; once pushed, the repository's name
-
-
-def base_of(model: ModelConfig) -> str:
-    """The base model as another machine knows it: a hub id, a name that ships, or a folder's last part."""
-    if isinstance(model, EmbeddedConfig):
-        return model.name
-    return model.path if on_the_hub(model) else PurePath(model.path).name
-
-
-def on_the_hub(model: ModelConfig) -> bool:
-    """Whether the base model has a hub id: local folders are absolute in a checked recipe."""
-    return not isinstance(model, EmbeddedConfig) and not PurePath(model.path).is_absolute()
 
 
 def is_pipeline(recipe: Recipe) -> bool:
@@ -37,7 +23,7 @@ def diffusers_code(recipe: Recipe) -> str:
             f'pipeline = DDIMPipeline.from_pretrained("{PLACE}")\n'
             f"image = pipeline({call}).images[0]"
         )
-    name = "StableDiffusionXLPipeline" if isinstance(model, SdxlConfig) else "StableDiffusionPipeline"
+    name = "StableDiffusionXLPipeline" if model.kind == "sdxl" else "StableDiffusionPipeline"
     spacing = "" if sampler.timestep_spacing is None else f', timestep_spacing="{sampler.timestep_spacing}"'
     lines = [
         f"from diffusers import DDIMScheduler, {name}\n",
@@ -54,9 +40,9 @@ def diffusers_code(recipe: Recipe) -> str:
 
 def _base_place(model: ModelConfig) -> str:
     """Where diffusers finds the base of an adapter."""
-    if isinstance(model, EmbeddedConfig):
-        return f"memdiff/digits/{model.name}"
-    return model.path if on_the_hub(model) else f"path/to/{base_of(model)}"
+    if ships(model):
+        return f"memdiff/digits/{base_of(model)}"
+    return base_of(model) if on_the_hub(model) else f"path/to/{base_of(model)}"
 
 
 def memdiff_command(recipe: Recipe) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 from memdiff.recipe.recipe import Recipe
 from memdiff.reporting.card import write_card
 from memdiff.reporting.folder import Row
-from memdiff.reporting.loading import base_of
 
 PEFT_CONFIG = "adapter_config.json"
 
