@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from memdiff.models.config import base_of
 from memdiff.recipe.recipe import Recipe
 from memdiff.reporting.card import write_card
 from memdiff.reporting.folder import Row
