@@ -146,6 +146,7 @@ def train(
     """
     from memdiff.errors import EXIT_STOPPED, ConfigError, MemdiffError
     from memdiff.rewards.handed_over import HERE, hand_over
+    from memdiff.training.before_launch import check_arguments, check_before_launch
     from memdiff.training.launcher import choose_world_size
     from memdiff.training.run_folder import RunFolder
     from memdiff.training.start import programs_stops, run_here, run_ranks, way_on
@@ -166,6 +167,8 @@ def train(
             f"a function of this program reaches no {world_size} processes; put it into a file and give "
             'reward=[{"kind": "python", "file": "my_reward.py"}], or gpus=1'
         )
+    check_arguments(checked, folder, gpus, resume, file)
+    check_before_launch(checked, file, world_size)
     with programs_stops() as stops:
         if world_size == 1:
             code = run_here(checked, folder, resume, file, stops)

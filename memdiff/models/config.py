@@ -102,6 +102,23 @@ def takes_prompts(model: ModelConfig) -> bool:
     return isinstance(model, LatentConfig)
 
 
+def ships(model: ModelConfig) -> bool:
+    """Whether the model comes with memdiff."""
+    return isinstance(model, EmbeddedConfig)
+
+
+def on_the_hub(model: ModelConfig) -> bool:
+    """Whether the model has a hub id: local folders are absolute in a checked recipe."""
+    return not isinstance(model, EmbeddedConfig) and not Path(model.path).is_absolute()
+
+
+def base_of(model: ModelConfig) -> str:
+    """The model as another machine knows it: a hub id, a name that ships, or a folder's last part."""
+    if isinstance(model, EmbeddedConfig):
+        return model.name
+    return model.path if on_the_hub(model) else Path(model.path).name
+
+
 def needs_guidance(weight: float | None) -> bool:
     """Whether the branch without a prompt has a say: above 1 alone, as in diffusers' pipelines.
 

@@ -1,6 +1,6 @@
 """The recipe: one YAML file, the sum of the rooms' own sections. No torch."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,8 @@ from memdiff.rewards.config import RewardPart, part_name, way_to_a_gradient
 from memdiff.rewards.guards_config import GuardsConfig
 from memdiff.rewards.part_config import TextPart
 from memdiff.runtime.section import Float, Int, Section
+
+LoggerName: TypeAlias = Literal["tensorboard", "wandb", "trackio"]
 
 
 class EvaluateConfig(Section):
@@ -52,6 +54,11 @@ class RunConfig(Section):
         le=1e5,
         description="The run saves and ends (exit code 75) within so many hours of its command, at the end of a round; "
         "the same command goes on. Sessions of Kaggle and Colab are cut after 9 to 12.",
+    )
+    log: tuple[LoggerName, ...] = Field(
+        default=("tensorboard",),
+        description="Where curves, grids and the recipe go beside the run folder's own files: tensorboard writes files "
+        "there, wandb and trackio are packages of their own. One that fails is off, and the run goes on.",
     )
 
 

@@ -20,6 +20,7 @@ from memdiff.processes.stops import Stops
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.normalise import from_json
 from memdiff.runtime.ranks import Ranks, ranks_of_this_process
+from memdiff.training.bookkeeping import closing, open_loggers
 from memdiff.training.build import Parts, build_parts
 from memdiff.training.environment import describe
 from memdiff.training.loop import Run
@@ -106,12 +107,16 @@ def _train_in(
             checkpoints = Checkpoints(folder.checkpoints, ranks, keep=keep, learners=learners, say=progress.say)
             run_state = restore(parts, checkpoints, folder, resume, progress)
             if ranks.is_first:
-                folder.write_status("running", round_number=run_state.round, environment=describe(ranks, parts.knobs))
+                environment = describe(ranks, parts.knobs)
+                folder.write_status("running", round_number=run_state.round, environment=environment)
+                where = f"on {ranks.world_size} x {environment['device']}"
+                folder.add_event("resumed" if run_state.round else "started", run_state.round, where)
                 if parts.plan:
                     folder.write_plan(parts.plan.to_json())
                     progress.say(planned(parts.plan))
-        with memory_told(parts.plan):
-            run = Run(parts, folder, checkpoints, progress, run_state, stops)
+        loggers = open_loggers(recipe, folder, run_state, ranks, progress)
+        with memory_told(parts.plan), closing(loggers):
+            run = Run(parts, folder, checkpoints, progress, run_state, stops, loggers)
             with stops.leaving():
                 rehearse(parts)
                 heartbeat.limit = recipe.run.watchdog_seconds

@@ -46,6 +46,7 @@ class RunFolder:
         self.best_model = path / "model_best"
         self._config, self._status = path / "config.yaml", path / "status.json"
         self._contents = path / "contents.json"
+        self.events = path / "events.jsonl"
         self._rows_to_write: list[str] = []
 
     def exists(self) -> bool:
@@ -116,6 +117,13 @@ class RunFolder:
                 "the run aside"
             ) from None
         return check_recipe(content, source=str(self._config))
+
+    def recipe_text(self) -> str:
+        """The same, letter for letter; empty where it can't be read."""
+        try:
+            return self._config.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return ""
 
     def check_place(self) -> None:
         """Raises ConfigError where the folder can't be made, or nothing can be written in it. Writes nothing."""
@@ -192,7 +200,7 @@ class RunFolder:
         """status.json; keys not given here keep their values. Where it can't be written it goes: right or absent."""
         status = self.status() | {
             "state": state, "exit_code": exit_code, "round": round_number, "message": message, "pid": os.getpid(),
-            "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "updated": _now(),
         } | more  # fmt: skip
         try:
             _write_atomically(self._status, json.dumps(status, indent=2))
@@ -219,6 +227,12 @@ class RunFolder:
                 raise
         self._rows_to_write.clear()
 
+    def add_event(self, kind: str, round_number: int, text: str = "") -> None:
+        """One line of events.jsonl: what happened to the run beside its rounds. Where there is no room it is lost."""
+        event = {"time": _now(), "event": kind, "round": round_number, "text": text}
+        with suppress(OSError), self.events.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
     def rows(self) -> list[dict[str, Any]]:
         """All rows so far."""
         return read_rows(self.metrics) if self.metrics.is_file() else []
@@ -233,6 +247,10 @@ class RunFolder:
         """The grid of an evaluation."""
         return self.samples / name_of("round_", round_number, ".png")
 
+    def write_tiles(self, round_number: int, tiles: Mapping[str, Any]) -> None:
+        """Prompts and scores of the images in an evaluation's grid, beside it. Raises OSError."""
+        self.sample_file(round_number).with_suffix(".json").write_text(json.dumps(tiles), encoding="utf-8")
+
     def sample_files(self) -> dict[int, Path]:
         """The grids of evaluations by their rounds, in order; other people's pictures are none."""
         return numbered(self.samples, "round_", ".png")
@@ -241,7 +259,12 @@ class RunFolder:
         """Grids of evaluations that a resumed run makes again."""
         for number, file in self.sample_files().items():
             if number > round_number:
+                file.with_suffix(".json").unlink(missing_ok=True)
                 file.unlink()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _write_all(file: RawIOBase, content: bytes) -> None:
