@@ -20,6 +20,7 @@ FEWEST_LETTERS = 6  # of a message's fixed words: with less, all of it comes fro
 MARKER = re.compile(r"^<!-- messages: (.+) -->$", re.MULTILINE)
 
 
+@cache
 def messages() -> dict[str, list[str]]:
     """By file, as a path inside memdiff/: its messages in their order, each once."""
     by_file = {str(file.relative_to(PACKAGE)): list(dict.fromkeys(messages_of(file))) for file in _sources()}
@@ -117,9 +118,7 @@ def _words(node: ast.expr | ast.AST, names: dict[str, list[ast.expr]], depth: in
     if isinstance(node, ast.IfExp):
         return [*_words(node.body, names, depth), *_words(node.orelse, names, depth)]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return [
-            left + right for left in _words(node.left, names, depth) for right in _words(node.right, names, depth)
-        ]
+        return [left + right for left in _words(node.left, names, depth) for right in _words(node.right, names, depth)]
     if isinstance(node, ast.Name) and depth < 2:
         return [text for value in names.get(node.id, ()) for text in _words(value, names, depth + 1)] or [VARIES]
     return [VARIES]

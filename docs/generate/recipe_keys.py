@@ -9,6 +9,15 @@ from memdiff.recipe.schema import recipe_schema
 Schema = dict[str, Any]
 BOUNDS = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
 FAR = 1e6  # bounds beyond it only keep nonsense out, and are not shown
+PLURALS = {"a text": "texts", "a whole number": "whole numbers", "a number": "numbers"}
+HEAD = """# A recipe, key by key
+
+A recipe is one YAML file. `memdiff init` writes one with comments, `memdiff recipes --show NAME` prints one that ships,
+and any key can be set from the command line: `--set run.rounds=5`. An unknown key is refused in a second.
+
+This page is made of the schema, which `memdiff schema` prints; an editor that reads it completes keys and shows what
+they mean. *needed*: the key has no default. `null` is YAML's word for what the descriptions call None.
+"""
 
 
 def recipe_page() -> str:
@@ -25,7 +34,7 @@ class Pages:
 
     def page(self) -> str:
         """Every section of a recipe, and the sections inside them behind it."""
-        lines: list[str] = []
+        lines = [HEAD]
         required = set(self.schema["required"])
         for name, key in self.schema["properties"].items():
             lines += [f"## {name}", ""]
@@ -35,7 +44,10 @@ class Pages:
             if not kinds:
                 said = key["description"]
                 referred = self.referred(key)
-                lines += [said if referred is None else f"{first_paragraph(referred)} {_unless_same(said, referred)}", ""]
+                lines += [
+                    said if referred is None else f"{first_paragraph(referred)} {_unless_same(said, referred)}",
+                    "",
+                ]
             if not kinds and self.referred(key) is None:
                 lines += [f"`{name}` is {self.type_of(key)}; default {value(key.get('default'))}.", ""]
             lines += self.tables(name, key)
@@ -121,7 +133,9 @@ class Pages:
             case "array" if "prefixItems" in key:
                 return f"[{', '.join(self.type_of(node) for node in key['prefixItems'])}]"
             case "array":
-                return f"a list of {self.type_of(key.get('items', {}))}"
+                singular = self.type_of(key.get("items", {}))
+                words = next((word for word in PLURALS if singular.startswith(word)), "")
+                return f"a list of {PLURALS.get(words, '')}{singular.removeprefix(words)}"
             case "integer":
                 return _with_bounds("a whole number", key)
             case "number":

@@ -4,7 +4,6 @@ import ast
 import html
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,14 +39,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built pages. Broken links, missing anchors and pages outside the navigation are warnings, which end it."""
     folder = tmp_path_factory.mktemp("site")
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    done = run(words, cwd=ROOT, capture_output=True, text=True, env=os.environ | ENVIRONMENT)
+    done = run(words, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
 def text_of(page: Path) -> str:
     """What a reader sees, on one line."""
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", "", page.read_text())).split())
+    return plain(html.unescape(re.sub(r"<[^>]+>", "", page.read_text())))
+
+
+def plain(text: str) -> str:
+    """On one line, without what marks code."""
+    return " ".join(text.replace("`", "").split())
 
 
 def test_the_site_holds_every_key_and_every_message(site: Path) -> None:
@@ -58,11 +62,11 @@ def test_the_site_holds_every_key_and_every_message(site: Path) -> None:
         for name, key in section.get("properties", {}).items():
             assert name in recipe, name
             if name != "kind" and section is not schema and "$ref" not in key:
-                assert " ".join(key["description"].split()) in recipe, (name, key["description"])
+                assert plain(key["description"]) in recipe, (name, key["description"])
     trouble = text_of(site / "troubleshooting.html")
     for file, said in messages().items():
         for message in said:
-            assert " ".join(message.split()) in trouble, f"{file}: {message}"
+            assert plain(message) in trouble, f"{file}: {message}"
     for page in site.glob("*.html"):
         fetched = re.findall(r'(?:src|<link[^>]*stylesheet[^>]*href)="(https?://[^"]+)"', page.read_text())
         assert fetched == [], page
@@ -88,7 +92,9 @@ def test_no_error_is_overlooked() -> None:
                 continue
             for text in node.args[:1]:
                 parts = [
-                    part.value for part in ast.walk(text) if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                    part.value
+                    for part in ast.walk(text)
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str)
                 ]
                 own = [" ".join(part.split()) for part in parts if sum(map(str.isalpha, part)) >= FEWEST_LETTERS]
                 direct = isinstance(text, ast.Constant | ast.JoinedStr | ast.BinOp | ast.IfExp)
@@ -104,7 +110,9 @@ def test_quoted_messages_are_the_codes_own() -> None:
     source = all_words()
     for entry in entries:
         for fixed in (part.strip(" ;.:") for part in entry.split(VARIES)):
-            assert sum(map(str.isalpha, fixed)) < FEWEST_LETTERS or fixed in source, f"{entry}: {fixed!r} is said nowhere"
+            assert sum(map(str.isalpha, fixed)) < FEWEST_LETTERS or fixed in source, (
+                f"{entry}: {fixed!r} is said nowhere"
+            )
         assert max(sum(map(str.isalpha, part)) for part in entry.split(VARIES)) >= 5, entry
 
 
@@ -134,10 +142,7 @@ def test_commands_of_a_page(page: Path, tmp_path: Path) -> None:
 
 def run_page(page: Path, folder: Path, when: Any) -> None:
     """The page's script in bash. Its blocks may exit with 0 alone."""
-    done: subprocess.CompletedProcess[str] = run(
-        ["bash", "-c", commands.script(page, when)],
-        cwd=folder, capture_output=True, text=True, env=os.environ | ENVIRONMENT,
-    )  # fmt: skip
+    done = run(["bash", "-c", commands.script(page, when)], cwd=folder, env=ENVIRONMENT)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
