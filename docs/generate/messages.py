@@ -1,7 +1,7 @@
 """The lines that users' mistakes end with, read from the source: which file says what, with … where a value stands.
 
-Read are the calls that make an error of memdiff.errors, and, where pydantic turns it into one, a ValueError. What such a
-call gets from a variable is followed to the constants and assignments of the same file; words that come from another
+Read are the calls that make an error of memdiff.errors, and, where pydantic turns it into one, a ValueError. What such
+a call gets from a variable is followed to the constants and assignments of the same file; words that come from another
 library, or through an argument, have no fixed part and are left out.
 """
 

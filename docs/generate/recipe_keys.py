@@ -66,10 +66,10 @@ class Pages:
             yield ""
             yield first_paragraph(section)
             yield ""
-            yield from self.table(f"{dotted}[]" if key.get("type") == "array" else dotted, section, without="kind")
+            yield from self.table(dotted, section, without="kind", level="####")
 
-    def table(self, dotted: str, section: Schema, without: str = "") -> Iterator[str]:
-        """Key, what it may be, default, meaning; then the tables of the sections inside."""
+    def table(self, dotted: str, section: Schema, without: str = "", level: str = "###") -> Iterator[str]:
+        """Key, what it may be, default, meaning; then the tables of the sections inside, under headings of `level`."""
         required, inside = set(section.get("required", ())), []
         rows = {name: key for name, key in section.get("properties", {}).items() if name != without}
         if rows:
@@ -83,7 +83,7 @@ class Pages:
             yield f"| `{name}` | {self.type_of(key)} | {default} | {cell(key['description'])} |"
         yield ""
         for place, key in inside:
-            yield f"#### {place}"
+            yield f"{level} {place}"
             yield ""
             if self.kinds(key):
                 for kind, inner in self.kinds(key).items():
