@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from memdiff.doctor import host
 from memdiff.planner.processes import processes_here
@@ -16,7 +17,8 @@ from memdiff.training.launcher import rank_environment
 
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What Python and the file system look like on macOS."""
+    """What Python and the file system look like on macOS, with torch loaded before that."""
+    torch.cuda.is_available()
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(identity, "PROC", tmp_path / "no-proc")
