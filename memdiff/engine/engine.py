@@ -15,7 +15,8 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +288,8 @@ def start_process_group(ranks: Ranks) -> None:
     for key, value in alone.items():
         os.environ.setdefault(key, value)  # where they are missing DeepSpeed tries MPI
     load_shared_memory_operator()
-    deepspeed.init_distributed("nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
+    with redirect_stdout(StringIO()):  # each rank would print that its operator was built, at every start
+        deepspeed.init_distributed("nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
     if ranks.device.type == "cpu":
         _unname_shared_memory(ranks)
 
