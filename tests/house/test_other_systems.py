@@ -1,5 +1,6 @@
 """Where the system is not Linux: no /proc, no processor sets, no kernel that ends children. Faked, not run there."""
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -19,7 +20,6 @@ from memdiff.training.launcher import rank_environment
 def mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What Python and the file system look like on macOS, with torch loaded before that."""
     torch.cuda.is_available()
-    monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(identity, "PROC", tmp_path / "no-proc")
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
@@ -47,8 +47,10 @@ def test_processes_are_known_by_number_alone() -> None:
 
 
 @pytest.mark.usefixtures("mac")
-def test_a_child_asks_no_kernel_to_end_it() -> None:
+def test_a_child_asks_no_kernel_to_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """`prctl` is Linux's. Who started it is asked for all the same."""
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    monkeypatch.setattr(sys, "platform", "darwin")
     end_with_parent(os.getppid())
     with pytest.raises(SystemExit):
         end_with_parent(-1)
