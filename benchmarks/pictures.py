@@ -59,9 +59,7 @@ def draw_timeline(rows: Sequence[Row], file: Path) -> None:
             if phase and stop - start > len(points) / 20:
                 axis.text((start + stop) / 2, axis.get_ylim()[1], phase, ha="center", va="bottom", fontsize=8)
         name = row["case"].partition("/")[2]
-        axis.set(
-            xlabel="course of the update, counted in allocations", ylabel="live MiB", xlim=(0, len(points) - 1), ylim=(0, None)
-        )
+        axis.set(xlabel="the update, in allocations", ylabel="live MiB", xlim=(0, len(points) - 1), ylim=(0, None))
         axis.set_xticks([])  # its points are stretches of allocations
         axis.set_title(TITLES.get(name, name), fontsize=9, pad=14, loc="left")
         axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
