@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # ninja and the compiler wrappers lie beside the venv's python
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test test-slow test-gpu faults soak fuzz lint format bench bench-digits bench-queries bench-rewards bench-lora-scale bench-sft_pg \
+.PHONY: setup demo test test-slow test-gpu faults soak fuzz lint format docs bench bench-digits bench-queries bench-rewards bench-lora-scale bench-sft_pg \
 	bench-value_baseline bench-planning bench-host_memory bench-watching bench-peers bench-gpu record-check rooms clean
 
 setup: $(READY)
@@ -58,6 +58,11 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# the documentation, into build/site: open build/site/index.html
+docs: $(READY)
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 bench: $(READY)
 	for suite in cpu chain world plan; do $(BIN)/python -m benchmarks run $$suite || exit 1; done

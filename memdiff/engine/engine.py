@@ -15,7 +15,8 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +315,8 @@ def start_process_group(ranks: Ranks) -> None:
     for key, value in alone.items():
         os.environ.setdefault(key, value)  # where they are missing DeepSpeed tries MPI
     load_shared_memory_operator()
-    with landmarks.at(MEETING), port_told():
+    # Each rank would print that its operator was built, at every start.
+    with landmarks.at(MEETING), port_told(), redirect_stdout(StringIO()):
         meet(ranks)
         deepspeed.init_distributed("nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
     if ranks.device.type == "cpu":

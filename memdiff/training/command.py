@@ -1,5 +1,7 @@
 """`memdiff train`, where no launcher started it: a recipe in, checks, ranks, an exit code out. No torch."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,8 @@ from memdiff.training.hosts import look_at
 from memdiff.training.launcher import choose_world_size
 from memdiff.training.run_folder import Resume, RunFolder, known_resume
 from memdiff.training.start import run_ranks, way_on
+
+REPORT = "report.html"
 
 
 def checked_recipe(
@@ -94,5 +98,15 @@ def _train(
             typer.echo(f"this run is complete ({folder.status()['round']} rounds); for more, --set {more}")
         code = 0 if more else run_ranks(checked, folder, arguments, world_size, stops, seen)
     with suppress(OSError):  # who reads may be gone
-        typer.echo(str(folder.path))
+        typer.echo("\n".join(last_lines(folder, code, terminal=sys.stdout.isatty())))
     return code
+
+
+def last_lines(folder: RunFolder, code: int, *, terminal: bool) -> list[str]:
+    """The run folder, for programs; of a complete run on a terminal, the report to open and the next command."""
+    report = folder.path / REPORT
+    if code or not terminal or not report.is_file():
+        return [str(folder.path)]
+    place = folder.path.relative_to(Path.cwd()) if folder.path.is_relative_to(Path.cwd()) else folder.path
+    run = shlex.quote(str(place))
+    return [f"open {shlex.quote(str(place / REPORT))}", f"next: memdiff sample {run} --num-images 16"]

@@ -16,6 +16,7 @@ from memdiff.processes.bound import bound_command, bound_environment
 from memdiff.processes.host import free_port
 from memdiff.processes.launched import Launched
 from memdiff.processes.stops import Stops
+from memdiff.runtime.cores import cores_here
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.training.hosts import OnHosts, Seen, connect, environment_of_ranks
 from memdiff.training.run_folder import RunFolder
@@ -60,8 +61,7 @@ def rank_environment(world_size: int) -> dict[str, str]:
         environment.setdefault("TORCH_EXTENSIONS_DIR", str(root / ".cache" / "torch_extensions"))
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")  # or each of DeepSpeed's processes warns that it found no other
-    cores = len(os.sched_getaffinity(0))
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // world_size)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores_here() // world_size)))
     # deterministic cuBLAS, so that a resumed run gives the same bits
     environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # A venv that was not activated still has ninja and the compiler wrappers beside its python.

@@ -25,7 +25,7 @@ from memdiff.training.build import Parts
 from memdiff.training.deadline import Deadline
 from memdiff.training.evaluate import evaluate
 from memdiff.training.metrics import plain_row, reset_peak, round_row
-from memdiff.training.progress import RunProgress, shown
+from memdiff.training.progress import RunProgress
 from memdiff.training.run_folder import RunFolder
 from memdiff.training.run_state import RunState
 from memdiff.training.saved_model import describe_model
@@ -174,11 +174,7 @@ class Run:
                 self.folder.write_tiles(number, tiles_of(result))
             self.loggers.image(number, self.folder.sample_file(number))
         evaluated = plain_row({**row, **result.numbers, "evaluate/best": best})
-        numbers = {key.removeprefix("evaluate/"): evaluated[key] for key in result.numbers}
-        summary = "  ".join(
-            f"{key} {shown(value, '.3f')}" for key, value in numbers.items() if not key.startswith("reward_std/")
-        )
-        self.progress.say(f"evaluation at round {number}: {summary}{'  (best so far)' if best and number else ''}")
+        self.progress.evaluated(number, evaluated, best and number > 0)
         self.record(evaluated)
 
     def record(self, row: Metrics) -> None:
