@@ -12,13 +12,16 @@ from typing import assert_never
 from memdiff.digits.paths import DIGITS_DDPM, DIGITS_TEXT
 from memdiff.errors import ConfigError
 from memdiff.models.config import (
+    CLIP_TOKENIZER,
     AdapterConfig,
     DdpmConfig,
     EmbeddedConfig,
+    LatentConfig,
     ModelConfig,
     SdxlConfig,
     StableDiffusionConfig,
 )
+from memdiff.models.single_file_kinds import check_shapes, shapes_of
 
 INDEX = "model_index.json"
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -32,8 +35,8 @@ def folder_of(model: ModelConfig) -> Path | None:
     """The model's folder; None where it is a hub id that is not in the cache."""
     if isinstance(model, EmbeddedConfig):
         return DIGITS_DDPM if model.name == "digits" else DIGITS_TEXT
-    if Path(model.path).is_dir():
-        return Path(model.path)
+    if Path(model.path).is_absolute():  # a folder, or a checkpoint in one file, which has no files of parts
+        return Path(model.path) if Path(model.path).is_dir() else None
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(model.path, INDEX, revision=model.revision)
@@ -41,13 +44,35 @@ def folder_of(model: ModelConfig) -> Path | None:
 
 
 def to_be_fetched(model: ModelConfig) -> tuple[str, str | None] | None:
-    """Hub id and revision of a model that is neither a folder here nor in the cache; None of all others."""
-    return None if isinstance(model, EmbeddedConfig) or folder_of(model) else (model.path, model.revision)
+    """Hub id and revision of a model that is neither here nor in the cache; None of all others."""
+    if isinstance(model, EmbeddedConfig) or Path(model.path).is_absolute() or folder_of(model):
+        return None
+    return model.path, model.revision
+
+
+def lacks_tokenizer(model: ModelConfig) -> bool:
+    """Whether CLIP's tokenizer, which a model in one file needs beside it, is not in the hub's cache."""
+    if not isinstance(model, LatentConfig) or not model.in_one_file or model.config is not None:
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    return not isinstance(try_to_load_from_cache(CLIP_TOKENIZER, "vocab.json"), str)
 
 
 def check_folder(model: ModelConfig) -> None:
-    """Raises ConfigError where a local pipeline folder is no pipeline, or lacks a part's config or weights."""
-    if isinstance(model, EmbeddedConfig) or not Path(model.path).is_dir():
+    """Raises ConfigError where a local pipeline folder is no pipeline, or lacks a part's config or weights.
+
+    Of a checkpoint in one file: where its tensors' names are those of another kind of model.
+    """
+    if isinstance(model, EmbeddedConfig):
+        return
+    if isinstance(model, LatentConfig) and model.in_one_file:
+        shapes = shapes_of(Path(model.path))
+        if shapes is not None:
+            own_vae, has_config = model.vae is None, model.config is not None
+            check_shapes(Path(model.path), shapes, model.kind, with_vae=own_vae, with_config=has_config)
+        return
+    if not Path(model.path).is_dir():
         return
     folder, where = Path(model.path), f"model.path {model.path}"
     if not (folder / INDEX).is_file():

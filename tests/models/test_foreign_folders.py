@@ -120,7 +120,7 @@ def spoilt(folder: Path, file: str, **values: Any) -> Path:
 
 def test_an_unsaid_size_is_asked_for(pipelines: Path, tmp_path: Path):
     ddpm = spoilt(shutil.copytree(pipelines / "ddpm", tmp_path / "ddpm"), "unet/config.json", sample_size=None)
-    assert "no sample_size, the side of its images" in refusal(lambda: load(ddpm))
+    assert "no sample_size; set model.resolution" in refusal(lambda: load(ddpm))
     sd = spoilt(shutil.copytree(pipelines / "sd", tmp_path / "sd"), "unet/config.json", sample_size=None)
     assert "no sample_size; set model.resolution" in refusal(lambda: load(sd))
     assert load(sd, resolution=16).shape == (4, 8, 8)
