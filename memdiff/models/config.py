@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from memdiff.errors import ConfigError
-from memdiff.models.lora.paths import find_adapter
+from memdiff.models.lora.paths import find_adapter, on_hub
 from memdiff.models.single_file_kinds import SUFFIXES
 from memdiff.runtime.section import Float, Int, Section
 
@@ -155,8 +155,9 @@ class AdapterConfig(Section):
     path: str | None = Field(
         default=None,
         min_length=1,
-        description="An adapter to go on from, with its own layers and ranks: a run, a PEFT folder, or a LoRA file of "
-        "diffusers or kohya. None: a new one, of the rank and targets below.",
+        description="An adapter to go on from, with its own layers and ranks: a run, a PEFT folder, a LoRA file of "
+        "diffusers or kohya, or a hub id (owner/name, or owner/name/FILE). None: a new one, of the rank and targets "
+        "below.",
     )
     rank: Int = Field(default=4, ge=1, le=1024, description="Rank r of each layer's update dW = alpha / r B A.")
     alpha: Float | None = Field(default=None, gt=0, le=10**6, description="None: equal to rank, a scale of 1.")
@@ -185,12 +186,14 @@ class AdapterConfig(Section):
     @field_validator("path")
     @classmethod
     def _an_adapter(cls, path: str | None, info: ValidationInfo) -> str | None:
-        """Its file, absolute: what lies beside it may change."""
+        """Its file, absolute: what lies beside it may change. A hub id stays as it is, and is looked up later."""
         if path is None:
             return None
         beside = info.context.get("folder") if isinstance(info.context, dict) else None
         folder = Path(path).expanduser()
         places = [folder, *((Path(beside) / folder,) if beside else ())]
+        if on_hub(folder) and not any(place.exists() for place in places):
+            return path
         try:
             return str(find_adapter(next((place for place in places if place.exists()), folder)).resolve())
         except ConfigError as error:

@@ -24,6 +24,7 @@ from memdiff.models.config import (
 from memdiff.models.single_file_kinds import check_shapes, shapes_of
 
 INDEX = "model_index.json"
+WORDS = "vocab.json"  # of CLIP's tokenizer
 WEIGHTS = ("*.safetensors", "*.bin")
 TEXT_PARTS = ("text_encoder", "tokenizer", "scheduler", "unet", "vae")
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -43,20 +44,26 @@ def folder_of(model: ModelConfig) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def to_be_fetched(model: ModelConfig) -> tuple[str, str | None] | None:
-    """Hub id and revision of a model that is neither here nor in the cache; None of all others."""
-    if isinstance(model, EmbeddedConfig) or Path(model.path).is_absolute() or folder_of(model):
-        return None
-    return model.path, model.revision
+def to_be_fetched(model: ModelConfig) -> list[tuple[str, str, str | None]]:
+    """What it is in the recipe, hub id and revision of all that is neither here nor in the hub's cache."""
+    if isinstance(model, EmbeddedConfig):
+        return []
+    wanted = [("model.path", model.path, model.revision, INDEX)]
+    if isinstance(model, LatentConfig):
+        if model.in_one_file and model.config is None:
+            wanted.append(("the tokenizer of a model in one file (or set model.config),", CLIP_TOKENIZER, None, WORDS))
+        wanted += [("model.config", model.config, None, INDEX)] if model.config is not None else []
+        wanted += [("model.vae", model.vae, None, "config.json")] if model.vae is not None else []
+    return [(what, path, revision) for what, path, revision, file in wanted if not _is_here(path, revision, file)]
 
 
-def lacks_tokenizer(model: ModelConfig) -> bool:
-    """Whether CLIP's tokenizer, which a model in one file needs beside it, is not in the hub's cache."""
-    if not isinstance(model, LatentConfig) or not model.in_one_file or model.config is not None:
-        return False
+def _is_here(path: str, revision: str | None, file: str) -> bool:
+    """Whether a folder or file lies at an absolute path, or the file of a hub id in its cache."""
+    if Path(path).is_absolute():
+        return True
     from huggingface_hub import try_to_load_from_cache
 
-    return not isinstance(try_to_load_from_cache(CLIP_TOKENIZER, "vocab.json"), str)
+    return isinstance(try_to_load_from_cache(path, file, revision=revision), str)
 
 
 def check_folder(model: ModelConfig) -> None:
