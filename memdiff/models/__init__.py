@@ -9,7 +9,7 @@ finite_states     Whether the images of a chain stay finite, and what is wrong w
 folder            What a pipeline's folder holds, by its files alone: whether parts are missing
 guidance          Classifier-free guidance, with gradients through both branches
 latent            Text-to-image policies in a VAE's latent space: what Stable Diffusion and SDXL have in common
-latent_files      Stable Diffusion and SDXL policies from pipeline folders and hub ids
+latent_files      Stable Diffusion and SDXL policies from pipeline folders, hub ids and single files
 load              From a recipe's `model` to a policy: what kind of pipeline lies there
 networks          Networks from folders and hub ids by diffusers' and transformers' own loading
 options           How a model is run and trained, besides what it is
@@ -20,8 +20,7 @@ quiet             Keeps the libraries' own bars and advice out of what a person 
 scheduler         A pipeline's scheduler, whatever its class, as DDIM; and its noise schedule as plain numbers
 sdxl              Stable Diffusion XL: two text encoders, a pooled embedding, and conditioning on sizes
 single_file       Stable Diffusion 1.x and SDXL from a checkpoint in one file, as people share them
-single_file_kinds  What a checkpoint in one file holds, by the names of its tensors: Stable Diffusion 1.x, SDXL, or
-                  something else
+single_file_kinds  What a checkpoint in one file holds, by its tensors' names: Stable Diffusion 1.x, SDXL, or something else
 sizes             How large a model's images are: as asked for, or as its config says
 source            What is said, and what is not, where diffusers loads something
 stable_diffusion  Stable Diffusion 1.x and 2.x: one CLIP text encoder, whose last hidden state conditions the UNet

@@ -16,7 +16,7 @@ from memdiff.models.denoiser import Denoiser
 from memdiff.models.lora import inject
 from memdiff.models.networks import class_of_part, own_memory, pipeline_folder, read_part, wrong_part
 from memdiff.models.options import ModelOptions
-from memdiff.models.scheduler import ddim_scheduler, sampling_chain
+from memdiff.models.scheduler import ddim_scheduler, sampling_chain, tell_of_chain
 from memdiff.models.sizes import image_size
 from memdiff.models.source import no_pipeline, read_config, read_scheduler
 from memdiff.models.unet_policy import UnetPolicy
@@ -76,11 +76,12 @@ class DdpmPolicy(UnetPolicy):
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """A pipeline that DDIMPipeline.from_pretrained loads; LoRA is merged, and lies beside it as `adapter/`.
 
-        LoRA with a window of steps can't be merged: it is `adapter/` alone.
+        LoRA with a window of steps can't be merged: it is `adapter/` and the scheduler that it was trained with.
         """
         if self.adapter is not None:
             inject.save(self.unet, self.adapter, folder / "adapter", weights, chain_steps=self.schedule.steps)
             if self.adapter.steps is not None:
+                self.scheduler.save_pretrained(str(folder / "scheduler"))
                 return
         unet = self._denoiser.copy_with(weights)
         if self.adapter is not None:
@@ -95,7 +96,9 @@ def load_ddpm(model: DdpmConfig, sampler: SamplerConfig, options: ModelOptions, 
     Raises ConfigError in one line where there is no such pipeline, or it is of another kind.
     """
     unet, scheduler = read_pipeline(model.path, revision=model.revision, variant=model.variant)
-    return DdpmPolicy(unet, scheduler, sampling_chain(scheduler, sampler), options, device=device, size=model.size)
+    schedule = sampling_chain(scheduler, sampler)
+    tell_of_chain(scheduler, sampler, schedule)
+    return DdpmPolicy(unet, scheduler, schedule, options, device=device, size=model.size)
 
 
 def skeleton_ddpm(

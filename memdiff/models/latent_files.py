@@ -1,4 +1,4 @@
-"""Stable Diffusion and SDXL policies from pipeline folders and hub ids."""
+"""Stable Diffusion and SDXL policies from pipeline folders, hub ids and single files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from memdiff.models.config import SamplerConfig, SdxlConfig, Size, StableDiffusi
 from memdiff.models.latent import LatentParts, LatentPolicy
 from memdiff.models.networks import class_of_part, pipeline_folder, read_part, wrong_part
 from memdiff.models.options import ModelOptions
-from memdiff.models.scheduler import ddim_scheduler
+from memdiff.models.scheduler import ddim_scheduler, tell_of_chain
 from memdiff.models.sdxl import SdxlPolicy
 from memdiff.models.source import no_pipeline, read_config, read_scheduler
 from memdiff.models.stable_diffusion import StableDiffusionPolicy
@@ -44,7 +44,9 @@ def load_latent(
     else:
         vae, vae_dtype, vae_name = read_vae(model, options.dtype)
         parts = read_parts(model, vae, vae_name, dtype=options.dtype)
-    return _policy_class(model)(parts, sampler, options, device=device, vae_dtype=vae_dtype)
+    policy = _policy_class(model)(parts, sampler, options, device=device, vae_dtype=vae_dtype)
+    tell_of_chain(parts.scheduler, sampler, policy.schedule)
+    return policy
 
 
 def _read_one_file(model: StableDiffusionConfig | SdxlConfig, dtype: torch.dtype) -> tuple[LatentParts, torch.dtype]:

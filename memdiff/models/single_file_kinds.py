@@ -1,4 +1,4 @@
-"""What a checkpoint in one file holds, by the names of its tensors: Stable Diffusion 1.x, SDXL, or something else.
+"""What a checkpoint in one file holds, by its tensors' names: Stable Diffusion 1.x, SDXL, or something else.
 
 The names are those of the original code (Rombach et al. 2022), under which people share such files. No torch.
 """

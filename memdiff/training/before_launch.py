@@ -53,16 +53,20 @@ def check_before_launch(recipe: Recipe, ds_config: Path | None, world_size: int)
         check_precision(recipe.model.precision)
     if ds_config is not None:
         check_nested_keys(read_user_file(ds_config, agreed_values(recipe.optimizer)), ds_config)
-    for what, path, revision in to_be_fetched(recipe.model):
-        _check_hub(what, path, revision)
+    _check_hub(recipe)
     if recipe.adapter is not None and recipe.adapter.path is not None:
         find_adapter(Path(recipe.adapter.path))  # of the hub: small enough to be fetched here
     for file, function in filter(None, map(users_function, (*recipe.reward, *recipe.evaluate.rewards))):
         check_file(Path(file), function)
 
 
-def _check_hub(what: str, path: str, revision: str | None) -> None:
-    """Raises ConfigError where what is not in the cache is, so far as the hub can be asked, not on it either."""
+def _check_hub(recipe: Recipe) -> None:
+    """Raises ConfigError where what the model needs is neither in the cache nor, so far as can be asked, on the hub."""
+    for what, path, revision in to_be_fetched(recipe.model):
+        _ask_hub(what, path, revision)
+
+
+def _ask_hub(what: str, path: str, revision: str | None) -> None:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 

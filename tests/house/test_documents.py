@@ -15,7 +15,7 @@ from tests.house.rooms import FILES, ORDER, PACKAGE, ROOT, room_of
 
 DOCUMENTS = (
     *("README.md", "CONTRIBUTING.md", "tests/README.md", "benchmarks/README.md", "launch/README.md"),
-    "docs/reliability.md",
+    *("docs/reliability.md", "docs/compatibility.md"),
 )
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PLACEHOLDERS = ("KIND", "FAMILY")
