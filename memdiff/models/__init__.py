@@ -20,7 +20,7 @@ quiet             Keeps the libraries' own bars and advice out of what a person 
 scheduler         A pipeline's scheduler, whatever its class, as DDIM; and its noise schedule as plain numbers
 sdxl              Stable Diffusion XL: two text encoders, a pooled embedding, and conditioning on sizes
 single_file       Stable Diffusion 1.x and SDXL from a checkpoint in one file, as people share them
-single_file_kinds  What a checkpoint in one file holds, by its tensors' names: Stable Diffusion 1.x, SDXL, or something else
+single_file_kinds  What a checkpoint in one file holds, by its tensors' names
 sizes             How large a model's images are: as asked for, or as its config says
 source            What is said, and what is not, where diffusers loads something
 stable_diffusion  Stable Diffusion 1.x and 2.x: one CLIP text encoder, whose last hidden state conditions the UNet

@@ -1,6 +1,7 @@
-"""What a checkpoint in one file holds, by its tensors' names: Stable Diffusion 1.x, SDXL, or something else.
+"""What a checkpoint in one file holds, by its tensors' names.
 
-The names are those of the original code (Rombach et al. 2022), under which people share such files. No torch.
+Stable Diffusion 1.x and SDXL are read, everything else is refused as what it is. The names are
+those of the original code (Rombach et al. 2022), under which people share such files. No torch.
 """
 
 import json

@@ -45,7 +45,8 @@ def read_vae_config(source: str, *, key: str, **where: Any) -> dict[str, Any]:
     name = config.get("_class_name", "AutoencoderKL") if isinstance(config, Mapping) else type(config).__name__
     if not isinstance(name, str) or name not in CLASSES:
         raise ConfigError(
-            f"{key} {source} holds a VAE of class {name!s:.80}; memdiff decodes with an AutoencoderKL, or TAESD's AutoencoderTiny"
+            f"{key} {source} holds a VAE of class {name!s:.80}; memdiff decodes with an AutoencoderKL, or TAESD's "
+            "AutoencoderTiny"
         )
     return {"_class_name": name} | {key: value for key, value in config.items() if not key.startswith("_")}
 

@@ -1,5 +1,6 @@
 """What every room stands on: devices, ranks, vector-Jacobian products, files. No model, no recipe.
 
+cores           How many processor cores this process may use
 cuda_allocator  How torch's CUDA allocator holds its memory: in segments that grow
 exit_codes      The outermost frame of every program: errors become one line on stderr and an exit code
 host_allocator  What the C library does with freed host memory

@@ -15,6 +15,7 @@ from memdiff.errors import EXIT_STOPPED, LOST, CheckpointError, ConfigError, Pee
 from memdiff.processes.bound import bound_command, bound_environment
 from memdiff.processes.launched import Launched
 from memdiff.processes.stops import Stops
+from memdiff.runtime.cores import usable_cores
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.training.run_folder import RunFolder
 
@@ -64,8 +65,7 @@ def rank_environment(world_size: int) -> dict[str, str]:
     if (root / "pyproject.toml").is_file():
         environment.setdefault("TORCH_EXTENSIONS_DIR", str(root / ".cache" / "torch_extensions"))
     name_accelerator(environment)
-    cores = len(os.sched_getaffinity(0))
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // world_size)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // world_size)))
     # deterministic cuBLAS, so that a resumed run gives the same bits
     environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # A venv that was not activated still has ninja and the compiler wrappers beside its python.
