@@ -60,6 +60,7 @@ def test_a_saved_model_has_the_sampler_that_was_trained(
     sampler = SamplerConfig(steps=61, eta=0, timestep_spacing="trailing")
     model = DdpmConfig(kind="ddpm", path=str(tmp_path / "base"))
     for adapter in (None, AdapterConfig(rank=1), AdapterConfig(rank=1, steps=(0, 5))):
+        caplog.clear()
         with caplog.at_level(logging.WARNING):
             policy = load_ddpm(model, sampler, ModelOptions(adapter=adapter), device=CPU)
         assert not caplog.records  # another rank than the first

@@ -32,8 +32,9 @@ def fetch_adapter(repository: str, file: str | None) -> Path:
 
 def _files_of(repository: str) -> list[str]:
     """Names of the repository's files; of those in the cache where the hub can't be asked."""
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.file_download import repo_folder_name
 
     asked: Exception | None = None
     if not constants.HF_HUB_OFFLINE:
@@ -47,9 +48,10 @@ def _files_of(repository: str) -> list[str]:
             ) from error
         except Exception as error:  # no network, or a mirror that answers otherwise: the cache may have it
             asked = error
+    cached = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
     try:
-        folder = Path(snapshot_download(repository, local_files_only=True))
-    except (OSError, ValueError) as error:
+        folder = cached / "snapshots" / (cached / "refs" / "main").read_text().strip()
+    except OSError as error:
         _not_at_hand(repository, asked or error)
     return [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
 
