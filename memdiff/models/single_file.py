@@ -53,7 +53,7 @@ def read_tensors(file: Path) -> Tensors:
     if file.suffix == ".safetensors":
         return read_safetensors(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        content = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:80]
         raise ConfigError(
