@@ -76,12 +76,11 @@ class DdpmPolicy(UnetPolicy):
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """A pipeline that DDIMPipeline.from_pretrained loads; LoRA is merged, and lies beside it as `adapter/`.
 
-        LoRA with a window of steps can't be merged: it is `adapter/` and the scheduler that it was trained with.
+        LoRA with a window of steps can't be merged: it is `adapter/` alone.
         """
         if self.adapter is not None:
             inject.save(self.unet, self.adapter, folder / "adapter", weights, chain_steps=self.schedule.steps)
             if self.adapter.steps is not None:
-                self.scheduler.save_pretrained(str(folder / "scheduler"))
                 return
         unet = self._denoiser.copy_with(weights)
         if self.adapter is not None:

@@ -133,15 +133,11 @@ class LatentPolicy(UnetPolicy):
             return self.decoder(x_0_BCHW)
 
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
-        """LoRA: the file that diffusers' `load_lora_weights` reads, and the scheduler that it was trained with.
-
-        Full fine-tuning: the whole pipeline, in fp32.
-        """
-        parts = self._parts
+        """LoRA: the file that diffusers' `load_lora_weights` reads. Full fine-tuning: the whole pipeline, in fp32."""
         if self.adapter is not None:
             inject.save_for_diffusers(self.unet, self.adapter, folder, weights, chain_steps=self.schedule.steps)
-            parts.scheduler.save_pretrained(str(folder / "scheduler"))
             return
+        parts = self._parts
         frozen = {"vae": parts.vae, **parts.text_encoders}
         pipeline: Any = self.pipeline_class(
             unet=self._denoiser.copy_with(weights),

@@ -324,7 +324,7 @@ def test_plain_diffusers_loads_the_file(kind: str, adapter: AdapterConfig, tmp_p
     weights = random_weights(policy)
     put(policy, weights)
     policy.save(tmp_path, weights)
-    assert {file.name for file in tmp_path.iterdir()} == {DIFFUSERS_NAME, KOHYA_NAME, "scheduler"}
+    assert {file.name for file in tmp_path.iterdir()} == {DIFFUSERS_NAME, KOHYA_NAME}
     noise = Noise(seed=2, stream=Stream.SAMPLE, round_number=0, shape=policy.shape)
     prompts = ["three", "a seven"]
     policy.encode(prompts)
