@@ -105,7 +105,7 @@ def test_a_recipe_keeps_the_id() -> None:
         "adapter": {"path": "some/one/style.safetensors"},
         "prompts": "a seven",
         "method": {"kind": "draft", "last_steps": 1},
-        "reward": [{"kind": "digits", "digits": [7]}],
+        "reward": [{"kind": "digits", "digits": [7], "mode": "probability"}],
     }
     recipe = check_recipe(raw, source="a")
     assert recipe.adapter and recipe.adapter.path == "some/one/style.safetensors"

@@ -77,7 +77,7 @@ def test_the_gradient_is_plain_autograds(kind: str, folder: Path) -> None:
         kept.append(saved_bytes(lambda policy=policy, ours=ours: policy.decode(ours)))
         decoded = policy.decode(ours)
         results.append([decoded.detach(), *torch.autograd.grad(decoded.square().sum(), ours)])
-    assert relative(results[0], [images, expected]) < 1e-5
+    assert relative(results[0], [images.detach(), expected]) < 1e-5
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
     assert max(kept[1:]) < kept[0]
 
