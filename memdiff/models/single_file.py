@@ -7,6 +7,7 @@ accounted for, which that does not do. What such a file doesn't hold - configs, 
 
 import logging
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,7 +53,9 @@ def read_tensors(file: Path) -> Tensors:
     if file.suffix == ".safetensors":
         return read_safetensors(file)
     try:
-        content = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # of another pickle than torch's: refused
+            content = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # a damaged file ends in whatever exception its bytes lead to
         reason = " ".join(str(error).split())[:80]
         raise ConfigError(
