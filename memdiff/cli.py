@@ -117,6 +117,8 @@ def sample(
         str | None, typer.Option(metavar="START:END", help="Adapters act in these steps. Default: as trained.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    height: Annotated[int | None, typer.Option(help="Pixels. Default: the run's own, or the model's.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. Default: the run's own, or the model's.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp16, bf16 or fp32.")] = "auto",
     best: Annotated[bool, typer.Option("--best", help="The best evaluated weights of a run, not the last.")] = False,
     out: Annotated[Path | None, typer.Option(help="Default: samples in the run folder, or ./samples.")] = None,
@@ -129,7 +131,7 @@ def sample(
     samples = library.sample(
         source, best=best, num_images=num_images, batch_size=batch_size, steps=steps, eta=eta, guidance=guidance,
         seed=seed, prompt=prompt, prompts=prompts, lora_scale=lora_scale, mix=mix or (), adapter_steps=adapter_steps,
-        precision=precision, out=out, gpus=gpus,
+        precision=precision, out=out, height=height, width=width, gpus=gpus,
     )  # fmt: skip
     typer.echo(str(samples.folder))
 

@@ -206,8 +206,10 @@ class Reinforce:
     def _differentiate(self, policy: Policy, experience: Experience, diagnostics: PairDiagnostics) -> None:
         """A pass over the trajectory, in pieces of pairs."""
         pairs, is_first = self.pairs(policy, experience.trajectory.images), experience.old_log_probs is None
-        old_P = torch.zeros(len(pairs), device=policy.device) if is_first else experience.old_log_probs
-        assert old_P is not None
+        old_P = experience.old_log_probs
+        if old_P is None:
+            dtype = torch.promote_types(policy.dtype, torch.float32)  # what log-probs are in
+            old_P = torch.zeros(len(pairs), dtype=dtype, device=policy.device)
         replay = Replay(pairs, self._weights(policy), diagnostics, old_P, is_first)
         for batch in self._micro_batches(policy, pairs, experience.trajectory.images):
             batch.run(self._micro_batch, policy, experience, replay)

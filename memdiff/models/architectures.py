@@ -111,6 +111,20 @@ _KL_F8_VAE: Mapping[str, Any] = {
     "act_fn": "silu",
 }
 
+TINY_VAE: Mapping[str, Any] = {
+    "_class_name": "AutoencoderTiny",
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "encoder_block_out_channels": (64, 64, 64, 64),
+    "decoder_block_out_channels": (64, 64, 64, 64),
+    "num_encoder_blocks": (1, 3, 3, 3),
+    "num_decoder_blocks": (3, 3, 3, 1),
+    "scaling_factor": 1.0,
+}
+"""TAESD's, for Stable Diffusion and for SDXL: 2,445,063 parameters, of which the decoder has half."""
+TINY_VAES = ("madebyollin/taesd", "madebyollin/taesdxl")
+
 LATENT_SCHEDULER: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,

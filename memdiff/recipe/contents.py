@@ -20,7 +20,7 @@ from memdiff.recipe.recipe import Recipe
 
 Contents = dict[str, dict[str, str]]  # dotted key -> file below its path -> fingerprint
 
-PATH_KEYS = ("file", "path", "vae", "tokenizer", "head")  # of a recipe's sections, wherever they stand
+PATH_KEYS = ("file", "path", "config", "vae", "tokenizer", "head")  # of a recipe's sections, wherever they stand
 READ = (".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # of a folder, two levels deep
 DS_CONFIG = "--ds-config"
 # Of a DeepSpeed file: what is measured, said or laid out in memory. The recipe's memory section is as free.

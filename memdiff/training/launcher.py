@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,17 +50,23 @@ def ranks_use_gpus() -> bool:
     return torch.cuda.is_available()
 
 
+def name_accelerator(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Tells DeepSpeed that there are CPUs alone, or each of its processes warns that it found no other."""
+    import torch
+
+    if not torch.cuda.is_available():
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def rank_environment(world_size: int) -> dict[str, str]:
     """For the ranks: compiled operators inside a checkout's own cache, the CPU's threads divided over CPU ranks."""
-    import torch
 
     environment = dict(os.environ)
     use_expandable_segments(environment)
     root = Path(__file__).resolve().parents[2]
     if (root / "pyproject.toml").is_file():
         environment.setdefault("TORCH_EXTENSIONS_DIR", str(root / ".cache" / "torch_extensions"))
-    if not torch.cuda.is_available():
-        environment.setdefault("DS_ACCELERATOR", "cpu")  # or each of DeepSpeed's processes warns that it found no other
+    name_accelerator(environment)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores_here() // world_size)))
     # deterministic cuBLAS, so that a resumed run gives the same bits
     environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
