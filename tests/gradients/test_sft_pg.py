@@ -305,7 +305,7 @@ def test_an_update_is_plain_autograd() -> None:
     parameters = list(policy.trainable().values())
     truth = torch.autograd.grad((advantages * log_p).mean(), parameters)
     for got, wanted in zip(method.pieces.gradients.sums, truth, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max() + 1))
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=5e-6 * float(wanted.abs().max() + 1))
 
 
 def test_what_does_not_fit_is_made_again_in_halves() -> None:
