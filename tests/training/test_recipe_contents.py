@@ -220,7 +220,7 @@ REAL: dict[str, tuple[str, bytes | None]] = {
 
 
 @pytest.mark.parametrize("what", REAL)
-@pytest.mark.parametrize("most", [9, 4])
+@pytest.mark.parametrize("most", [10, 4])
 def test_other_real_images_are_refused_by_name(
     what: str, most: int, shortcut: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +236,6 @@ def test_other_real_images_are_refused_by_name(
         file.write_bytes(content)
     with pytest.raises(ConfigError, match="holds a run of another recipe") as raised:
         folder.prepare(shortcut, "auto").release()
-    named = name if most == 9 or what == "another pixel" else "*: names and sizes of "
+    named = name if most == 10 or what == "another pixel" else "*: names and sizes of "
     assert f"the content of method.real.path ({named}" in str(raised.value)
     assert raised.value.exit_code == 2
