@@ -4,21 +4,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
 from memdiff import __version__
-from memdiff.errors import CheckpointError, ConfigError
+from memdiff.errors import ConfigError
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.runtime.exit_codes import guarded
-
-if TYPE_CHECKING:
-    from memdiff.processes.stops import Stops
-    from memdiff.recipe.recipe import Recipe
-    from memdiff.training.run_folder import Resume, RunFolder
 
 app = typer.Typer(
     name="memdiff",
@@ -75,77 +69,22 @@ def train(
     if under_launcher():
         stops, heartbeat = begin_rank()  # before imports that take their time
         with stops.leaving():
-            checked, folder = _checked(recipe, out, set_, resume)
-            from memdiff.training.loop import train as train_rank
-        how = cast("Resume", resume)
+            from memdiff.training.command import checked_recipe
+            from memdiff.training.one_rank import train_rank
+            from memdiff.training.run_folder import known_resume
+
+            how = known_resume(resume)
+            checked, folder = checked_recipe(recipe, out, set_ or ())
         raise typer.Exit(train_rank(checked, folder.path, stops, heartbeat, resume=how, ds_config_file=ds_config))
     stops = Stops(exit_at_once)
     stops.listen()
-    try:
-        with stops.leaving():
-            code = _train(
-                recipe, out, gpus, set_ or [], resume, ds_config, stops,
-                resume_from=resume_from, dry_run=dry_run,
-            )  # fmt: skip
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or 'a file'} can't be used: {error.strerror or error}") from None
+    from memdiff.training.command import train_recipe
+
+    code = train_recipe(
+        recipe, out, set_ or (), stops,
+        gpus=gpus, resume=resume, resume_from=resume_from, ds_config=ds_config, dry_run=dry_run,
+    )  # fmt: skip
     raise typer.Exit(code)
-
-
-def _checked(
-    recipe: Path, out: Path | None, set_: list[str] | None, resume: str, *, every_mistake: bool = False
-) -> "tuple[Recipe, RunFolder]":
-    """The recipe and the folder that the arguments name. Raises ConfigError."""
-    from memdiff.recipe.mistakes import listed_mistakes
-    from memdiff.recipe.reading import read_recipe
-    from memdiff.training.run_folder import RunFolder
-
-    if resume not in ("auto", "must", "never"):
-        raise ConfigError(f"--resume must be auto, must or never, got {resume!r}")
-    with listed_mistakes(every_mistake):
-        checked = read_recipe(recipe, set_ or ())
-    folder = RunFolder((out or Path("runs") / recipe.stem).resolve())
-    return checked, folder
-
-
-def _train(
-    recipe: Path, out: Path | None, gpus: int | None, set_: list[str], resume: Any, ds_config: Path | None,
-    stops: "Stops", *, resume_from: str | None, dry_run: bool,
-) -> int:  # fmt: skip
-    """What `memdiff train` does where no launcher started it. Returns the exit code."""
-    from memdiff.training.before_launch import check_arguments, check_before_launch
-    from memdiff.training.launcher import choose_world_size
-
-    if resume_from is not None and resume == "never":
-        raise ConfigError("--resume-from goes on with a run, and --resume never starts over; give one")
-    checked, folder = _checked(recipe, out, set_, resume, every_mistake=dry_run)
-    check_arguments(checked, folder, gpus, "auto" if resume_from else resume, ds_config)
-    world_size = choose_world_size(gpus)
-    checked.check_world_size(world_size)
-    check_before_launch(checked, ds_config, world_size)
-    if dry_run:
-        from memdiff.training.preview import preview
-
-        typer.echo("\n".join(preview(checked, folder, world_size, resume, ds_config)))
-        return 0
-    if resume_from is not None:
-        from memdiff.training.copied_run import bring_run
-
-        bring_run(resume_from, folder.path)
-    arguments = ["train", str(recipe), "--out", str(folder.path)]
-    arguments += ["--resume", "auto" if resume == "never" else resume]
-    arguments += [word for override in set_ for word in ("--set", override)]
-    arguments += ["--ds-config", str(ds_config.resolve())] if ds_config else []
-    from memdiff.training.start import run_ranks, way_on
-
-    with folder.prepare(checked, resume, ds_config):
-        more = way_on(checked, folder)
-        if more is not None:
-            typer.echo(f"this run is complete ({folder.status()['round']} rounds); for more, --set {more}")
-        code = 0 if more else run_ranks(checked, folder, arguments, world_size, stops)
-    with suppress(OSError):  # who reads may be gone
-        typer.echo(str(folder.path))
-    return code
 
 
 @app.command(epilog="Example: memdiff sample runs/digits --num-images 64 --out samples")

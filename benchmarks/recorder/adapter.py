@@ -36,7 +36,7 @@ from memdiff.planner.rank_round import rank_round_of, sizes_to_measure
 from memdiff.planner.rounds import resident
 from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.recipe import Recipe
-from memdiff.training import loop
+from memdiff.training import one_rank
 from memdiff.training.build import Parts
 
 RESIDENT = resolved(MemoryConfig())
@@ -67,7 +67,7 @@ class Seen:
 @contextmanager
 def watched(seen: Seen) -> Iterator[None]:
     """The parts of every training that is built inside are listened to. Rehearsals are not."""
-    build, rehearse = loop.build_parts, loop.rehearse
+    build, rehearse = one_rank.build_parts, one_rank.rehearse
     rehearsing: list[bool] = []
 
     def build_and_listen(*words: Any, **options: Any) -> Parts:
@@ -82,8 +82,8 @@ def watched(seen: Seen) -> Iterator[None]:
         rehearsing.clear()
 
     with (
-        mock.patch.object(loop, "build_parts", build_and_listen),
-        mock.patch.object(loop, "rehearse", rehearse_unheard),
+        mock.patch.object(one_rank, "build_parts", build_and_listen),
+        mock.patch.object(one_rank, "rehearse", rehearse_unheard),
     ):
         yield
 

@@ -2,13 +2,15 @@
 
 before_launch  What a person has to be told of a run before its ranks start
 build          From a recipe to the parts of a run. The one place where rooms meet
+command        `memdiff train`, where no launcher started it: a recipe in, checks, ranks, an exit code out
 copied_run     A run that was begun elsewhere, brought here to go on: from a copied folder, or from the hub
 deadline       When a run has to have ended, so that its last checkpoint is whole before the machine is taken away
 environment    What a run ran on: versions, devices, commit
 evaluate       Images from fixed noise, scored by every part, held-out ones too
 launcher       Starts the DeepSpeed launcher for a run and tells a person how it ended
-loop           The training loop, and what one rank does around it
+loop           The training loop: rounds, checkpoints, evaluations, rows, stops
 metrics        Rows of metrics.jsonl
+one_rank       One rank's whole part of a run, from the recipe to the saved model
 preview        `memdiff train --dry-run`: what a run would do
 progress       What a person sees while a run goes on: one bar a round on a terminal, one line a round elsewhere
 run_folder     The folder of one run: who writes what, and how it survives being cut off

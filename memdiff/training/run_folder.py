@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import yaml
 
@@ -24,6 +24,13 @@ State = Literal["running", "complete", "stopped", "failed"]
 Resume = Literal["auto", "must", "never"]
 LOCK = "run.lock"
 MANIFEST = "MANIFEST.json"  # of a checkpoint, written last
+
+
+def known_resume(word: str) -> Resume:
+    """The word of --resume. Raises ConfigError for another one."""
+    if word not in get_args(Resume):
+        raise ConfigError(f"--resume must be auto, must or never, got {word!r}")
+    return cast("Resume", word)
 
 
 class RunFolder:

@@ -50,14 +50,14 @@ def run_here(recipe: Recipe, folder: RunFolder, resume: Resume, ds_config: Path 
             return 0
     note_start()
     from memdiff.models.quiet import quiet_libraries
-    from memdiff.training.loop import train
+    from memdiff.training.one_rank import train_rank
 
     quiet_libraries()
     quiet_bitsandbytes()
     for name, value in rank_environment(1).items():
         if name != "OMP_NUM_THREADS":  # torch has its threads already
             os.environ[name] = value
-    code = train(recipe, folder.path, stops, Heartbeat.make(), resume=resume, ds_config_file=ds_config)
+    code = train_rank(recipe, folder.path, stops, Heartbeat.make(), resume=resume, ds_config_file=ds_config)
     if code == 0:
         write_report_of(folder.path)
     return code

@@ -61,7 +61,7 @@ from memdiff.runtime.units import GIB
 from memdiff.runtime.vjp import Gradients, Pieces
 from memdiff.training.build import Parts
 from memdiff.training.evaluate import evaluate
-from memdiff.training.loop import memory_told
+from memdiff.training.one_rank import memory_told
 from tests.helpers.one_graph import knobs as everything_here
 from tests.helpers.tiny import tiny_unet
 

@@ -1,0 +1,90 @@
+"""`memdiff train`, where no launcher started it: a recipe in, checks, ranks, an exit code out. No torch."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import typer
+
+from memdiff.errors import CheckpointError, ConfigError
+from memdiff.processes.stops import Stops
+from memdiff.recipe.mistakes import listed_mistakes
+from memdiff.recipe.reading import read_recipe
+from memdiff.recipe.recipe import Recipe
+from memdiff.training.before_launch import check_arguments, check_before_launch
+from memdiff.training.copied_run import bring_run
+from memdiff.training.launcher import choose_world_size
+from memdiff.training.run_folder import Resume, RunFolder, known_resume
+from memdiff.training.start import run_ranks, way_on
+
+
+def checked_recipe(
+    recipe: Path, out: Path | None, overrides: Sequence[str], *, every_mistake: bool = False
+) -> tuple[Recipe, RunFolder]:
+    """The recipe and the folder that the arguments name. Raises ConfigError."""
+    with listed_mistakes(every_mistake):
+        checked = read_recipe(recipe, overrides)
+    return checked, RunFolder((out or Path("runs") / recipe.stem).resolve())
+
+
+def train_recipe(
+    recipe: Path,
+    out: Path | None,
+    overrides: Sequence[str],
+    stops: Stops,
+    *,
+    gpus: int | None,
+    resume: str,
+    resume_from: str | None,
+    ds_config: Path | None,
+    dry_run: bool,
+) -> int:
+    """Starts the run's ranks, or says what would run. Returns the exit code. Raises ConfigError and CheckpointError."""
+    try:
+        with stops.leaving():
+            return _train(
+                recipe, out, overrides, stops,
+                gpus=gpus, resume=known_resume(resume), resume_from=resume_from, ds_config=ds_config, dry_run=dry_run,
+            )  # fmt: skip
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or 'a file'} can't be used: {error.strerror or error}") from None
+
+
+def _train(
+    recipe: Path,
+    out: Path | None,
+    overrides: Sequence[str],
+    stops: Stops,
+    *,
+    gpus: int | None,
+    resume: Resume,
+    resume_from: str | None,
+    ds_config: Path | None,
+    dry_run: bool,
+) -> int:
+    if resume_from is not None and resume == "never":
+        raise ConfigError("--resume-from goes on with a run, and --resume never starts over; give one")
+    checked, folder = checked_recipe(recipe, out, overrides, every_mistake=dry_run)
+    check_arguments(checked, folder, gpus, "auto" if resume_from else resume, ds_config)
+    world_size = choose_world_size(gpus)
+    checked.check_world_size(world_size)
+    check_before_launch(checked, ds_config, world_size)
+    if dry_run:
+        from memdiff.training.preview import preview
+
+        typer.echo("\n".join(preview(checked, folder, world_size, resume, ds_config)))
+        return 0
+    if resume_from is not None:
+        bring_run(resume_from, folder.path)
+    arguments = ["train", str(recipe), "--out", str(folder.path)]
+    arguments += ["--resume", "auto" if resume == "never" else resume]
+    arguments += [word for override in overrides for word in ("--set", override)]
+    arguments += ["--ds-config", str(ds_config.resolve())] if ds_config else []
+    with folder.prepare(checked, resume, ds_config):
+        more = way_on(checked, folder)
+        if more is not None:
+            typer.echo(f"this run is complete ({folder.status()['round']} rounds); for more, --set {more}")
+        code = 0 if more else run_ranks(checked, folder, arguments, world_size, stops)
+    with suppress(OSError):  # who reads may be gone
+        typer.echo(str(folder.path))
+    return code

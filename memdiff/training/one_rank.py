@@ -1,0 +1,169 @@
+"""One rank's whole part of a run, from the recipe to the saved model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from memdiff.chain.noise import Noise, Stream
+from memdiff.engine.checkpoint import Checkpoints
+from memdiff.engine.engine import start_process_group
+from memdiff.errors import LOST, CheckpointError, OutOfMemoryError, PeerError
+from memdiff.memory.offload import decoding, scoring
+from memdiff.methods.micro_batches import fits
+from memdiff.models.policy import decode_what_fits
+from memdiff.processes.heartbeat import Heartbeat
+from memdiff.processes.stops import Stops
+from memdiff.recipe.recipe import Recipe
+from memdiff.rewards.normalise import from_json
+from memdiff.runtime.ranks import Ranks, ranks_of_this_process
+from memdiff.training.build import Parts, build_parts
+from memdiff.training.environment import describe
+from memdiff.training.loop import Run
+from memdiff.training.progress import RunProgress
+from memdiff.training.run_folder import Resume, RunFolder
+from memdiff.training.run_state import RunState
+
+if TYPE_CHECKING:
+    from memdiff.planner.plan import Plan
+
+# By gloo and NCCL, in collectives and where they meet first.
+SAID_OF_A_LOST_RANK = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "recvValue failed",
+    "sendBytes failed", "Socket Timeout", "Timed out waiting", "NCCL communicator was aborted", "remote process exited",
+)  # fmt: skip
+
+
+def train_rank(
+    recipe: Recipe,
+    out: Path,
+    stops: Stops,
+    heartbeat: Heartbeat,
+    *,
+    resume: Resume = "auto",
+    ds_config_file: Path | None = None,
+) -> int:
+    """This rank's whole part of a run, from the recipe to the saved model. Returns the exit code.
+
+    Until there is something to save, a request to stop raises StopRequested.
+    """
+    ranks = ranks_of_this_process(stops)
+    folder = RunFolder(out)
+    with folder.prepare(recipe, resume, ds_config_file) if ranks.is_first else nullcontext():
+        with stops.leaving():
+            start_process_group(ranks)
+            ranks.barrier()
+        with one_line():
+            return _train_in(folder, recipe, ranks, resume, ds_config_file, stops, heartbeat)
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """What a disk or a lost rank raises, in the words of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or 'a file'} can't be used: {error.strerror or error}") from None
+    except RuntimeError as error:
+        if any(words in str(error) for words in SAID_OF_A_LOST_RANK):
+            raise PeerError(f"{LOST}: {str(error).splitlines()[0][:200]}") from None
+        raise
+
+
+def _train_in(
+    folder: RunFolder,
+    recipe: Recipe,
+    ranks: Ranks,
+    resume: Resume,
+    ds_config_file: Path | None,
+    stops: Stops,
+    heartbeat: Heartbeat,
+) -> int:
+    """The same, in a folder that is this run's own, with every rank there."""
+    with RunProgress(rounds=recipe.run.rounds, shown=ranks.is_first) as progress:
+        progress.say(
+            f"loading the model and the rewards on {ranks.world_size} rank(s), "
+            f"for which they have {heartbeat.limit / 60:.0f} minutes"
+        )
+        with stops.leaving():
+            parts = build_parts(recipe, ranks, ds_config_file=ds_config_file)
+            keep, learners = recipe.run.keep_checkpoints, parts.method.learners
+            checkpoints = Checkpoints(folder.checkpoints, ranks, keep=keep, learners=learners, say=progress.say)
+            run_state = restore(parts, checkpoints, folder, resume, progress)
+            if ranks.is_first:
+                folder.write_status("running", round_number=run_state.round, environment=describe(ranks, parts.knobs))
+                if parts.plan:
+                    folder.write_plan(parts.plan.to_json())
+                    progress.say(planned(parts.plan))
+        with memory_told(parts.plan):
+            run = Run(parts, folder, checkpoints, progress, run_state, stops)
+            with stops.leaving():
+                rehearse(parts)
+                heartbeat.limit = recipe.run.watchdog_seconds
+                run.evaluate_the_start()
+            return run.loop()
+
+
+def planned(plan: "Plan") -> str:
+    """What the plan promises, in a line."""
+    fits = "" if plan.fits else "; it may not fit: " + "; ".join(plan.notes[:1])
+    return f"planned peak {plan.of_budget()}, in {plan.peak_phase}{fits}"
+
+
+def restore(
+    parts: Parts, checkpoints: Checkpoints, folder: RunFolder, resume: Resume, progress: RunProgress
+) -> RunState:
+    """Loads the newest whole checkpoint, if there is one, and drops what was written after it."""
+    latest = checkpoints.restore(parts.engine)
+    if latest is None and resume == "must":
+        raise CheckpointError(f"--resume must: {checkpoints.folder} holds no checkpoint")
+    run_state = RunState()
+    if latest is not None:
+        path, state = latest
+        run_state = RunState(**{key: state[key] for key in vars(run_state) if key in state})
+        parts.reward.statistics = from_json(run_state.statistics)
+        parts.method.restore(run_state.objective)
+        progress.say(f"resuming after round {run_state.round} from {path}")
+    if parts.ranks.is_first:
+        folder.drop_rows_after(run_state.round if latest else -1)
+        folder.drop_samples_after(run_state.round if latest else -1)
+    parts.ranks.barrier()
+    return run_state
+
+
+def rehearse(parts: Parts) -> None:
+    """One piece of every kind at its full batch and one reward call, so that a misfit shows before the first round.
+
+    Gradients are thrown away and weights stay as they are.
+    """
+    policy, knobs = parts.policy, parts.knobs
+    count = max(1, min(knobs.rollout_batch, len(parts.ranks.block(parts.recipe.run.images_per_round))))
+    noise = Noise(seed=parts.recipe.run.seed, stream=Stream.PROBE, round_number=0, shape=policy.shape)
+    prompts = parts.prompts.of_evaluation(range(count))
+    policy.encode(prompts)
+    images = count
+    while not fits(parts.method.rehearse, policy, noise, images, prompts):
+        try:
+            parts.method.halve()
+        except OutOfMemoryError:
+            if images == 1:
+                raise
+            images = -(-images // 2)  # a rollout is made again in halves too
+    with torch.no_grad(), decoding(policy, knobs):
+        images_BCHW = decode_what_fits(policy, noise.initial(range(count)).to(policy.device))
+        with scoring(parts.eval_reward, knobs):
+            parts.eval_reward.raw(images_BCHW, prompts)
+    parts.engine.gradients.zero()
+
+
+@contextmanager
+def memory_told(plan: "Plan | None") -> Iterator[None]:
+    """Running out of memory ends the run with the plan's three best suggestions."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, OutOfMemoryError) as error:
+        what = str(error).splitlines()[0]
+        advice = plan.suggestions() if plan else ["--set memory.activation_checkpointing=blocks", "an adapter"]
+        raise OutOfMemoryError(f"{what}; what would help: {'; '.join(advice)}") from None
