@@ -4,7 +4,8 @@ Trains launch/recipes/digits_sft_pg.yaml with each seed on one core, and measure
 model on the recipe's chain), DDIM-10 (the same timesteps without noise) and SFT-PG, all from the same noise: the
 Frechet distance to all real digits in the second classifier's features (benchmarks/studies/frechet_reward.py), the
 same to real digits of the images' own share of 5-9 (memdiff.digits.judge), that share, and how many are recognised.
-The floor is as many real digits, drawn with replacement, and the 360 held-out ones, each against all of them.
+The floor is as many real digits, drawn with replacement, and the 360 held-out ones, each against all of them; real
+digits of DDPM-10's share of 5-9 say how much of its distance is the share's.
 
 Writes results/sft_pg.json (every number with its provenance), results/sft_pg.md and results/sft_pg.png: the distance
 over updates from fixed noise, and images from the same noise before and after. The last line is JSON.
@@ -27,7 +28,7 @@ from benchmarks.studies.frechet_reward import frechet_to_real
 from benchmarks.studies.written import RESULTS, write_study
 from memdiff.chain.noise import Noise, Stream
 from memdiff.digits.judge import judge_images
-from memdiff.digits.scans import real_digits
+from memdiff.digits.scans import is_minority, real_digits
 from memdiff.models.config import DdpmConfig, ModelConfig, SamplerConfig
 from memdiff.models.load import load_policy
 from memdiff.models.options import ModelOptions
@@ -81,14 +82,21 @@ def measured(images_N1HW: torch.Tensor) -> dict[str, float]:
     }
 
 
-def floors(count: int) -> dict[str, float]:
-    """What real digits themselves score: as many as are measured, and those that no training sees."""
-    held_out, _ = real_digits("held_out")
-    every_N1HW = torch.cat([real_digits("train")[0], held_out])
-    drawn = torch.randint(len(every_N1HW), (count,), generator=torch.Generator().manual_seed(0))
+def floors(count: int, share: float) -> dict[str, float]:
+    """What real digits themselves score: as many as are measured, those that no training sees, and as many of which
+    this share is of the group 5-9, as with the untrained model: what the share alone costs."""
+    (train_N1HW, train_N), (held_out_N1HW, held_out_N) = real_digits("train"), real_digits("held_out")
+    every_N1HW, generator = torch.cat([train_N1HW, held_out_N1HW]), torch.Generator().manual_seed(0)
+    minority_N = is_minority(torch.cat([train_N, held_out_N])).double()
+    weights_N = share * minority_N / minority_N.sum() + (1 - share) * (1 - minority_N) / (1 - minority_N).sum()
+    drawn, skewed = (
+        every_N1HW[torch.multinomial(weights, count, replacement=True, generator=generator)]
+        for weights in (torch.ones_like(weights_N), weights_N)
+    )
     return {
-        "floor": round(frechet_to_real(every_N1HW[drawn]), 3),
-        "floor_held_out": round(frechet_to_real(held_out), 3),
+        "floor": round(frechet_to_real(drawn), 3),
+        "floor_held_out": round(frechet_to_real(held_out_N1HW), 3),
+        "of_share_alone": round(frechet_to_real(skewed), 3),
     }
 
 
@@ -178,7 +186,8 @@ def main() -> None:
         seeds.append(of_seed(int(folder.name.removeprefix("seed_")), folder, images_N1HW))
         if len(pictures) == 2:
             pictures[f"SFT-PG, {folder.name.replace('_', ' ')}"] = images_N1HW
-    summary = {"images": options.images, "images_of_curve": options.evaluated, **floors(options.images), **baselines}
+    measures = floors(options.images, baselines["DDPM-10"]["share_5_to_9"])
+    summary = {"images": options.images, "images_of_curve": options.evaluated, **measures, **baselines}
     write_study(
         "sft_pg",
         f"python -m benchmarks.studies.sft_pg {' '.join(sys.argv[1:])}".strip(),
@@ -187,7 +196,7 @@ def main() -> None:
         {"seeds": seeds},
         table(baselines, seeds),
     )
-    lines = {name: numbers["frechet"] for name, numbers in baselines.items()} | {"real digits": summary["floor"]}
+    lines = {name: numbers["frechet"] for name, numbers in baselines.items()} | {"real digits": measures["floor"]}
     picture(recipe, pictures, seeds, lines, RESULTS / "sft_pg.png")
 
 
