@@ -12,10 +12,22 @@ import torch
 AdvantageKind = Literal["whiten", "center", "leave_one_out"]
 
 
-def whiten(rewards_N: torch.Tensor, *, epsilon: float) -> torch.Tensor:
-    """(r - mean) / (std + epsilon), population std (ddof 0): N. Equal rewards give exactly zero."""
+def spread(rewards_N: torch.Tensor, *, epsilon: float) -> torch.Tensor:
+    """The rewards' population std (ddof 0), a scalar; 0 where it is no more than `epsilon` of the largest |r|.
+
+    Nothing is squared in the rewards' own unit, so that any scale has its std.
+    """
     centered = center(rewards_N)
-    return centered / (centered.square().mean().sqrt() + epsilon)
+    largest = centered.abs().max()
+    unit = centered / torch.where(largest > 0, largest, 1.0)
+    std = largest * unit.square().mean().sqrt()
+    return torch.where(std > epsilon * rewards_N.abs().max(), std, 0.0)
+
+
+def whiten(rewards_N: torch.Tensor, *, epsilon: float) -> torch.Tensor:
+    """(r - mean) / std: N, of unit std whatever the rewards' scale. Exactly zero where `spread` is."""
+    std = spread(rewards_N, epsilon=epsilon)
+    return torch.where(std > 0, center(rewards_N) / torch.where(std > 0, std, 1.0), 0.0)
 
 
 def center(rewards_N: torch.Tensor) -> torch.Tensor:

@@ -44,6 +44,11 @@ class Trajectory:
         return self._states_KnCHW.dtype
 
     @property
+    def is_rounded(self) -> bool:
+        """Whether states are stored in half precision."""
+        return self.dtype.itemsize < torch.float32.itemsize
+
+    @property
     def num_bytes(self) -> int:
         """Size of the storage, wherever it lies."""
         return self._states_KnCHW.numel() * self._states_KnCHW.element_size()

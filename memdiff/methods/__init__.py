@@ -8,6 +8,7 @@ critic                SFT-PG's critic: an image to its cost, high on what the mo
 critic_phase          What SFT-PG's critic and value function learn of a round
 diagnostics           Diagnostics of a reward gradient's way back through the chain
 draft                 DRaFT: the reward's gradient through the last K steps of the chain
+drawn_noise           The noise of a rollout's steps, drawn once more: what a replay in half precision scores
 eligibility           Each image's eligibility, taken while it is sampled: one forward of the network a step
 experience            What a round's images are before and after they are made
 learner               A small network that a method trains beside the model: the same on every rank

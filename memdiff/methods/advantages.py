@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from memdiff.chain.advantage import advantages
+from memdiff.chain.advantage import spread as std_of
 from memdiff.methods.config import ReinforceConfig
 from memdiff.methods.predicted_baseline import step_advantages
 from memdiff.methods.prompt_rewards import PromptRewards
@@ -24,8 +25,10 @@ class Advantages:
         config = self.config
         kind, epsilon = config.advantage, config.advantage_epsilon
         if config.per_prompt and config.prompt_memory:
-            found_N = self._prompt_rewards.advantages(rewards_N, prompts_N, whiten=kind == "whiten", epsilon=epsilon)
-            return self._clipped(found_N)
+            by_prompt_N = self._prompt_rewards.advantages(
+                rewards_N, prompts_N, whiten=kind == "whiten", epsilon=epsilon
+            )
+            return self._clipped(by_prompt_N)
         numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts_N))}
         groups = [numbers[prompt] for prompt in prompts_N] if config.per_prompt else None
         return advantages(rewards_N, kind=kind, epsilon=epsilon, clip=config.advantage_clip, groups=groups)
@@ -44,9 +47,10 @@ class Advantages:
 
         `spread`: how much an advantage of 1 is in the unit of `rewards_N` and the values. None: what whitening did.
         """
-        whitened, epsilon = self.config.advantage == "whiten", self.config.advantage_epsilon
         if spread is None:
-            spread = float(rewards_N.std(correction=0)) + epsilon if whitened else 1.0
+            whitened, epsilon = self.config.advantage == "whiten", self.config.advantage_epsilon
+            # Equal rewards have no slope against the values: any spread gives zero.
+            spread = float(std_of(rewards_N, epsilon=epsilon)) or 1.0 if whitened else 1.0
         by_step_KN = advantages_N.repeat(chain_steps, 1)
         by_step_KN[list(steps)] = step_advantages(advantages_N, rewards_N, values_SN, spread=spread)
         return self._clipped(by_step_KN)

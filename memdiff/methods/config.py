@@ -18,13 +18,12 @@ StepWeight = Annotated[Float, Field(ge=0, le=1e9)]
 class ReinforceConfig(Section):
     """REINFORCE over the whole chain; with several updates a round, DDPO (Black et al. 2023)."""
 
-    states_are_fp32: ClassVar[bool] = False  # they are the policy's own, as they were sampled
     takes_reward: ClassVar[bool] = True
 
     kind: Literal["reinforce"]
     advantage: Literal["whiten", "center", "leave_one_out"] = Field(
         default="whiten",
-        description="whiten: (r - mean) / (std + epsilon); center: r - mean; leave_one_out: r - mean of the others.",
+        description="whiten: (r - mean) / std; center: r - mean; leave_one_out: r - mean of the others.",
     )
     per_prompt: bool = Field(default=False, description="Mean and std over the rewards of one prompt, not over all.")
     prompt_memory: Int = Field(
@@ -35,7 +34,11 @@ class ReinforceConfig(Section):
         "all of the round. 0: over this round's images of the prompt.",
     )
     advantage_epsilon: Float = Field(
-        default=1e-6, ge=1e-12, le=1e9, description="Added to the std: equal rewards give zero."
+        default=1e-6,
+        ge=0,
+        lt=1,
+        description="whiten: rewards whose std is no more than this share of the largest one count as equal, and give "
+        "zero. Above it advantages have unit std whatever the rewards' scale.",
     )
     advantage_clip: Float | None = Field(
         default=None, gt=0, le=1e9, description="Advantages are clamped to +- this. DDPO: 5."
@@ -69,6 +72,11 @@ class ReinforceConfig(Section):
     def needs_base(self) -> bool:
         """Whether the model before training is asked for its predictions."""
         return self.kl_weight > 0
+
+    @property
+    def states_are_fp32(self) -> bool:
+        """Whether a half-precision policy's are: later updates need their last digits, the first one does not."""
+        return self.inner_updates > 1
 
     @property
     def one_number_an_image(self) -> bool:

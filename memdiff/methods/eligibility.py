@@ -20,7 +20,7 @@ from memdiff.chain.noise import Noise
 from memdiff.methods.experience import Round
 from memdiff.models.policy import Policy, StoreState, sample_step, with_noise
 from memdiff.runtime.placement import place
-from memdiff.runtime.vjp import Gradients, Pieces, fixed_batches, widen
+from memdiff.runtime.vjp import Gradients, Pieces, fixed_batches
 
 
 @dataclass
@@ -123,12 +123,12 @@ class _Step:
         steps = [self.step] * len(self.images)
         mean_BCHW = self.policy.mean(x_BCHW, steps, self.prompts)
         if self._x_s is None:  # a piece that is made again, at another scale, is about the same x_s
-            drawn = with_noise(self.policy.schedule, self.noise, mean_BCHW.detach(), self.step, self.images)
-            self._x_s = drawn.to(self.storage)
+            self._x_s = with_noise(self.policy.schedule, self.noise, mean_BCHW.detach(), self.step, self.images)
         sigma_B111 = step_sigma(steps, self.policy.schedule, mean_BCHW)
-        return log_prob(widen(self._x_s), mean_BCHW, sigma_B111, reduction=self.reduction)
+        # As it was drawn, not as it is stored (`drawn_noise`).
+        return log_prob(self._x_s, mean_BCHW, sigma_B111, reduction=self.reduction)
 
     def x_s(self) -> torch.Tensor:
         """What it drew: B C H W in the stored dtype."""
         assert self._x_s is not None
-        return self._x_s
+        return self._x_s.to(self.storage)

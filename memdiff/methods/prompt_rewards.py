@@ -1,6 +1,6 @@
 """Advantages against a prompt's own rewards, remembered over rounds (Black et al. 2023, section 4.3, as in its code).
 
-    A_i = (r_i - mean) / (std + epsilon)
+    A_i = (r_i - mean) / std,        0 where std is no more than epsilon of the largest |r|
 
 Mean and population std are those of the prompt's latest `memory` rewards, these ones among them; until it has as many,
 those of the whole round. Easy and hard prompts then do not drown each other, though a round has few images of each.
@@ -29,12 +29,13 @@ class PromptRewards:
         for prompt, reward in zip(prompts_N, rewards, strict=True):
             self.latest[prompt] = [*self.latest.get(prompt, ()), reward][-self.memory :]
         known = {prompt: self.latest[prompt] for prompt in set(prompts_N) if len(self.latest[prompt]) == self.memory}
-        of_round = _mean_and_std(rewards)
-        of_prompt = {prompt: _mean_and_std(latest) for prompt, latest in known.items()}
+        of_round = _mean_and_std(rewards, epsilon)
+        of_prompt = {prompt: _mean_and_std(latest, epsilon) for prompt, latest in known.items()}
         advantage_values = []
         for prompt, reward in zip(prompts_N, rewards, strict=True):
             mean, std = of_prompt.get(prompt, of_round)
-            advantage_values.append((reward - mean) / (std + epsilon) if whiten else reward - mean)
+            centered = reward - mean
+            advantage_values.append((centered / std if std else 0.0) if whiten else centered)
         return rewards_N.new_tensor(advantage_values)
 
     def restore(self, latest: Mapping[str, Sequence[float]]) -> None:
@@ -42,9 +43,10 @@ class PromptRewards:
         self.latest = {prompt: list(rewards) for prompt, rewards in latest.items()}
 
 
-def _mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Exact for equal values: their std is 0 and each is the mean."""
+def _mean_and_std(values: Sequence[float], epsilon: float) -> tuple[float, float]:
+    """Exact for equal values: each is the mean. A std of no more than `epsilon` of the largest |value| is 0."""
     if max(values) == min(values):
         return values[0], 0.0
     mean = math.fsum(values) / len(values)
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    return mean, std if std > epsilon * max(map(abs, values)) else 0.0

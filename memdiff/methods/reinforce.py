@@ -37,13 +37,14 @@ from memdiff.memory.knobs import Knobs
 from memdiff.memory.offload import decoding, scoring
 from memdiff.methods.advantages import Advantages
 from memdiff.methods.config import ReinforceConfig
+from memdiff.methods.drawn_noise import drawn_noise
 from memdiff.methods.experience import Metrics, Round
 from memdiff.methods.learner import Learner
 from memdiff.methods.micro_batches import MicroBatch, PieceSize, micro_batches
 from memdiff.methods.pair_diagnostics import PairDiagnostics, PairSums
 from memdiff.methods.predicted_baseline import predicted_rewards
 from memdiff.methods.reinforce_experience import Experience
-from memdiff.methods.sampling import sample_trajectory
+from memdiff.methods.sampling import sample_trajectory, wide
 from memdiff.methods.value_baseline import ValueBaseline
 from memdiff.models.policy import Policy, decode_what_fits, sample_step
 from memdiff.rewards.guards import diversity
@@ -105,8 +106,12 @@ class Reinforce:
 
     def _sampled(self, policy: Policy, this_round: Round) -> tuple[torch.Tensor, Experience]:
         """x_0 of this rank's images, n C H W, and their trajectory."""
-        x_0, trajectory = sample_trajectory(policy, this_round, self.knobs, storage=policy.dtype)
+        x_0, trajectory = sample_trajectory(policy, this_round, self.knobs, storage=self._storage(policy))
         return x_0, Experience(this_round, trajectory)
+
+    def _storage(self, policy: Policy) -> torch.dtype:
+        """Later updates read the last digits of the states; the first one draws their noise once more."""
+        return wide(policy) if self.config.states_are_fp32 else policy.dtype
 
     def _scored(self, policy: Policy, experience: Experience, x_0: torch.Tensor) -> torch.Tensor:
         """Fills in scores and advantages; returns those of all ranks' images: N."""
@@ -161,8 +166,9 @@ class Reinforce:
         """Fills in advantages that differ by step, and how much of their variance is left."""
         images = experience.round.batch.images
         experience.step_advantages_Kn = by_step_KN[:, images.start : images.stop]
-        variance = advantages_N.var(correction=0).clamp(min=self.config.advantage_epsilon**2)
-        experience.metrics["step_variance_left"] = by_step_KN.var(dim=1, correction=0) / variance
+        variance = advantages_N.var(correction=0)
+        left_K = by_step_KN.var(dim=1, correction=0) / torch.where(variance > 0, variance, 1.0)
+        experience.metrics["step_variance_left"] = left_K
 
     def updates(self, experience: Experience) -> Iterator[Experience]:
         """The parts of one round that get an optimizer update each: all of it, `inner_updates` times."""
@@ -212,9 +218,11 @@ class Reinforce:
         steps = [replay.pairs[number][1] for number in numbers]
         images = [replay.pairs[number][0] for number in numbers]
         batch, kl_weight = experience.round.batch, self.config.kl_weight
-        x_t_BCHW, x_s_BCHW = experience.trajectory.transitions([replay.pairs[number] for number in numbers])
+        pairs, trajectory = [replay.pairs[number] for number in numbers], experience.trajectory
+        x_t_BCHW, x_s_BCHW = trajectory.transitions(pairs)
+        drawn_BCHW = drawn_noise(batch, pairs, policy.device) if trajectory.is_rounded else None
         prompts = [batch.prompts[image] for image in images]
-        terms_RB, pull = self._piece(policy, pieces, x_t_BCHW, x_s_BCHW, steps, prompts)
+        terms_RB, pull = self._piece(policy, pieces, x_t_BCHW, x_s_BCHW, drawn_BCHW, steps, prompts)
         log_prob_B, to_base_B = terms_RB[0], terms_RB[1] if kl_weight else None
         # Scored in this grouping, not taken from the rollout's: another one is off by 1e-3 in fp16.
         old_B = log_prob_B if replay.is_first else replay.old_P[numbers]
@@ -237,12 +245,13 @@ class Reinforce:
         pieces: Pieces,
         x_t_BCHW: torch.Tensor,
         x_s_BCHW: torch.Tensor,
+        drawn_BCHW: torch.Tensor | None,
         steps: Sequence[int],
         prompts: Sequence[str],
     ) -> tuple[torch.Tensor, Pull]:
         """x_t -> log p(x_s | x_t) and, where it has a weight, the KL to the base below it: R B, R = 1 or 2.
 
-        The graph is kept: it is pulled at once.
+        With `drawn_BCHW` x_s is what this noise makes of the mean as it is. The graph is kept: it is pulled at once.
         """
         reduction, base_BCHW = self.config.log_prob_reduction, None
         if self.config.kl_weight:
@@ -252,7 +261,8 @@ class Reinforce:
         def terms_of(x_BCHW: torch.Tensor) -> torch.Tensor:
             mean_BCHW = policy.mean(x_BCHW, steps, prompts)
             sigma_B111 = step_sigma(steps, policy.schedule, mean_BCHW)
-            terms = [log_prob(widen(x_s_BCHW), mean_BCHW, sigma_B111, reduction=reduction)]
+            sampled_BCHW = widen(x_s_BCHW) if drawn_BCHW is None else mean_BCHW.detach() + sigma_B111 * drawn_BCHW
+            terms = [log_prob(sampled_BCHW, mean_BCHW, sigma_B111, reduction=reduction)]
             if base_BCHW is not None:
                 terms.append(kl_of_means(mean_BCHW, base_BCHW, sigma_B111, reduction=reduction))
             return torch.stack(terms)
@@ -296,7 +306,7 @@ class Reinforce:
         sample_step(policy, noise, x_BCHW, step, range(images), texts[:images])
         x_t_BCHW, x_s_BCHW = (noise.step(range(count), k).to(policy.device, policy.dtype) for k in (0, 1))
         with self._pieces(policy, count) as pieces:
-            terms_RB, pull = self._piece(policy, pieces, x_t_BCHW, x_s_BCHW, [step] * count, texts[:count])
+            terms_RB, pull = self._piece(policy, pieces, x_t_BCHW, x_s_BCHW, None, [step] * count, texts[:count])
             pull(torch.full_like(terms_RB, 1 / count))
 
     def passes(self, policy: Policy) -> int:

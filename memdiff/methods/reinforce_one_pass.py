@@ -32,7 +32,7 @@ class ReinforceOnePass(Reinforce):
     def _sampled(self, policy: Policy, this_round: Round) -> tuple[torch.Tensor, Experience]:
         """x_0 and the eligibilities of this rank's images; the trajectory where a later update replays it."""
         images = len(this_round.batch.images) if self._replays else 0
-        trajectory = new_trajectory(policy, images, self.knobs, storage=policy.dtype)
+        trajectory = new_trajectory(policy, images, self.knobs, storage=self._storage(policy))
         made: list[tuple[torch.Tensor, list[Eligibilities]]] = []
         with this_round.clock.phase("rollout"):
             while not fits(self._sample, policy, this_round, trajectory, made):

@@ -22,13 +22,28 @@ def rewards(*values: float) -> torch.Tensor:
 def test_whitening_by_hand():
     """r = 1, 2, 3, 6: mean 3, squared deviations 4, 1, 0, 9, population variance 14 / 4 (a sample's is 14 / 3).
 
-    So the advantages are -2, -1, 0, 3 over sqrt(3.5) + epsilon.
+    So the advantages are -2, -1, 0, 3 over sqrt(3.5).
     """
-    for epsilon in (1e-6, 0.5):
-        expected = rewards(-2, -1, 0, 3) / (math.sqrt(3.5) + epsilon)
-        torch.testing.assert_close(whiten(rewards(1, 2, 3, 6), epsilon=epsilon), expected, rtol=1e-6, atol=1e-6)
-    result = advantages(rewards(1, 2, 3, 6), kind="whiten", epsilon=1e-6)
-    assert result.std(correction=0).item() == pytest.approx(1, abs=1e-5) and result.dtype == torch.float32
+    expected = rewards(-2, -1, 0, 3) / math.sqrt(3.5)
+    torch.testing.assert_close(whiten(rewards(1, 2, 3, 6), epsilon=1e-6), expected, rtol=1e-6, atol=1e-6)
+    result = advantages(rewards(1, 2, 3, 6), kind="whiten")
+    assert result.std(correction=0).item() == pytest.approx(1, abs=1e-6) and result.dtype == torch.float32
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e-3, 1.0, 1e8, 1e30])
+def test_whitening_has_no_scale(scale: float):
+    """Rewards times anything: the same advantages, so that `kl_weight` beside them means the same."""
+    r = rewards(1, 2, 3, 6)
+    torch.testing.assert_close(whiten(r * scale, epsilon=1e-6), whiten(r, epsilon=1e-6), rtol=1e-5, atol=1e-6)
+
+
+def test_a_spread_far_below_the_rewards_size_is_none():
+    """A score of 1000 in fp32 is known to 6e-5: what differs there is rounding, and gives zero. 3e-6 of it counts."""
+    assert whiten(rewards(1000, 1000 + 1e-4, 1000, 1000), epsilon=1e-6).tolist() == [0.0] * 4
+    counted = whiten(torch.tensor([1.0, 1.0 + 6e-6, 1.0, 1.0 + 6e-6]), epsilon=1e-6)
+    torch.testing.assert_close(counted, rewards(-1, 1, -1, 1), rtol=0.05, atol=0)
+    assert whiten(rewards(1, 2), epsilon=0.4).tolist() == [0, 0]  # std 0.5 of a largest of 2
+    assert whiten(rewards(1, 2), epsilon=0.2).tolist() == [-1, 1]
 
 
 def test_centring_by_hand():

@@ -21,6 +21,7 @@ from memdiff.recipe.reading import check_recipe
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
 from memdiff.runtime.vjp import Gradients, Pieces
 from tests.gradients.test_sft_pg import Engine, Walk
+from tests.helpers.half_precision import relative_error
 from tests.helpers.one_graph import ALONE, knobs, round_of, waves
 from tests.helpers.tiny import CPU, tiny_policy
 
@@ -50,28 +51,49 @@ def of_seed(policy: Any, seed: int, images: int, number: int = 1) -> Round:
     return Round(Batch(range(images), [""] * images, images, noise), Clock(CPU))
 
 
-def test_at_first_it_does_nothing_and_then_learns_in_plain_torch() -> None:
-    """v = 0 takes nothing off. 20 steps of Adam down the mean over pairs of (v - A_i)^2 are plain torch's."""
+def test_at_first_it_does_nothing_and_then_learns_in_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """v = 0 takes nothing off. Each of 20 gradients is plain torch's of the mean over pairs of (v - A_i)^2 at the same
+    weights (<= 1e-4 of its norm), and each step is Adam's on that gradient.
+
+    Not the weights after 20 steps of each: Adam makes a full step of an element whose gradient is rounding alone.
+    """
     policy = tiny_policy(steps=5)
     method = reinforce(policy)
     assert method.value is not None
-    plain = copy.deepcopy(method.value.learner.network)
-    experience = method.collect(policy, round_of(policy, 6))
-    assert experience.step_advantages_Kn is not None
-    torch.testing.assert_close(experience.step_advantages_Kn, experience.advantages_n.repeat(5, 1))
+    learner = method.value.learner
+    plain = copy.deepcopy(learner.network)
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-2)
+    taken: list[list[torch.Tensor]] = []  # gradients and the weights before them
+    step = learner.step
+
+    def noted_step(when: str) -> float:
+        weights = [parameter.detach().clone() for parameter in learner.parameters]
+        gradients = [parameter.grad.clone() for parameter in learner.parameters if parameter.grad is not None]
+        taken.append([*gradients, *weights])
+        return step(when)
+
+    monkeypatch.setattr(learner, "step", noted_step)
+    experience = method.collect(policy, round_of(policy, 6))
+    assert experience.step_advantages_Kn is not None and len(taken) == 20
+    torch.testing.assert_close(experience.step_advantages_Kn, experience.advantages_n.repeat(5, 1))
     pairs = [(image, step) for step in policy.schedule.steps_with_density for image in range(6)]
     x_t, _ = experience.trajectory.transitions(pairs)
     target = experience.advantages_n[[image for image, _ in pairs]]
-    loss = torch.zeros(())
-    for _ in range(20):
-        optimizer.zero_grad()
-        loss = (plain(x_t, [step for _, step in pairs]) - target).square().mean()
-        loss.backward()
+    parameters, losses = list(plain.parameters()), []
+    for gradients_and_weights in taken:
+        gradients, weights = gradients_and_weights[: len(parameters)], gradients_and_weights[len(parameters) :]
+        for parameter, weight in zip(parameters, weights, strict=True):
+            torch.testing.assert_close(parameter.detach(), weight, rtol=1e-6, atol=1e-7)
+        loss = (plain(x_t, [k for _, k in pairs]) - target).square().mean()
+        losses.append(float(loss.detach()))
+        assert relative_error(gradients, torch.autograd.grad(loss, parameters)) < 1e-4
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
         optimizer.step()
-    for got, truth in zip(method.value.learner.parameters, plain.parameters(), strict=True):
-        torch.testing.assert_close(got, truth, rtol=1e-3, atol=1e-5)
-    assert experience.metrics["value_loss"] == pytest.approx(float(loss.detach()), rel=1e-3)
+    for parameter, weight in zip(parameters, learner.parameters, strict=True):
+        torch.testing.assert_close(parameter, weight, rtol=1e-6, atol=1e-7)
+    assert losses[-1] < 0.5 * losses[0]
+    assert experience.metrics["value_loss"] == pytest.approx(losses[-1], rel=1e-3)
 
 
 def test_gradient_is_that_of_one_graph() -> None:

@@ -67,7 +67,12 @@ def plain_autograd(policy, experience: Experience, ranks: Ranks, chunk: int, exa
         if exact is not None:
             in_full = exact.mean(x_t.float(), steps)
             mean = in_full + (mean - in_full).detach()
-        value = log_prob(x_s.float(), mean, step_sigma(steps, policy.schedule, mean), reduction="mean")
+        sigma = step_sigma(steps, policy.schedule, mean)
+        if experience.trajectory.is_rounded:  # what was sampled, as the noise has it (test_small_sigma.py)
+            batch = experience.round.batch
+            drawn = torch.cat([batch.noise.step([batch.images[i]], k) for i, k in rows])
+            x_s = mean.detach() + sigma * drawn.to(mean.device)
+        value = log_prob(x_s.float(), mean, sigma, reduction="mean")
         advantage = experience.advantages_n[[i for i, _ in rows]]
         loss = -(advantage * value).sum() / IMAGES * scale
         for total, gradient in zip(totals, torch.autograd.grad(loss, parameters), strict=True):
