@@ -32,7 +32,6 @@ from memdiff.chain.ddim import kl_of_means, log_prob, step_sigma
 from memdiff.chain.noise import Noise
 from memdiff.chain.schedule import step_weights, weighted_steps
 from memdiff.chain.surrogate import clipped_slope
-from memdiff.chain.trajectory import Trajectory
 from memdiff.errors import ConfigError
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.offload import decoding, scoring
@@ -45,7 +44,7 @@ from memdiff.methods.micro_batches import MicroBatch, PieceSize, micro_batches
 from memdiff.methods.pair_diagnostics import PairDiagnostics, PairSums
 from memdiff.methods.predicted_baseline import predicted_rewards
 from memdiff.methods.reinforce_experience import Experience
-from memdiff.methods.sampling import sample
+from memdiff.methods.sampling import sample_trajectory, wide
 from memdiff.methods.value_baseline import ValueBaseline
 from memdiff.models.policy import Policy, decode_what_fits, sample_step
 from memdiff.rewards.guards import diversity
@@ -108,28 +107,12 @@ class Reinforce:
 
     def _sampled(self, policy: Policy, this_round: Round) -> tuple[torch.Tensor, Experience]:
         """x_0 of this rank's images, n C H W, and their trajectory."""
-        trajectory = self._trajectory(policy, len(this_round.batch.images))
-        with this_round.clock.phase("rollout"):
-            x_0 = sample(
-                policy,
-                this_round.batch,
-                self.knobs,
-                storage=trajectory.dtype,
-                store=trajectory.write,
-                on_step=this_round.advance,
-            )
+        x_0, trajectory = sample_trajectory(policy, this_round, self.knobs, storage=self._storage(policy))
         return x_0, Experience(this_round, trajectory)
 
-    def _trajectory(self, policy: Policy, images: int) -> Trajectory:
-        return Trajectory(
-            steps=policy.schedule.steps,
-            images=images,
-            shape=policy.shape,
-            # Later updates read the last digits of the states; the first one draws their noise once more.
-            dtype=torch.promote_types(policy.dtype, torch.float32) if self.config.states_are_fp32 else policy.dtype,
-            device=policy.device,
-            on_host=self.knobs.trajectory == "host",
-        )
+    def _storage(self, policy: Policy) -> torch.dtype:
+        """Later updates read the last digits of the states; the first one draws their noise once more."""
+        return wide(policy) if self.config.states_are_fp32 else policy.dtype
 
     def _scored(self, policy: Policy, experience: Experience, x_0: torch.Tensor) -> torch.Tensor:
         """Fills in scores and advantages; returns those of all ranks' images: N."""
