@@ -35,7 +35,7 @@ def test_every_shipped_recipe_makes_a_card(name: str) -> None:
     file = shipped_recipes()[name]
     recipe = read_recipe(file)
     text = card_of(recipe)
-    data = ModelCard(text).data
+    data: Any = ModelCard(text).data
     is_text = recipe.model.kind != "ddpm" and getattr(recipe.model, "name", "") != "digits"
     assert data.library_name == "diffusers" and recipe.method.kind in (data.tags or [])
     assert data.pipeline_tag == ("text-to-image" if is_text else "unconditional-image-generation")

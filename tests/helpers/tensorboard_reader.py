@@ -33,8 +33,11 @@ def read_events(folder: Path) -> Events:
             for tag in tags["images"]
             if (images := accumulator.Images(tag)) is not None
         },
-        {
-            tag.removesuffix("/text_summary"): make_ndarray(accumulator.Tensors(tag)[-1].tensor_proto).item().decode()
-            for tag in tags["tensors"]
-        },
+        {tag.removesuffix("/text_summary"): _text(accumulator.Tensors(tag)[-1]) for tag in tags["tensors"]},
     )
+
+
+def _text(event: Any) -> str:
+    """What a text summary says: a tensor of one string of bytes."""
+    word: Any = make_ndarray(event.tensor_proto).item()
+    return word.decode()
