@@ -28,7 +28,7 @@ def messages() -> dict[str, list[str]]:
 
 
 def messages_of(file: Path) -> Iterator[str]:
-    """Of one file."""
+    """The messages of one file, in their order."""
     tree = ast.parse(file.read_text())
     known = ERRORS | {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and _is_error(node)}
     if any(isinstance(node, ast.ImportFrom) and node.module == "pydantic" for node in ast.walk(tree)):

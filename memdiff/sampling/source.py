@@ -15,7 +15,8 @@ from memdiff.models.config import (
     resolve_source,
     takes_prompts,
 )
-from memdiff.models.lora.paths import DIFFUSERS_NAME, PEFT_NAME, find_adapter
+from memdiff.models.lora.names import DIFFUSERS_NAME, PEFT_NAME
+from memdiff.models.lora.paths import find_adapter
 from memdiff.recipe.prompts import PromptsConfig
 from memdiff.training.run_folder import RunFolder
 

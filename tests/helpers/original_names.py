@@ -38,7 +38,7 @@ def in_one_file(pipeline: Any) -> Tensors:
 
 
 def unet_tensors(unet: Any) -> Tensors:
-    """Of a UNet2DConditionModel."""
+    """Names of a UNet2DConditionModel's tensors."""
     layers, state = unet.config["layers_per_block"], unet.state_dict()
     return {f"model.diffusion_model.{_unet_name(name, layers, state)}": tensor for name, tensor in state.items()}
 

@@ -20,7 +20,6 @@ def read_events(folder: Path) -> Events:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own, about its dependencies
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-        from tensorboard.util.tensor_util import make_ndarray
 
         kept = {"scalars": 0, "images": 0, "tensors": 0}
         accumulator: Any = EventAccumulator(str(folder), size_guidance=kept)
@@ -39,5 +38,7 @@ def read_events(folder: Path) -> Events:
 
 def _text(event: Any) -> str:
     """What a text summary says: a tensor of one string of bytes."""
+    from tensorboard.util.tensor_util import make_ndarray
+
     word: Any = make_ndarray(event.tensor_proto).item()
     return word.decode()

@@ -42,9 +42,9 @@ def test_trailing_timesteps_that_are_one_too_many_are_told() -> None:
 def test_steps_that_do_not_fit_together_are_told() -> None:
     """linspace at 10 steps leaves 0.102 where the last step is told 0.029, by alpha-bar itself; at 50 they agree."""
     (said,) = notes(10, "linspace")
-    left, told = ((1 - scheduler_of().alphas_cumprod[timestep]) ** 0.5 for timestep in (111 - 100, 0))
-    assert f"noise of std {float(left):.3f} where the next one is told {float(told):.3f}" in said
-    assert float(left) == pytest.approx(0.102, abs=1e-3) and float(told) == pytest.approx(0.029, abs=1e-3)
+    left, named = ((1 - scheduler_of().alphas_cumprod[timestep]) ** 0.5 for timestep in (111 - 100, 0))
+    assert f"noise of std {float(left):.3f} where the next one is told {float(named):.3f}" in said
+    assert float(left) == pytest.approx(0.102, abs=1e-3) and float(named) == pytest.approx(0.029, abs=1e-3)
     assert not any(notes(steps, spacing) for steps in (10, 25, 50) for spacing in ("leading", "trailing"))
     assert not notes(50, "linspace")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from memdiff.errors import ConfigError
-from memdiff.models.lora.paths import NAMES, NO_ADAPTERS
+from memdiff.models.lora.names import NAMES, NO_ADAPTERS
 
 SECONDS = 5.0  # for the hub's answer
 CONFIG = "adapter_config.json"

@@ -4,16 +4,12 @@ import re
 from pathlib import Path
 
 from memdiff.errors import ConfigError
+from memdiff.models.lora.hub import fetch_adapter
+from memdiff.models.lora.names import DIFFUSERS_NAME, NAMES, NO_ADAPTERS, PEFT_NAME
 
-PEFT_NAME = "adapter_model.safetensors"
-DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
-KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"  # the same adapter by the key names of other programs
-PICKLED = ("adapter_model.bin", "pytorch_lora_weights.bin")  # what peft and diffusers wrote before safetensors
-NAMES = (PEFT_NAME, DIFFUSERS_NAME, *PICKLED)
 FOLDERS = (".", "adapter", "model", "model/adapter")  # inside a PEFT folder, a pipeline, a run
 SUFFIXES = (".safetensors", ".bin", ".pt")
 HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*(/(?!.*\.\.)[\w./ +()-]+\.(safetensors|bin|pt))?", re.ASCII)
-NO_ADAPTERS = ("scheduler", "optimizer", "checkpoint")  # in names of files beside one, by diffusers' rule
 
 
 def find_adapter(path: Path) -> Path:
@@ -31,8 +27,6 @@ def find_adapter(path: Path) -> Path:
             if (path / folder / name).is_file():
                 return path / folder / name
     if not path.exists() and on_hub(path):
-        from memdiff.models.lora.hub import fetch_adapter
-
         return fetch_adapter(*_repository_and_file(path))
     if not path.exists():
         raise ConfigError(f"no such adapter file or folder: {path}")
