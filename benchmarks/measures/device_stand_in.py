@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from memdiff.runtime import placement
 
@@ -30,7 +31,9 @@ def stand_in() -> None:
 
 
 def place(thing: placement.T, device: torch.device) -> placement.T:
-    """As memdiff.runtime.placement.place, with `DEVICE` a place of its own."""
+    """As memdiff.runtime.placement.place, with `DEVICE` a place of its own. Fake tensors, a plan's, go as ever."""
+    if _is_fake(thing):
+        return _place(thing, device)
     if isinstance(thing, torch.nn.Module):
         for parameter in (*thing.parameters(), *thing.buffers()):
             parameter.data = place(parameter.data, device)
@@ -45,6 +48,13 @@ def place(thing: placement.T, device: torch.device) -> placement.T:
 def is_there(tensor: torch.Tensor) -> bool:
     """Whether its storage lies on the stand-in."""
     return tensor.untyped_storage().data_ptr() in _on_device
+
+
+def _is_fake(thing: torch.Tensor | torch.nn.Module) -> bool:
+    """Without numbers, as a plan makes them, so that there is no storage to look at."""
+    if isinstance(thing, torch.nn.Module):
+        return any(isinstance(tensor, FakeTensor) for tensor in (*thing.parameters(), *thing.buffers()))
+    return isinstance(thing, FakeTensor)
 
 
 @cache

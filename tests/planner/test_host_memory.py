@@ -13,6 +13,7 @@ from memdiff.runtime.state_dicts import kinds_of_numbers
 from tests.helpers.processes import run_python
 
 MIB = 2**20
+_STATUS = Path("/proc/self/status").read_text() if Path("/proc/self/status").is_file() else ""
 
 
 def test_host_memory_is_the_larger_of_load_and_run() -> None:
@@ -31,8 +32,8 @@ def test_a_machine_with_too_little_is_named(capsys: pytest.CaptureFixture[str]) 
     """In the plan's notes, first; a machine that is large enough is not mentioned."""
     for host_gib, words in ((1.0, "ranks need"), (1000.0, None)):
         said = plan_recipe(
-            Path("launch/recipes/digits_draft.yaml"), [], gpu="t4", budget_gib=None, ranks=2, host_gib=host_gib,
-            as_json=True,
+            Path("launch/recipes/digits_draft.yaml"), ["memory.activation_checkpointing=none"], gpu="t4",
+            budget_gib=None, ranks=2, host_gib=host_gib, as_json=True,
         )  # fmt: skip
         assert said is not None
         plan = json.loads(said)
@@ -48,6 +49,7 @@ def test_this_machine_says_how_much_it_has() -> None:
     assert here is None or here > 256 * MIB
 
 
+@pytest.mark.skipif("RssAnon" not in _STATUS, reason="this system doesn't say what of a process is anonymous memory")
 def test_planned_host_memory_is_what_a_process_takes(tmp_path: Path) -> None:
     """A UNet of 60 M parameters and more, in fp32 on disk, run in fp16 on the stand-in (benchmarks/measures).
 

@@ -471,7 +471,7 @@ def test_a_run_takes_the_plan_of_its_first_rank(measured: tuple[Recipe, dict[Rec
     recipe, _ = measured
     plan = shared_plan(recipe, Ranks(0, 1, HOST), "fp16", budget=100 * GIB, gpu=find_gpu("t4"))
     assert plan is not None and Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
-    assert plan.to_json()["version"] == 3 and plan.chosen() == Knobs(**plan.knobs)
+    assert plan.to_json()["version"] == 4 and plan.chosen() == Knobs(**plan.knobs)
     unknown = recipe.model_copy(update={"model": DdpmConfig(kind="ddpm", path="nobody/nothing")})
     assert shared_plan(unknown, Ranks(0, 1, HOST), "fp16", budget=GIB, gpu=None) is None
 

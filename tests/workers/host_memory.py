@@ -3,6 +3,7 @@
 python -m tests.workers.host_memory FOLDER writes a Stable Diffusion there, and prints bytes as JSON.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ device_stand_in.stand_in()
 
 import torch  # noqa: E402  # after the stand-in, which other modules bind by name
 
-from benchmarks.recorder.models import (  # noqa: E402  # noqa: E402
+from benchmarks.recorder.models import (  # noqa: E402
     tiny_conditioned_unet,
     tiny_scheduler,
     tiny_text_encoder,
@@ -45,7 +46,7 @@ def write_pipeline(folder: Path) -> None:
         requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
     with torch.device("meta"):
-        unet = tiny_conditioned_unet(**WIDE, layers_per_block=3)
+        unet = tiny_conditioned_unet(**WIDE, layers_per_block=2)
     unet.save_config(folder / "unet")
     write_random(folder / "unet" / "diffusion_pytorch_model.safetensors", unet, half=False)
 
@@ -65,7 +66,8 @@ def main(folder: Path) -> None:
             "model": {"kind": "stable_diffusion", "path": str(folder), "precision": "fp16"},
             "adapter": {"rank": 2}, "sampler": {"steps": 2, "eta": 0.0}, "prompts": ["seven"],
             "method": {"kind": "draft", "last_steps": "all"}, "reward": [{"kind": "digits", "mode": "probability"}],
-            "memory": {"idle_unet": "host", "micro_batch": 1}, "run": {"images_per_round": 1},
+            "memory": {"idle_unet": "host", "micro_batch": 1, "activation_checkpointing": "none"},
+            "run": {"images_per_round": 1},
         },
         source="test",
     )  # fmt: skip
@@ -75,7 +77,8 @@ def main(folder: Path) -> None:
     def load() -> Any:
         return load_policy(recipe.model, recipe.sampler, options, device=device_stand_in.DEVICE)
 
-    load()
+    load().encode(["seven"])
+    gc.collect()
     before = anonymous_bytes()
     policy = load()
     loaded = anonymous_bytes()
