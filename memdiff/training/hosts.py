@@ -228,19 +228,22 @@ class OnHosts:
             return
         whole = text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
+        ends = []
         for line in whole.decode(errors="replace").splitlines():
             if line.startswith(MARK):
                 with suppress(ValueError):
-                    self._take(json.loads(line.removeprefix(MARK)))
+                    ends += self._take(json.loads(line.removeprefix(MARK)))
+        for connection in ends:  # once all is read: how a host ended may follow on what ended there
+            self._note(connection)
 
-    def _take(self, content: Any) -> None:
+    def _take(self, content: Any) -> list[Connection]:
+        """The connection that the report is of, where it tells of an end."""
         name = content.pop("on", None) if isinstance(content, dict) else None
         connection = next((connection for connection in self.connections if connection.host.name == name), None)
         if connection is None:
-            return
+            return []
         connection.reported |= content
-        if content.keys() & {"gone", "code"}:
-            self._note(connection)
+        return [connection] if content.keys() & {"gone", "code"} else []
 
     def _outcome(self) -> int:
         if self.how is not None:

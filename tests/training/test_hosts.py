@@ -21,6 +21,7 @@ import pytest
 
 from memdiff.errors import ConfigError
 from memdiff.processes.file_lock import FileLock, Holder
+from memdiff.processes.host import MARK
 from memdiff.processes.identity import all_pids, lives, own_identity, words_of
 from memdiff.processes.stops import Stops
 from memdiff.training import hosts as module
@@ -243,6 +244,16 @@ def test_a_host_that_is_lost_is_no_request_to_stop(tmp_path: Path, capsys: Any) 
         on_hosts = OnHosts([Connection(Host("b", 1), cast(Any, Gone(pipe)))], log, Stops(lambda: None))
         assert outcome(RunFolder(tmp_path), log, on_hosts, on_hosts.wait()) == 6
     assert "error[6]: host b was lost (Timeout, server b not responding.)" in capsys.readouterr().err
+
+
+def test_an_end_that_is_read_at_once_with_its_cause_is_no_lost_host(tmp_path: Path) -> None:
+    """A slow look finds ssh ended and both reports in the log: the rank that was killed, and how launch.py ended."""
+    log = tmp_path / "launcher.log"
+    gone, code = {"on": "b", "gone": "rank 1 (pid 7)"}, {"on": "b", "code": 247, "cleared": False}
+    log.write_text("".join(f"{MARK}{json.dumps(report)}\n" for report in (gone, code)))
+    with (tmp_path / "pipe").open("wb") as pipe:
+        on_hosts = OnHosts([Connection(Host("b", 1), cast(Any, Gone(pipe)))], log, Stops(lambda: None))
+        assert how_it_ended(on_hosts, on_hosts.wait(), log) == "rank 1 (pid 7 on b) was killed by SIGKILL"
 
 
 def test_ranks_end_with_the_way_to_memdiff(two_hosts: Path) -> None:
