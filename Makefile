@@ -12,8 +12,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # ninja and the compiler wrappers lie beside the venv's python
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test test-slow test-gpu faults soak fuzz lint format bench bench-digits bench-queries bench-rewards bench-lora-scale bench-sft_pg \
-	bench-value_baseline bench-planning bench-host_memory bench-peers bench-gpu record-check rooms clean
+.PHONY: setup demo test test-slow test-gpu faults soak fuzz lint format docs bench bench-digits bench-queries bench-rewards bench-lora-scale bench-sft_pg \
+	bench-value_baseline bench-planning bench-host_memory bench-watching bench-peers bench-gpu record-check rooms clean
 
 setup: $(READY)
 
@@ -35,7 +35,7 @@ test-slow: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-# real runs, killed, stopped, frozen and starved: about 6 minutes; `make soak` takes hours
+# real runs, killed, stopped, frozen and starved, two at a time; `python -m tests.faults --all` and `make soak` take longer
 faults: $(READY)
 	$(BIN)/python -m tests.faults
 
@@ -59,11 +59,16 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# the documentation, into build/site: open build/site/index.html
+docs: $(READY)
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
+
 bench: $(READY)
 	for suite in cpu chain world plan; do $(BIN)/python -m benchmarks run $$suite || exit 1; done
 	$(MAKE) bench-digits bench-queries
 
-bench-digits bench-queries bench-rewards bench-sft_pg bench-value_baseline bench-planning bench-host_memory: bench-%: $(READY)
+bench-digits bench-queries bench-rewards bench-sft_pg bench-value_baseline bench-planning bench-host_memory bench-watching: bench-%: $(READY)
 	$(BIN)/python -m benchmarks.studies.$*
 
 bench-lora-scale: $(READY)

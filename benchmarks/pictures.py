@@ -13,6 +13,13 @@ COLOURS = ("#4c566a", "#8fbcbb", "#81a1c1", "#5e81ac", "#a3be8c", "#ebcb8b", "#d
 TITLES = {"recomputed": "steps recomputed: one graph at a time", "kept": "steps kept: every graph until its pull"}
 
 
+SERIES = {
+    "recomputed": "last K of 50 steps, run again",
+    "kept": "last K of 50 steps, graphs kept",
+    "length": "a chain of K steps, run again",
+}
+
+
 def draw_all(results: Path) -> None:
     """Those whose rows are there."""
     chain = [row for row in read_rows(results / "chain.jsonl") if row["outcome"] == "ok"]
@@ -27,11 +34,11 @@ def draw_growth(rows: Sequence[Row], file: Path) -> None:
     """Peak and seconds against the number of differentiated steps."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for series in ("recomputed", "kept", "length"):
+    for series, label in SERIES.items():
         mine = sorted((row["about"]["depth"], row["figures"]) for row in rows if row["about"]["series"] == series)
         depths = [depth for depth, _ in mine]
-        left.plot(depths, [numbers["peak_bytes"] / MIB for _, numbers in mine], marker="o", markersize=3, label=series)
-        right.plot(depths, [numbers["seconds_update"] for _, numbers in mine], marker="o", markersize=3, label=series)
+        left.plot(depths, [numbers["peak_bytes"] / MIB for _, numbers in mine], marker="o", markersize=3, label=label)
+        right.plot(depths, [numbers["seconds_update"] for _, numbers in mine], marker="o", markersize=3, label=label)
     left.set(xlabel="differentiated steps K", ylabel="peak (MiB)", ylim=(0, None))
     right.set(xlabel="differentiated steps K", ylabel="seconds an update", ylim=(0, None))
     left.legend(frameon=False)
@@ -52,7 +59,8 @@ def draw_timeline(rows: Sequence[Row], file: Path) -> None:
             if phase and stop - start > len(points) / 20:
                 axis.text((start + stop) / 2, axis.get_ylim()[1], phase, ha="center", va="bottom", fontsize=8)
         name = row["case"].partition("/")[2]
-        axis.set(ylabel="live MiB", xlim=(0, len(points) - 1), ylim=(0, None))
+        axis.set(xlabel="the update, in allocations", ylabel="live MiB", xlim=(0, len(points) - 1), ylim=(0, None))
+        axis.set_xticks([])  # its points are stretches of allocations
         axis.set_title(TITLES.get(name, name), fontsize=9, pad=14, loc="left")
         axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
     figure.savefig(file, dpi=110)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from memdiff import __version__
+from memdiff import __version__, library
 from memdiff.errors import ConfigError
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.runtime.exit_codes import guarded
@@ -57,6 +57,9 @@ def train(
         typer.Option(metavar="FOLDER|hf://REPO", help="A run folder begun elsewhere, copied to --out to go on there."),
     ] = None,
     ds_config: Annotated[Path | None, typer.Option(help="A DeepSpeed JSON to start from.")] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Hosts to run on, a line each: NAME slots=N. ssh goes to each of them.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")] = False,
 ) -> None:
     """Fine-tune a model on a reward. The same command again goes on where it stopped.
@@ -82,7 +85,7 @@ def train(
 
     code = train_recipe(
         recipe, out, set_ or (), stops,
-        gpus=gpus, resume=resume, resume_from=resume_from, ds_config=ds_config, dry_run=dry_run,
+        gpus=gpus, hostfile=hostfile, resume=resume, resume_from=resume_from, ds_config=ds_config, dry_run=dry_run,
     )  # fmt: skip
     raise typer.Exit(code)
 
@@ -114,6 +117,8 @@ def sample(
         str | None, typer.Option(metavar="START:END", help="Adapters act in these steps. Default: as trained.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    height: Annotated[int | None, typer.Option(help="Pixels. Default: the run's own, or the model's.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. Default: the run's own, or the model's.")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp16, bf16 or fp32.")] = "auto",
     best: Annotated[bool, typer.Option("--best", help="The best evaluated weights of a run, not the last.")] = False,
     out: Annotated[Path | None, typer.Option(help="Default: samples in the run folder, or ./samples.")] = None,
@@ -123,15 +128,12 @@ def sample(
 
     Image i has the same noise and the same prompt on any number of GPUs.
     """
-    from memdiff.sampling.processes import sample_over_processes
-    from memdiff.sampling.request import make_request
-
-    request = make_request(
+    samples = library.sample(
         source, best=best, num_images=num_images, batch_size=batch_size, steps=steps, eta=eta, guidance=guidance,
         seed=seed, prompt=prompt, prompts=prompts, lora_scale=lora_scale, mix=mix or (), adapter_steps=adapter_steps,
-        precision=precision, out=out,
+        precision=precision, out=out, height=height, width=width, gpus=gpus,
     )  # fmt: skip
-    typer.echo(str(sample_over_processes(request, gpus)))
+    typer.echo(str(samples.folder))
 
 
 @app.command(epilog="Example: memdiff score samples --reward aesthetic --reward jpeg:quality=90 --json scores.json")
@@ -246,12 +248,34 @@ def plan(
         typer.echo(said)
 
 
-@app.command(epilog="Example: memdiff report runs/digits")
-def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write report.html into a run folder: one file, opens from file://."""
-    from memdiff.reporting.html import write_report
+@app.command(epilog="Example: memdiff report runs/digits runs/digits_ddpo --out comparison.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run folder, or several to put side by side.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Default: report.html in the run folder; of several ./comparison.html.")
+    ] = None,
+) -> None:
+    """Write a page about a run, or about several side by side: one file, opens from file://."""
+    from memdiff.reporting.html import write_comparison, write_report
 
-    typer.echo(str(write_report(run)))
+    typer.echo(str(write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out)))
+
+
+@app.command(epilog="Example: memdiff push runs/digits you/even-digits --yes")
+def push(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    repo: Annotated[str, typer.Argument(help="The model repository: owner/name.")],
+    best: Annotated[bool, typer.Option("--best", help="The best evaluated weights, not the last.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="A new repository that all can read.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; else the files are listed and nothing is sent.")] = False,
+) -> None:
+    """Put a run's model and its card on the hub. Says what would go there, and goes with --yes."""
+    from memdiff.publishing.push import prepare_upload
+    from memdiff.publishing.push import push as push_files
+
+    upload = prepare_upload(run, repo, best=best, public=public)
+    typer.echo("\n".join(upload.lines()))
+    typer.echo(push_files(upload) if yes else "nothing was sent; --yes sends it")
 
 
 @app.command(epilog="Example: memdiff doctor")
@@ -327,8 +351,8 @@ def schema() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits."""
-    for library in ("TRANSFORMERS", "DIFFUSERS"):  # read when they are imported, which some of their advice precedes
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    for name in ("TRANSFORMERS", "DIFFUSERS"):  # read when they are imported, which some of their advice precedes
+        os.environ.setdefault(f"{name}_VERBOSITY", "error")
     use_expandable_segments()
     command: Any = typer.main.get_command(app)
     words = list(arguments) if arguments is not None else None

@@ -146,6 +146,7 @@ def train(
     """
     from memdiff.errors import EXIT_STOPPED, ConfigError, MemdiffError
     from memdiff.rewards.handed_over import HERE, hand_over
+    from memdiff.training.before_launch import check_arguments, check_before_launch
     from memdiff.training.launcher import choose_world_size
     from memdiff.training.run_folder import RunFolder
     from memdiff.training.start import programs_stops, run_here, run_ranks, way_on
@@ -159,6 +160,7 @@ def train(
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "library"
     folder = RunFolder((Path(out) if out else Path("runs") / name).resolve())
     file = Path(ds_config).resolve() if ds_config else None
+    check_arguments(checked, folder, gpus, resume, file)
     world_size = choose_world_size(gpus)
     checked.check_world_size(world_size)
     if world_size > 1 and any(getattr(part, "file", None) == HERE for part in checked.reward):
@@ -166,6 +168,7 @@ def train(
             f"a function of this program reaches no {world_size} processes; put it into a file and give "
             'reward=[{"kind": "python", "file": "my_reward.py"}], or gpus=1'
         )
+    check_before_launch(checked, file, world_size)
     with programs_stops() as stops:
         if world_size == 1:
             code = run_here(checked, folder, resume, file, stops)
@@ -191,6 +194,7 @@ def sample(source: "str | Path | Run", *, num_images: int = 16, gpus: int | None
     from memdiff.sampling.request import make_request
 
     names = ("batch_size", "steps", "eta", "guidance", "prompt", "prompts", "lora_scale", "adapter_steps")
+    names += ("height", "width")
     known: dict[str, Any] = {
         **dict.fromkeys(names),
         "best": False,

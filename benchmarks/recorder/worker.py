@@ -92,8 +92,8 @@ def _left(run: Path) -> dict[str, Any]:
 
 
 def _is_ours(file: Path) -> bool:
-    """Not DeepSpeed's, of which there are many, nor a picture."""
-    return "checkpoints" not in file.parts and "samples" not in file.parts
+    """Not DeepSpeed's, of which there are many, nor a picture, nor TensorBoard's, whose names hold the time."""
+    return not {"checkpoints", "samples", "tensorboard"} & set(file.parts)
 
 
 def _is_first() -> bool:

@@ -98,12 +98,13 @@ def picture(rows: list[dict[str, Any]], pictures: list[torch.Tensor], file: Path
     left.set_xticks([])
     left.set_yticks([(index + 0.5) * grid.height / len(rows) for index in range(len(rows))])
     left.set_yticklabels([f"{row['scale']:g}" for row in rows])
-    left.set(ylabel="scale", title="the same noise")
+    left.set(ylabel="scale of dW", xlabel="images from the same noise, one a column")
     scales, rewards = [row["scale"] for row in rows], [row["reward"] for row in rows]
     errors = [CONFIDENCE * row["standard_error"] for row in rows]
     right.errorbar(scales, rewards, yerr=errors, marker="o", capsize=3)
-    right.axvline(1.0, linestyle=":", color="grey")
-    right.set(xlabel="scale of dW", ylabel=f"mean reward of {rows[0]['images']} images, 95 %")
+    right.axvline(1.0, linestyle=":", color="grey", label="as trained")
+    right.legend(frameon=False)
+    right.set(xlabel="scale of dW", ylabel=f"mean reward of {rows[0]['images']} images, 95 % interval")
     figure.savefig(file, dpi=110)
 
 

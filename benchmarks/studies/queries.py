@@ -166,9 +166,9 @@ def picture(curves: Mapping[str, Sequence[Curve]], seconds: float, file: Path) -
             else:
                 right.plot(curve.seconds, curve.rewards, **style)
     final = statistics.median(curve.best for curve in curves["reinforce"])
-    left.axhline(final, linestyle=":", color="grey")
+    left.axhline(final, linestyle=":", color="grey", label="REINFORCE at its best, median")
     left.set(xscale="log", xlabel="reward queries", ylabel="mean reward of 64 images, three seeds")
-    right.axvline(seconds, linestyle=":", color="grey")
+    right.axvline(seconds, linestyle=":", color="grey", label=f"{seconds:.3g} s: equal time")
     right.set(xlabel="seconds of training (one thread)", ylabel="mean reward of 64 images, three seeds")
     for axis in (left, right):
         axis.legend(frameon=False)

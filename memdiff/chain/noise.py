@@ -23,6 +23,7 @@ class Stream(IntEnum):
     PROMPTS = 6
     REAL_IMAGES = 7  # which of them a round sees
     MINIBATCHES = 8  # which pairs of a round share an update
+    CRITIC = 9  # that a critic sees images through
 
 
 def draw_integer(*, seed: int, stream: Stream, round_number: int, image: int, low: int, high: int) -> int:

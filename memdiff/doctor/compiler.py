@@ -17,6 +17,7 @@ SECONDS_COMPILE = 8.0
 OPS_CPU = ("deepspeed_shm_comm", "cpu_adam")
 LEFT_LOCKED = "left locked"
 OPS_GPU = ("cpu_adam",)  # ranks on GPUs talk through NCCL
+NOT_DONE = "not done within"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ def judge_compiler(facts: CompilerFacts) -> Finding:
     if not facts.python_header:
         advice = "apt-get install python3-dev (of this Python's version)."
         return Finding("compiler", "fail", f"{facts.compiler}, but no Python.h", advice)
+    if facts.error.startswith(NOT_DONE):
+        advice = "The machine is busy, or the compiler hangs: the first start, which builds an operator, will tell."
+        return Finding("compiler", "warn", f"{facts.compiler}: a test extension was {facts.error}", advice)
     if facts.error:
         advice = "Repair the compiler, or point CXX at one that works."
         return Finding("compiler", "fail", f"{facts.compiler} can't build an extension: {facts.error}", advice)
@@ -108,7 +112,7 @@ def _run_error(command: list[str], seconds: float) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        return f"not done within {seconds:.0f} s"
+        return f"{NOT_DONE} {seconds:.0f} s"
     except OSError as error:
         return str(error.strerror)
     return "" if done.returncode == 0 else first_line(done.stderr) or f"code {done.returncode}"

@@ -4,11 +4,11 @@ import os
 import re
 import resource
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from memdiff.doctor.table import Finding
+from memdiff.runtime.cores import cores_here
 from memdiff.runtime.units import GIB
 
 LEAST_DISK_BYTES = 5 * GIB
@@ -44,7 +44,7 @@ def probe_host() -> HostFacts:
         disk_free_bytes=free_bytes(folder),
         shm_bytes=shutil.disk_usage(shm).total if shm.is_dir() else None,
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        cores=cores_here(),
         memory_bytes=total,
         memory_free_bytes=free,
         threads=os.environ.get("OMP_NUM_THREADS", ""),

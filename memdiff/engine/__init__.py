@@ -6,6 +6,7 @@ config      Recipe section `optimizer`, no deepspeed
 divergence  Whether all ranks hold the same weights: one integer a parameter, compared before each update
 ds_config   The DeepSpeed JSON: from the file in ds_configs/ that fits the recipe, or from the user's own
 engine      DeepSpeed ZeRO-2 around the list of trainable parameters: one backward, one step, an update
+meeting     How the ranks of several hosts find each other: within a time that a person waits, by the right network
 operators   DeepSpeed's operators: compiled at the first start that needs them, by one process at a time
 update      What an engine is, and what one update did. No deepspeed
 """

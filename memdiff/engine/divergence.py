@@ -13,16 +13,18 @@ from memdiff.runtime.ranks import Ranks
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of an element
 
 
-def refuse_divergence(parameters: Sequence[torch.Tensor], names: Sequence[str], ranks: Ranks) -> None:
+def sums_of_bits(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One integer a parameter, the sum of its elements' bits: one that changes is seen whatever its size: P int64."""
+    return torch.stack([p.detach().view(WORDS[p.element_size()]).sum(dtype=torch.int64) for p in parameters])
+
+
+def refuse_divergence(sums_P: torch.Tensor, names: Sequence[str], ranks: Ranks) -> None:
     """NumericError, on all ranks, naming the first parameter that differs in any bit, and the rank. Collective.
 
-    The integer is the sum of the elements' bits, so that one that changes is seen whatever its size. Cards that
-    overheat and memory without error correction change weights; a rank that went astray would train on in silence.
+    Cards that overheat and memory without error correction change weights; a rank that went astray would train on in
+    silence.
     """
-    if ranks.world_size == 1:
-        return
-    sums = [p.detach().view(WORDS[p.element_size()]).sum(dtype=torch.int64) for p in parameters]
-    sums_WP = ranks.gather(torch.stack(sums)[None], ranks.world_size).cpu()
+    sums_WP = ranks.gather(sums_P[None], ranks.world_size).cpu()
     usual_P = sums_WP.mode(dim=0).values
     differs_WP = sums_WP != usual_P
     if not bool(differs_WP.any()):

@@ -15,7 +15,8 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch.autograd import Function
 
 from memdiff.engine.config import OptimizerConfig
-from memdiff.engine.divergence import refuse_divergence
+from memdiff.engine.divergence import refuse_divergence, sums_of_bits
+from memdiff.engine.meeting import meet, port_told
 from memdiff.engine.operators import load_cpu_adam, load_shared_memory_operator
-from memdiff.engine.update import Update, warmed_up
-from memdiff.errors import CheckpointError, ConfigError, NumericError
+from memdiff.engine.update import Update, made_again, warmed_up
+from memdiff.errors import CheckpointError, ConfigError, NumericError, OutOfMemoryError
+from memdiff.processes import landmarks
+from memdiff.processes.heartbeat import MEETING
 from memdiff.runtime.placement import place
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import Gradients
@@ -80,7 +84,7 @@ class DeepSpeedEngine:
         )
         self._engine = parts[0]
         self._zero: Any = parts[1]  # Stage1And2ZeroOptimizer; DeepSpeed's annotation is wider
-        self.gradients = Gradients(self._parameters, on_host=gradients_on_host)
+        self.gradients = Gradients(self._parameters, on_host=gradients_on_host, names=self._names)
         self.updates = 0
         self._average: list[torch.Tensor] | None = None
         if config.ema is not None:
@@ -94,10 +98,29 @@ class DeepSpeedEngine:
     def apply(self, rate: float = 1.0) -> Update:
         """One engine backward and step, as `Engine` has it.
 
-        Raises NumericError on every rank where a gradient is not finite on any, or the ranks' weights differ.
+        Raises NumericError on every rank where a gradient is not finite on any, or the ranks' weights differ, and
+        OutOfMemoryError where memory runs out once something has changed. Before that it is tried again.
         """
-        refuse_divergence(self._parameters, self._names, self._ranks)
-        scale = self.hand_over()
+        sums_P, largest = made_again(self._looked_at)
+        if sums_P is not None:
+            refuse_divergence(sums_P, self._names, self._ranks)
+        try:
+            return self._apply(largest, rate)
+        except torch.OutOfMemoryError:
+            pass  # its frames are gone, so that there is memory for the last words
+        raise OutOfMemoryError(
+            f"an update ran out of memory on rank {self._ranks.rank} when it had begun, and can't be made again; the "
+            "checkpoint before is whole"
+        )
+
+    def _looked_at(self) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """What an update needs to know of this rank before it changes anything: sums of bits, the largest gradient."""
+        landmarks.passed()
+        sums_P = sums_of_bits(self._parameters) if self._ranks.world_size > 1 else None
+        return sums_P, place(self.gradients.max_abs(), self._ranks.device)
+
+    def _apply(self, largest: torch.Tensor, rate: float) -> Update:
+        scale = self.hand_over(largest)
         learning_rate = rate * warmed_up(self._config, self.updates)
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
@@ -113,13 +136,18 @@ class DeepSpeedEngine:
         norm = self._engine.get_global_grad_norm()
         return Update(float(norm if norm is not None else math.nan), scale, not applied, learning_rate)
 
-    def hand_over(self) -> float:
-        """The one engine backward of an update: its gradient is exactly the sums, times the loss scale it returns."""
-        largest = float(self._ranks.max(place(self.gradients.max_abs(), self._ranks.device)))
-        if not math.isfinite(largest):
+    def hand_over(self, largest: torch.Tensor | None = None) -> float:
+        """The one engine backward of an update: its gradient is exactly the sums, times the loss scale it returns.
+
+        `largest` is this rank's largest element, where it is known.
+        """
+        if largest is None:
+            largest = place(self.gradients.max_abs(), self._ranks.device)
+        over_ranks = float(self._ranks.max(largest))
+        if not math.isfinite(over_ranks):
             raise NumericError(self._not_finite())
         if self._half:
-            self._zero.loss_scaler.cur_scale = loss_scale(largest, self._ranks.world_size)
+            self._zero.loss_scaler.cur_scale = loss_scale(over_ranks, self._ranks.world_size)
         scale = float(self._zero.loss_scaler.cur_scale) if self._half else 1.0
         handed = [_HandOver.apply(p, g) for p, g in zip(self._parameters, self.gradients.sums, strict=True)]
         self._engine.backward(torch.stack(handed).sum(), scale_wrt_gas=False)  # pyright: ignore[reportArgumentType]
@@ -287,7 +315,10 @@ def start_process_group(ranks: Ranks) -> None:
     for key, value in alone.items():
         os.environ.setdefault(key, value)  # where they are missing DeepSpeed tries MPI
     load_shared_memory_operator()
-    deepspeed.init_distributed("nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
+    # Each rank would print that its operator was built, at every start.
+    with landmarks.at(MEETING), port_told(), redirect_stdout(StringIO()):
+        meet(ranks)
+        deepspeed.init_distributed("nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
     if ranks.device.type == "cpu":
         _unname_shared_memory(ranks)
 

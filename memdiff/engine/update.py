@@ -1,8 +1,8 @@
 """What an engine is, and what one update did. No deepspeed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -41,3 +41,20 @@ class Engine(Protocol):
 def warmed_up(config: OptimizerConfig, updates: int) -> float:
     """The learning rate of the update that follows `updates` others: linear from 1 / warmup_updates, then constant."""
     return config.learning_rate * min(1.0, (updates + 1) / max(1, config.warmup_updates))
+
+
+Result = TypeVar("Result")
+
+
+def made_again(work: Callable[[], Result]) -> Result:
+    """`work()`; where memory runs out in it, once more, with the allocator's idle blocks given back first.
+
+    For work that changes nothing. Raises torch.OutOfMemoryError where it runs out twice.
+    """
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        pass  # the failed call's frames, which hold its tensors, are gone by the next line
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return work()

@@ -18,7 +18,7 @@ from memdiff.evaluation.evaluate import Outcome, Result, evaluate, finite, resiz
 from memdiff.evaluation.intervals import Estimate
 from memdiff.evaluation.request import Evaluation
 from memdiff.reporting.grid import BACKGROUND, INK, image_grid
-from memdiff.reporting.html import render_page
+from memdiff.reporting.page import render_page
 from memdiff.reporting.pictures import embed_png
 
 JSON_NAME, PICTURE, PAGE = "eval.json", "eval.png", "eval.html"

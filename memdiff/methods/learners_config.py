@@ -20,6 +20,16 @@ class CriticConfig(Section):
     widths: tuple[Channels, Channels, Channels] = Field(
         default=(128, 256, 512), description="Channels after each convolution."
     )
+    noise: Float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="Std of the normal noise that it sees every image through, real or made; images lie in 0..1. It "
+        "takes away what tells made images apart at a glance, such as backgrounds that are exactly black.",
+    )
+    noise_draws: Int = Field(
+        default=8, ge=1, le=10**4, description="Draws of that noise over which an image's cost is averaged."
+    )
 
     def elements(self, shape: ImageShape) -> int:
         """Weights of the critic of such images."""

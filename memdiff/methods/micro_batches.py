@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from memdiff.errors import OutOfMemoryError
+from memdiff.runtime import incidents
 from memdiff.runtime.vjp import fixed_batches
 
 Item = TypeVar("Item")
@@ -32,6 +33,7 @@ class PieceSize:
             raise OutOfMemoryError("one image at a time does not fit into the GPU's memory")
         self.rows = -(-self.rows // 2)
         self.halved += 1
+        incidents.counts[incidents.HALVED] += 1
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the failed piece's blocks are of sizes that the next one does not use
 

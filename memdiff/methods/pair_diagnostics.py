@@ -66,7 +66,8 @@ class PairDiagnostics:
         per_mean_B = z_square_B.clamp(min=0).sqrt() / sigma_B
         per_mean_B = per_mean_B / self._dimensions if self._reduction == "mean" else per_mean_B
         norm_B = d_loss_B.abs() * per_mean_B * self._per_prediction_K[step_B]
-        squares_K = self.sums.squares_K.index_add(0, step_B[:count], norm_B[:count].square())
+        squares_B = norm_B[:count].square().to(self.sums.squares_K.dtype)
+        squares_K = self.sums.squares_K.index_add(0, step_B[:count], squares_B)
         kl_to_base = self.sums.kl_to_base if to_base_B is None else self.sums.kl_to_base + to_base_B[:count].sum()
         return PairSums(totals_4, squares_K, kl_to_base)
 

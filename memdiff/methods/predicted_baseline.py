@@ -7,8 +7,10 @@ and R the total reward as it stands this round: linear in the parts' scores, a s
 
 V_ik depends on x_ik alone and log p(x_{k+1} | x_ik) has mean zero given x_ik, so what is taken off changes no
 expectation: a control variate (Greensmith, Bartlett and Baxter 2004, section 3). Its coefficient c_ik, in 0..1, is the
-least-squares one of the other images' rewards, so that no image chooses its own. Towards the end of a chain the
-prediction is the image, V explains the reward, and the noise of steps that can't change it any more is gone.
+least-squares one of the other images' rewards and values. These are centred with means over all images, its own among
+them, so that an image has a say of order 1/N in its own coefficient's terms and of 1/N^2 in the gradient's expectation.
+Towards the end of a chain the prediction is the image, V explains the reward, and the noise of steps that can't change
+it any more is gone.
 
 It asks the model once more and the reward as many times as there are steps: for rewards that cost less than a step.
 

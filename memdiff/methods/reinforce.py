@@ -32,7 +32,6 @@ from memdiff.chain.ddim import kl_of_means, log_prob, step_sigma
 from memdiff.chain.noise import Noise
 from memdiff.chain.schedule import step_weights, weighted_steps
 from memdiff.chain.surrogate import clipped_slope
-from memdiff.chain.trajectory import Trajectory
 from memdiff.errors import ConfigError
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.offload import decoding, scoring
@@ -45,11 +44,12 @@ from memdiff.methods.micro_batches import MicroBatch, PieceSize, micro_batches
 from memdiff.methods.pair_diagnostics import PairDiagnostics, PairSums
 from memdiff.methods.predicted_baseline import predicted_rewards
 from memdiff.methods.reinforce_experience import Experience
-from memdiff.methods.sampling import sample
+from memdiff.methods.sampling import sample_trajectory, wide
 from memdiff.methods.value_baseline import ValueBaseline
 from memdiff.models.policy import Policy, decode_what_fits, sample_step
 from memdiff.rewards.guards import diversity
-from memdiff.rewards.weighted_sum import WeightedReward, refuse_non_finite
+from memdiff.rewards.non_finite import settle
+from memdiff.rewards.weighted_sum import WeightedReward
 from memdiff.runtime.placement import place
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import Pieces, Pull, widen
@@ -107,28 +107,12 @@ class Reinforce:
 
     def _sampled(self, policy: Policy, this_round: Round) -> tuple[torch.Tensor, Experience]:
         """x_0 of this rank's images, n C H W, and their trajectory."""
-        trajectory = self._trajectory(policy, len(this_round.batch.images))
-        with this_round.clock.phase("rollout"):
-            x_0 = sample(
-                policy,
-                this_round.batch,
-                self.knobs,
-                storage=trajectory.dtype,
-                store=trajectory.write,
-                on_step=this_round.advance,
-            )
+        x_0, trajectory = sample_trajectory(policy, this_round, self.knobs, storage=self._storage(policy))
         return x_0, Experience(this_round, trajectory)
 
-    def _trajectory(self, policy: Policy, images: int) -> Trajectory:
-        return Trajectory(
-            steps=policy.schedule.steps,
-            images=images,
-            shape=policy.shape,
-            # Later updates read the last digits of the states; the first one draws their noise once more.
-            dtype=torch.promote_types(policy.dtype, torch.float32) if self.config.states_are_fp32 else policy.dtype,
-            device=policy.device,
-            on_host=self.knobs.trajectory == "host",
-        )
+    def _storage(self, policy: Policy) -> torch.dtype:
+        """Later updates read the last digits of the states; the first one draws their noise once more."""
+        return wide(policy) if self.config.states_are_fp32 else policy.dtype
 
     def _scored(self, policy: Policy, experience: Experience, x_0: torch.Tensor) -> torch.Tensor:
         """Fills in scores and advantages; returns those of all ranks' images: N."""
@@ -139,14 +123,17 @@ class Reinforce:
                 raw_Pn = self.reward.raw(images_nCHW, batch.prompts)
                 differences = diversity(self.reward, images_nCHW, ranks, num_images=batch.num_images)
             raw_PN = ranks.gather(raw_Pn, batch.num_images, dim=1)
-            refuse_non_finite(raw_PN, self.reward.names)
-            self.reward.observe(raw_PN)
-            rewards_N = self.reward.combine(raw_PN, self.reward.statistics)
-        advantages_N = self.advantages.of_images(rewards_N, batch.all_prompts)
-        experience.raw_PN, experience.rewards_N = raw_PN, rewards_N
+            settled = settle(raw_PN, self.reward.parts, batch.all_prompts)
+            experience.raw_PN = settled.raw_PN
+            self.reward.observe(experience.raw_PN)
+            experience.rewards_N = self.reward.combine(experience.raw_PN, self.reward.statistics)
+        counted_advantages = self.advantages.of_images(experience.rewards_N, settled.of_counted(batch.all_prompts))
+        advantages_N = settled.with_zeros(counted_advantages)
+        experience.leave_out(settled, batch)
         experience.advantages_n = advantages_N[batch.images.start : batch.images.stop]
         experience.metrics = {
-            "advantage_std": advantages_N.std(correction=0), "reward_queries": batch.num_images, **differences
+            "advantage_std": counted_advantages.std(correction=0), "reward_queries": batch.num_images, **differences,
+            **settled.metrics,
         }  # fmt: skip
         return advantages_N
 
@@ -202,8 +189,10 @@ class Reinforce:
     def _differentiate(self, policy: Policy, experience: Experience, diagnostics: PairDiagnostics) -> None:
         """A pass over the trajectory, in pieces of pairs."""
         pairs, is_first = self.pairs(policy, experience.trajectory.images), experience.old_log_probs is None
-        old_P = torch.zeros(len(pairs), device=policy.device) if is_first else experience.old_log_probs
-        assert old_P is not None
+        old_P = experience.old_log_probs
+        if old_P is None:
+            dtype = torch.promote_types(policy.dtype, torch.float32)  # what log-probs are in
+            old_P = torch.zeros(len(pairs), dtype=dtype, device=policy.device)
         replay = Replay(pairs, self._weights(policy), diagnostics, old_P, is_first)
         for batch in self._micro_batches(policy, pairs, experience.trajectory.images):
             batch.run(self._micro_batch, policy, experience, replay)
@@ -246,7 +235,9 @@ class Reinforce:
         advantage_B = experience.advantages_of(images, steps)
         weight_B = advantage_B.new_tensor([replay.weights[step] for step in steps])
         weight_B[count:] = 0  # what only fills the batch up
-        scale = self.ranks.world_size / batch.num_images
+        for row in (row for row, image in enumerate(images) if image in experience.left_out):
+            weight_B[row] = 0
+        scale = self.ranks.world_size / experience.num_counted
         ratio_B, slope_B = clipped_slope(log_prob_B, old_B, advantage_B, self.config.ratio_clip)
         d_loss_B = -slope_B * weight_B * scale
         d_terms = [d_loss_B, kl_weight * weight_B * scale] if kl_weight else [d_loss_B]

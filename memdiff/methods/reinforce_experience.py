@@ -10,7 +10,8 @@ import torch
 
 from memdiff.chain.trajectory import Trajectory
 from memdiff.methods.eligibility import Eligibilities
-from memdiff.methods.experience import Metrics, Round
+from memdiff.methods.experience import Batch, Metrics, Round
+from memdiff.rewards.non_finite import Settled
 
 
 @dataclass
@@ -25,7 +26,18 @@ class Experience:
     metrics: Metrics = field(default_factory=dict)
     step_advantages_Kn: torch.Tensor | None = None  # where a baseline tells the steps of an image apart
     old_log_probs: torch.Tensor | None = None  # of the first pass, one a pair
+    left_out: frozenset[int] = frozenset()  # of this rank's images, by their numbers among them
     eligibilities: list[Eligibilities] = field(default_factory=list)  # until the first update has taken them
+
+    @property
+    def num_counted(self) -> int:
+        """Images of all ranks that the round's gradient is a mean over."""
+        return len(self.rewards_N) or self.round.batch.num_images
+
+    def leave_out(self, settled: Settled, batch: Batch) -> None:
+        """What `settle` dropped of this rank's images."""
+        counted = set(settled.images)
+        self.left_out = frozenset(at for at, image in enumerate(batch.images) if image not in counted)
 
     def advantages_of(self, images: Sequence[int], steps: Sequence[int]) -> torch.Tensor:
         """Advantages of (image, step) pairs, B: by step where there is a baseline, else by image."""

@@ -21,6 +21,7 @@ from memdiff.methods.micro_batches import MicroBatch, fits
 from memdiff.methods.pair_diagnostics import PairDiagnostics
 from memdiff.methods.reinforce import Pair, Reinforce
 from memdiff.methods.reinforce_experience import Experience
+from memdiff.methods.sampling import new_trajectory
 from memdiff.models.policy import Policy
 from memdiff.runtime.vjp import Gradients, Pieces, fixed_batches
 
@@ -30,7 +31,8 @@ class ReinforceOnePass(Reinforce):
 
     def _sampled(self, policy: Policy, this_round: Round) -> tuple[torch.Tensor, Experience]:
         """x_0 and the eligibilities of this rank's images; the trajectory where a later update replays it."""
-        trajectory = self._trajectory(policy, len(this_round.batch.images) if self._replays else 0)
+        images = len(this_round.batch.images) if self._replays else 0
+        trajectory = new_trajectory(policy, images, self.knobs, storage=self._storage(policy))
         made: list[tuple[torch.Tensor, list[Eligibilities]]] = []
         with this_round.clock.phase("rollout"):
             while not fits(self._sample, policy, this_round, trajectory, made):
@@ -75,7 +77,7 @@ class ReinforceOnePass(Reinforce):
 
     def _weigh(self, policy: Policy, experience: Experience, diagnostics: PairDiagnostics) -> None:
         """The first pass, whose gradients are known: -1/N sum_i A_i e_i."""
-        scale = self.ranks.world_size / experience.round.batch.num_images
+        scale = self.ranks.world_size / experience.num_counted
         steps, weights = self._steps(policy), self._weights(policy)
         weight_K1 = experience.advantages_n.new_tensor([[weights[step]] for step in steps])
         log_probs = []

@@ -27,7 +27,7 @@ from memdiff.methods.diagnostics import Diagnostics
 from memdiff.methods.experience import Batch, Clock, Metrics, Round
 from memdiff.methods.learner import Learner
 from memdiff.methods.micro_batches import PieceSize, micro_batches
-from memdiff.methods.sampling import sample
+from memdiff.methods.sampling import sample, wide
 from memdiff.methods.scoring import Rows, Scored, Scoring, refuse_without_gradient
 from memdiff.methods.sweep import Sweep
 from memdiff.models.policy import Policy, decode_what_fits, rollout, sample_step
@@ -99,7 +99,7 @@ class RewardGradient(ABC, Generic[C]):
         if any(not seen.count for seen in self.reward.statistics.values()):
             batch = this_round.batch
             with this_round.clock.phase("rollout"), torch.no_grad():
-                x_0 = sample(policy, batch, self.knobs, storage=_wide(policy))
+                x_0 = sample(policy, batch, self.knobs, storage=wide(policy))
             with this_round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
                 with scoring(self.reward, self.knobs):
                     images = [decode_what_fits(policy, x_BCHW) for x_BCHW in x_0.split(max(1, self.knobs.decode_batch))]
@@ -145,7 +145,7 @@ class RewardGradient(ABC, Generic[C]):
                 [batch.images[image] for image in members],
                 [batch.prompts[image] for image in members],
                 batch=min(self.knobs.rollout_batch, len(members)),
-                storage=_wide(policy),
+                storage=wide(policy),
                 until=begin,
                 on_step=this_round.advance,
             )
@@ -232,7 +232,3 @@ class RewardGradient(ABC, Generic[C]):
 def even_size(count: int, most: int) -> int:
     """The smallest batch size that needs no more batches than `most` does: little is filled up."""
     return math.ceil(count / math.ceil(count / most))
-
-
-def _wide(policy: Policy) -> torch.dtype:
-    return torch.promote_types(policy.dtype, torch.float32)

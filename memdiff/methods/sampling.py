@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import torch
 
+from memdiff.chain.trajectory import Trajectory
 from memdiff.memory.knobs import Knobs
-from memdiff.methods.experience import Batch
+from memdiff.methods.experience import Batch, Round
 from memdiff.models.policy import Policy, StoreState, rollout
 
 
@@ -32,3 +33,32 @@ def sample(
         store=store,
         on_step=on_step,
     )
+
+
+def wide(policy: Policy) -> torch.dtype:
+    """What keeps the last digits of a state: the policy's own dtype, fp32 at least."""
+    return torch.promote_types(policy.dtype, torch.float32)
+
+
+def new_trajectory(policy: Policy, images: int, knobs: Knobs, *, storage: torch.dtype) -> Trajectory:
+    """Room for every state of so many images, on the GPU or the host as the knobs say."""
+    return Trajectory(
+        steps=policy.schedule.steps,
+        images=images,
+        shape=policy.shape,
+        dtype=storage,
+        device=policy.device,
+        on_host=knobs.trajectory == "host",
+    )
+
+
+def sample_trajectory(
+    policy: Policy, this_round: Round, knobs: Knobs, *, storage: torch.dtype
+) -> tuple[torch.Tensor, Trajectory]:
+    """x_0 of the round's images, n C H W, and every state on the way, as `storage`. A phase of the round's clock."""
+    trajectory = new_trajectory(policy, len(this_round.batch.images), knobs, storage=storage)
+    with this_round.clock.phase("rollout"):
+        x_0 = sample(
+            policy, this_round.batch, knobs, storage=storage, store=trajectory.write, on_step=this_round.advance
+        )
+    return x_0, trajectory

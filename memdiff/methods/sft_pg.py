@@ -40,7 +40,7 @@ from memdiff.methods.experience import Metrics, Round
 from memdiff.methods.learner import Learner
 from memdiff.methods.micro_batches import PieceSize, micro_batches
 from memdiff.methods.real_images import RealImages
-from memdiff.methods.sampling import sample
+from memdiff.methods.sampling import new_trajectory, sample_trajectory, wide
 from memdiff.methods.sft_pg_config import SftPgConfig
 from memdiff.methods.value_function import ValueFunction
 from memdiff.models.policy import Policy, sample_step
@@ -94,31 +94,12 @@ class ShortcutFineTuning:
 
     def collect(self, policy: Policy, this_round: Round) -> Experience:
         """Samples this rank's images and trains critic and value function on them."""
-        trajectory = self._trajectory(policy, len(this_round.batch.images))
-        with this_round.clock.phase("rollout"):
-            x_0 = sample(
-                policy,
-                this_round.batch,
-                self.knobs,
-                storage=trajectory.dtype,
-                store=trajectory.write,
-                on_step=this_round.advance,
-            )
+        x_0, trajectory = sample_trajectory(policy, this_round, self.knobs, storage=wide(policy))
         with this_round.clock.phase("reward"), decoding(policy, self.knobs):
             with torch.no_grad():
                 images_nCHW = policy.decode(x_0)
             metrics = self.phase.run(this_round, trajectory, images_nCHW, self._steps(policy))
             return self._judged(policy, this_round, trajectory, images_nCHW, metrics)
-
-    def _trajectory(self, policy: Policy, images: int) -> Trajectory:
-        return Trajectory(
-            steps=policy.schedule.steps,
-            images=images,
-            shape=policy.shape,
-            dtype=torch.promote_types(policy.dtype, torch.float32),
-            device=policy.device,
-            on_host=self.knobs.trajectory == "host",
-        )
 
     def _judged(
         self, policy: Policy, this_round: Round, trajectory: Trajectory, images_nCHW: torch.Tensor, metrics: Metrics
@@ -126,7 +107,7 @@ class ShortcutFineTuning:
         """What the critic, once it has learnt, makes of the round."""
         batch = this_round.batch
         with torch.no_grad():
-            costs_n = self.phase.costs(images_nCHW)
+            costs_n = self.phase.costs(images_nCHW, batch)
         costs_N = self.ranks.gather(costs_n, batch.num_images)
         if not self.pieces.are_finite([costs_N]):
             raise NumericError(
@@ -251,7 +232,8 @@ class ShortcutFineTuning:
         with decoding(policy, self.knobs):
             with torch.no_grad():
                 images_BCHW = policy.decode(x_BCHW)
-            self.phase.rehearse(self._trajectory(policy, images), images_BCHW, steps[0])
+            trajectory = new_trajectory(policy, images, self.knobs, storage=wide(policy))
+            self.phase.rehearse(trajectory, images_BCHW, noise, steps[0])
 
     def passes(self, policy: Policy) -> int:
         """All steps forward, and those that take part back: an upper bound, since a round may end its updates early."""

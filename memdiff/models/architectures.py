@@ -50,6 +50,15 @@ CIFAR10_32: Mapping[str, Any] = {
 }
 """google/ddpm-cifar10-32: 35,746,307 parameters."""
 
+CELEBA_64: Mapping[str, Any] = {
+    **CIFAR10_32,
+    "sample_size": 64,
+    "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    "block_out_channels": (128, 256, 256, 256, 512),
+}
+"""DDIM's CelebA at 64 x 64 (Song et al. 2021, their code): 78,700,803 parameters, published as 78.7 million."""
+
 DDPM_SCHEDULER: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -58,7 +67,7 @@ DDPM_SCHEDULER: Mapping[str, Any] = {
     "variance_type": "fixed_small",
     "clip_sample": True,
 }
-"""Of both."""
+"""Of all three."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,20 @@ _KL_F8_VAE: Mapping[str, Any] = {
     "norm_num_groups": 32,
     "act_fn": "silu",
 }
+
+TINY_VAE: Mapping[str, Any] = {
+    "_class_name": "AutoencoderTiny",
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "encoder_block_out_channels": (64, 64, 64, 64),
+    "decoder_block_out_channels": (64, 64, 64, 64),
+    "num_encoder_blocks": (1, 3, 3, 3),
+    "num_decoder_blocks": (3, 3, 3, 1),
+    "scaling_factor": 1.0,
+}
+"""TAESD's, for Stable Diffusion and for SDXL: 2,445,063 parameters, of which the decoder has half."""
+TINY_VAES = ("madebyollin/taesd", "madebyollin/taesdxl")
 
 LATENT_SCHEDULER: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
@@ -185,6 +208,7 @@ DDPM_SCHEDULER_AS_DDIM = {key: value for key, value in DDPM_SCHEDULER.items() if
 DDPMS: Mapping[str, Mapping[str, Any]] = {
     "google/ddpm-celebahq-256": CELEBAHQ_256,
     "google/ddpm-cifar10-32": CIFAR10_32,
+    "ddim-celeba64": CELEBA_64,  # no hub id: the folder that a recipe names
 }
 LATENTS: Mapping[str, LatentArchitecture] = {
     "CompVis/stable-diffusion-v1-4": STABLE_DIFFUSION_1,

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from memdiff.errors import OutOfMemoryError
+from memdiff.runtime import incidents
 from memdiff.runtime.vjp import fixed_batches
 
 Item = TypeVar("Item")
@@ -41,6 +42,7 @@ def batches_that_fit(
         if rows == 1:
             raise OutOfMemoryError(f"{what}: one image at a time does not fit into the GPU's memory")
         most[what] = -(-rows // 2)
+        incidents.counts[incidents.HALVED] += 1
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the failed batch's blocks are of sizes that the next one does not use
 

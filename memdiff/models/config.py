@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from memdiff.errors import ConfigError
-from memdiff.models.lora.paths import find_adapter
+from memdiff.models.lora.paths import find_adapter, on_hub
+from memdiff.models.single_file_kinds import SUFFIXES
 from memdiff.runtime.section import Float, Int, Section
 
+CLIP_TOKENIZER = "openai/clip-vit-large-patch14"  # of Stable Diffusion 1.x and of both of SDXL's text encoders
 HUB_ID = re.compile(r"(?=.{1,96}$)(\w[\w.-]*/)?\w([\w.-]*\w)?", re.ASCII)
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 VaeCheckpointing = Literal["none", "blocks", "layers"]
@@ -19,6 +21,8 @@ ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTION_TARGETS = ("conv1", "conv2", "conv_shortcut")
 
 Step = Annotated[Int, Field(ge=0, le=1000)]  # of the chain
+Side = Annotated[Int, Field(ge=8, le=4096)]  # of an image, in pixels
+Size = tuple[int | None, int | None]  # height and width of an image in pixels; None: what the model was made for
 
 
 class PipelineConfig(Section):
@@ -32,11 +36,30 @@ class PipelineConfig(Section):
     precision: Precision = Field(
         default="auto", description="Of the network. auto: fp16 on a CUDA device, fp32 on a CPU."
     )
+    resolution: Side | None = Field(
+        default=None, description="Side of square images in pixels. None: what the model was made for."
+    )
+    height: Side | None = Field(default=None, description="Of the images in pixels. None: what the model was made for.")
+    width: Side | None = Field(default=None, description="As height.")
 
     @field_validator("path")
     @classmethod
     def _folder_or_hub_id(cls, path: str, info: ValidationInfo) -> str:
-        return resolve_source(path, info.context)
+        return resolve_source(path, info.context, files=issubclass(cls, LatentConfig))
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.resolution is not None and (self.height is not None or self.width is not None):
+            raise ValueError(
+                f"resolution is the side of square images; give it, or height and width, not both "
+                f"(got {self.resolution} beside {self.height} x {self.width})"
+            )
+        return self
+
+    @property
+    def size(self) -> Size:
+        """Height and width that are asked for."""
+        return self.resolution or self.height, self.resolution or self.width
 
 
 class DdpmConfig(PipelineConfig):
@@ -46,24 +69,40 @@ class DdpmConfig(PipelineConfig):
 
 
 class LatentConfig(PipelineConfig):
-    """What text-to-image pipelines in a VAE's latent space have besides."""
+    """What text-to-image pipelines in a VAE's latent space have besides. `path` may be a checkpoint in one file."""
 
+    config: str | None = Field(
+        default=None,
+        min_length=1,
+        description="For a path that is one file: a diffusers folder or hub id of the same kind of model, whose "
+        "configs, scheduler and tokenizer are taken, not its weights. None: those of Stable Diffusion 1.5 or SDXL, and "
+        f"CLIP's tokenizer, {CLIP_TOKENIZER}.",
+    )
     vae: str | None = Field(
         default=None,
         min_length=1,
-        description="Another VAE, a folder or hub id such as madebyollin/sdxl-vae-fp16-fix. None: the pipeline's own.",
+        description="Another VAE, a folder or hub id such as madebyollin/sdxl-vae-fp16-fix, or TAESD, small and nearly "
+        "as good: madebyollin/taesd, taesdxl for SDXL. None: the pipeline's own.",
     )
     vae_precision: Precision = Field(
         default="auto", description="Of the VAE. auto: the network's, or fp32 where SDXL's own VAE overflows in fp16."
     )
-    resolution: Int | None = Field(
-        default=None, ge=8, le=4096, description="Side of the images in pixels. None: what the model was made for."
-    )
 
-    @field_validator("vae")
+    @field_validator("vae", "config")
     @classmethod
-    def _vae_folder_or_hub_id(cls, vae: str | None, info: ValidationInfo) -> str | None:
-        return None if vae is None else resolve_source(vae, info.context)
+    def _another_folder_or_hub_id(cls, source: str | None, info: ValidationInfo) -> str | None:
+        return None if source is None else resolve_source(source, info.context)
+
+    @model_validator(mode="after")
+    def _config_of_a_file(self) -> Self:
+        if self.config is not None and not self.in_one_file:
+            raise ValueError("config goes with a path that is one file; a folder or hub id has its own. Leave it out")
+        return self
+
+    @property
+    def in_one_file(self) -> bool:
+        """Whether `path` is a checkpoint in one file."""
+        return self.path.endswith(SUFFIXES) and Path(self.path).is_file()
 
 
 class StableDiffusionConfig(LatentConfig):
@@ -102,6 +141,23 @@ def takes_prompts(model: ModelConfig) -> bool:
     return isinstance(model, LatentConfig)
 
 
+def ships(model: ModelConfig) -> bool:
+    """Whether the model comes with memdiff."""
+    return isinstance(model, EmbeddedConfig)
+
+
+def on_the_hub(model: ModelConfig) -> bool:
+    """Whether the model has a hub id: local folders are absolute in a checked recipe."""
+    return not isinstance(model, EmbeddedConfig) and not Path(model.path).is_absolute()
+
+
+def base_of(model: ModelConfig) -> str:
+    """The model as another machine knows it: a hub id, a name that ships, or a folder's last part."""
+    if isinstance(model, EmbeddedConfig):
+        return model.name
+    return model.path if on_the_hub(model) else Path(model.path).name
+
+
 def needs_guidance(weight: float | None) -> bool:
     """Whether the branch without a prompt has a say: above 1 alone, as in diffusers' pipelines.
 
@@ -116,8 +172,9 @@ class AdapterConfig(Section):
     path: str | None = Field(
         default=None,
         min_length=1,
-        description="An adapter to go on from, with its own layers and ranks: a run, a PEFT folder, or a LoRA file of "
-        "diffusers or kohya. None: a new one, of the rank and targets below.",
+        description="An adapter to go on from, with its own layers and ranks: a run, a PEFT folder, a LoRA file of "
+        "diffusers or kohya, or a hub id (owner/name, or owner/name/FILE). None: a new one, of the rank and targets "
+        "below.",
     )
     rank: Int = Field(default=4, ge=1, le=1024, description="Rank r of each layer's update dW = alpha / r B A.")
     alpha: Float | None = Field(default=None, gt=0, le=10**6, description="None: equal to rank, a scale of 1.")
@@ -146,12 +203,14 @@ class AdapterConfig(Section):
     @field_validator("path")
     @classmethod
     def _an_adapter(cls, path: str | None, info: ValidationInfo) -> str | None:
-        """Its file, absolute: what lies beside it may change."""
+        """Its file, absolute: what lies beside it may change. A hub id stays as it is, and is looked up later."""
         if path is None:
             return None
         beside = info.context.get("folder") if isinstance(info.context, dict) else None
         folder = Path(path).expanduser()
         places = [folder, *((Path(beside) / folder,) if beside else ())]
+        if on_hub(folder) and not any(place.exists() for place in places):
+            return path
         try:
             return str(find_adapter(next((place for place in places if place.exists()), folder)).resolve())
         except ConfigError as error:
@@ -219,10 +278,11 @@ def noisy_steps(sampler: SamplerConfig) -> int:
     return max(1, sampler.steps - 1) if sampler.eta > 0 else 0
 
 
-def resolve_source(path: str, context: object) -> str:
+def resolve_source(path: str, context: object, *, files: bool = False) -> str:
     """A folder (tried from the working directory, then beside the recipe) as an absolute path, else the text.
 
-    Raises ValueError where the text can only be a folder, and it is not there.
+    `files`: a checkpoint in one file is taken, too. Raises ValueError where the text can only be a folder, and it is
+    not there.
     """
     folder = Path(path).expanduser()
     beside = context.get("folder") if isinstance(context, dict) else None
@@ -230,7 +290,9 @@ def resolve_source(path: str, context: object) -> str:
         if candidate.is_dir():
             return str(candidate.resolve())
         if candidate.is_file():
-            raise ValueError(one_file(candidate))
+            if files and candidate.suffix in SUFFIXES:
+                return str(candidate.resolve())
+            raise ValueError(one_file(candidate, files=files))
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
         raise ValueError(f"no such folder: {path}")
     if not HUB_ID.fullmatch(path) or "--" in path or ".." in path or path.endswith(".git"):
@@ -238,13 +300,11 @@ def resolve_source(path: str, context: object) -> str:
     return path
 
 
-def one_file(file: Path) -> str:
-    """What to do with a file where a folder is needed."""
-    if file.suffix not in (".safetensors", ".ckpt"):
-        return f"{file} is a file; give a diffusers pipeline folder or a hub id"
-    folder = file.with_suffix("")
-    return (
-        f"{file} is a checkpoint in one file, and memdiff reads pipeline folders. Convert it once and give the folder: "
-        f'python -c "from diffusers import StableDiffusionPipeline as P; P.from_single_file({str(file)!r})'
-        f'.save_pretrained({str(folder)!r})" (for SDXL StableDiffusionXLPipeline)'
-    )
+def one_file(file: Path, *, files: bool) -> str:
+    """What to do with a file where a folder is needed, or `files`, a checkpoint in one."""
+    if not files and file.suffix in SUFFIXES:
+        return (
+            f"{file} is a file; only the model of Stable Diffusion and SDXL is read from one. Give a diffusers folder"
+        )
+    kinds = f" or a checkpoint in one file ({', '.join(SUFFIXES)})" if files else ""
+    return f"{file} is a file; give a diffusers pipeline folder{kinds} or a hub id"

@@ -11,12 +11,13 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from memdiff.chain.schedule import Schedule
 from memdiff.errors import ConfigError
 from memdiff.models.architectures import DDPM_SCHEDULER_AS_DDIM, DDPMS
-from memdiff.models.config import DdpmConfig, SamplerConfig
+from memdiff.models.config import DdpmConfig, SamplerConfig, Size
 from memdiff.models.denoiser import Denoiser
 from memdiff.models.lora import inject
 from memdiff.models.networks import class_of_part, own_memory, pipeline_folder, read_part, wrong_part
 from memdiff.models.options import ModelOptions
-from memdiff.models.scheduler import ddim_scheduler, sampling_chain
+from memdiff.models.scheduler import ddim_scheduler, sampling_chain, tell_of_chain
+from memdiff.models.sizes import image_size
 from memdiff.models.source import no_pipeline, read_config, read_scheduler
 from memdiff.models.unet_policy import UnetPolicy
 from memdiff.runtime.memory_tags import memory_tag
@@ -35,6 +36,7 @@ class DdpmPolicy(UnetPolicy):
         options: ModelOptions,
         *,
         device: torch.device,
+        size: Size = (None, None),
     ) -> None:
         if unet.config["class_embed_type"] is not None or unet.config["num_class_embeds"] is not None:
             raise ConfigError("this UNet is conditioned on classes; model.kind ddpm takes unconditional ones only")
@@ -43,13 +45,12 @@ class DdpmPolicy(UnetPolicy):
                 "this UNet predicts its variance too; model.kind ddpm takes out_channels equal to in_channels"
             )
         self.schedule, self.scheduler, self.device, self.dtype = schedule, scheduler, device, options.dtype
-        side = unet.config["sample_size"]
-        if side is None:
-            raise ConfigError(
-                "this UNet's config.json says no sample_size, the side of its images; write it there, such as 256"
-            )
-        height, width = side if isinstance(side, list | tuple) else (side, side)
-        self.shape = (int(unet.config["in_channels"]), int(height), int(width))
+        # Each level but the last halves the sides, and its way back doubles them.
+        halvings = len(unet.config["block_out_channels"]) - 1
+        height, width = image_size(unet.config["sample_size"], size, unit=2**halvings)
+        self.shape = (int(unet.config["in_channels"]), height, width)
+        if size != (None, None):  # a saved pipeline makes images of this size
+            unet.register_to_config(sample_size=height if height == width else (height, width))
         self.adapter = options.adapter
         self._denoiser = Denoiser(unet, options, device=device)
         self.unet = unet
@@ -97,7 +98,9 @@ def load_ddpm(model: DdpmConfig, sampler: SamplerConfig, options: ModelOptions, 
     unet, scheduler = read_pipeline(model.path, revision=model.revision, variant=model.variant)
     if device == HOST:  # elsewhere they are copied on their way
         own_memory(unet)
-    return DdpmPolicy(unet, scheduler, sampling_chain(scheduler, sampler), options, device=device)
+    schedule = sampling_chain(scheduler, sampler)
+    tell_of_chain(scheduler, sampler, schedule)
+    return DdpmPolicy(unet, scheduler, schedule, options, device=device, size=model.size)
 
 
 def skeleton_ddpm(
@@ -111,7 +114,8 @@ def skeleton_ddpm(
     with unset_fake_temporarily():
         scheduler = DDIMScheduler(**DDPM_SCHEDULER_AS_DDIM) if written else read_scheduler(model.path, model.revision)
     config = written or read_config(UNet2DModel, model.path, part="unet", revision=model.revision)
-    return DdpmPolicy(UNet2DModel(**config), scheduler, sampling_chain(scheduler, sampler), options, device=device)
+    schedule = sampling_chain(scheduler, sampler)
+    return DdpmPolicy(UNet2DModel(**config), scheduler, schedule, options, device=device, size=model.size)
 
 
 def read_pipeline(source: str, *, revision: str | None, variant: str | None) -> tuple[UNet2DModel, DDIMScheduler]:

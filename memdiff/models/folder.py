@@ -12,15 +12,19 @@ from typing import assert_never
 from memdiff.digits.paths import DIGITS_DDPM, DIGITS_TEXT
 from memdiff.errors import ConfigError
 from memdiff.models.config import (
+    CLIP_TOKENIZER,
     AdapterConfig,
     DdpmConfig,
     EmbeddedConfig,
+    LatentConfig,
     ModelConfig,
     SdxlConfig,
     StableDiffusionConfig,
 )
+from memdiff.models.single_file_kinds import check_shapes, shapes_of
 
 INDEX = "model_index.json"
+WORDS = "vocab.json"  # of CLIP's tokenizer
 WEIGHTS = ("*.safetensors", "*.bin")
 TEXT_PARTS = ("text_encoder", "tokenizer", "scheduler", "unet", "vae")
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -32,22 +36,50 @@ def folder_of(model: ModelConfig) -> Path | None:
     """The model's folder; None where it is a hub id that is not in the cache."""
     if isinstance(model, EmbeddedConfig):
         return DIGITS_DDPM if model.name == "digits" else DIGITS_TEXT
-    if Path(model.path).is_dir():
-        return Path(model.path)
+    if Path(model.path).is_absolute():  # a folder, or a checkpoint in one file, which has no files of parts
+        return Path(model.path) if Path(model.path).is_dir() else None
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(model.path, INDEX, revision=model.revision)
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def to_be_fetched(model: ModelConfig) -> tuple[str, str | None] | None:
-    """Hub id and revision of a model that is neither a folder here nor in the cache; None of all others."""
-    return None if isinstance(model, EmbeddedConfig) or folder_of(model) else (model.path, model.revision)
+def to_be_fetched(model: ModelConfig) -> list[tuple[str, str, str | None]]:
+    """What it is in the recipe, hub id and revision of all that is neither here nor in the hub's cache."""
+    if isinstance(model, EmbeddedConfig):
+        return []
+    wanted = [("model.path", model.path, model.revision, INDEX)]
+    if isinstance(model, LatentConfig):
+        if model.in_one_file and model.config is None:
+            wanted.append(("the tokenizer of a model in one file (or set model.config),", CLIP_TOKENIZER, None, WORDS))
+        wanted += [("model.config", model.config, None, INDEX)] if model.config is not None else []
+        wanted += [("model.vae", model.vae, None, "config.json")] if model.vae is not None else []
+    return [(what, path, revision) for what, path, revision, file in wanted if not _is_here(path, revision, file)]
+
+
+def _is_here(path: str, revision: str | None, file: str) -> bool:
+    """Whether a folder or file lies at an absolute path, or the file of a hub id in its cache."""
+    if Path(path).is_absolute():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(path, file, revision=revision), str)
 
 
 def check_folder(model: ModelConfig) -> None:
-    """Raises ConfigError where a local pipeline folder is no pipeline, or lacks a part's config or weights."""
-    if isinstance(model, EmbeddedConfig) or not Path(model.path).is_dir():
+    """Raises ConfigError where a local pipeline folder is no pipeline, or lacks a part's config or weights.
+
+    Of a checkpoint in one file: where its tensors' names are those of another kind of model.
+    """
+    if isinstance(model, EmbeddedConfig):
+        return
+    if isinstance(model, LatentConfig) and model.in_one_file:
+        shapes = shapes_of(Path(model.path))
+        if shapes is not None:
+            own_vae, has_config = model.vae is None, model.config is not None
+            check_shapes(Path(model.path), shapes, model.kind, with_vae=own_vae, with_config=has_config)
+        return
+    if not Path(model.path).is_dir():
         return
     folder, where = Path(model.path), f"model.path {model.path}"
     if not (folder / INDEX).is_file():

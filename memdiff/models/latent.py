@@ -4,6 +4,7 @@ Shapes: B rows, C channels, H W pixels of the latent, c h w of the image.
 """
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ import torch
 from diffusers import DDIMScheduler
 
 from memdiff.errors import ConfigError
-from memdiff.models.config import SamplerConfig, needs_guidance
+from memdiff.models.config import SamplerConfig, Size, needs_guidance
 from memdiff.models.denoiser import Denoiser
 from memdiff.models.guidance import guided
 from memdiff.models.lora import inject
 from memdiff.models.options import ModelOptions
 from memdiff.models.scheduler import sampling_chain
+from memdiff.models.sizes import image_size
 from memdiff.models.text_encoders import Conditioning, TextEncoders
 from memdiff.models.unet_policy import UnetPolicy
 from memdiff.models.vae_decoder import LatentDecoder
@@ -39,7 +41,7 @@ class LatentParts:
     scheduler: DDIMScheduler
     text_encoders: Mapping[str, Any]  # text_encoder, text_encoder_2
     tokenizers: Mapping[str, Any]  # tokenizer, tokenizer_2
-    resolution: int | None = None  # side of the images in pixels; None: the UNet's own
+    size: Size = (None, None)  # of the images in pixels; None: the UNet's own
     zero_negative: bool = False  # without a negative prompt its embedding is zero (SDXL)
     vae_name: str = "the pipeline's own VAE"
 
@@ -67,7 +69,7 @@ class LatentPolicy(UnetPolicy):
     ) -> None:
         self.device, self.dtype, self.adapter = device, options.dtype, options.adapter
         self.guidance, self.guidance_in_two = sampler.guidance, options.guidance_passes == 2
-        self.shape, self.resolution = latent_shape(parts)
+        self.shape, self.image_size = latent_shape(parts)
         check_unet(parts.unet.config)
         self.schedule = sampling_chain(parts.scheduler, sampler)
         self.text = TextEncoders(
@@ -84,7 +86,7 @@ class LatentPolicy(UnetPolicy):
             parts.vae,
             dtype=vae_dtype,
             checkpointing=options.vae_checkpointing,
-            batch=decode_batch or max(1, PIXELS_DECODED // self.resolution**2),
+            batch=decode_batch or max(1, PIXELS_DECODED // math.prod(self.image_size)),
             name=parts.vae_name,
             all_finite=all_finite,
         )
@@ -157,23 +159,17 @@ def fp32_copy(network: Any) -> Any:
     return torch.nn.Module.to(copy.deepcopy(network), device=HOST, dtype=torch.float32)
 
 
-def latent_shape(parts: LatentParts) -> tuple[tuple[int, int, int], int]:
-    """(C H W of the latent, side of the image in pixels). Raises ConfigError where the resolution does not divide."""
+def latent_shape(parts: LatentParts) -> tuple[tuple[int, int, int], tuple[int, int]]:
+    """(C H W of the latent, height and width of the image). Raises ConfigError where a side does not divide."""
     pixels = 2 ** (len(parts.vae.config["block_out_channels"]) - 1)  # of an image a latent pixel
-    own = parts.unet.config["sample_size"]
-    if own is None and parts.resolution is None:
-        raise ConfigError("this UNet's config.json says no sample_size; set model.resolution, such as 512")
-    own = int(own[0] if isinstance(own, list | tuple) else own or 0) * pixels
-    side = parts.resolution or own
-    if side % pixels:
-        raise ConfigError(f"model.resolution must be a multiple of {pixels} for this model, got {side}")
     channels = int(parts.vae.config["latent_channels"])
     if parts.unet.config["in_channels"] != channels:
         raise ConfigError(
             f"this UNet takes {parts.unet.config['in_channels']} channels and its VAE makes {channels}; memdiff trains "
             "text-to-image models, not inpainting ones"
         )
-    return (channels, side // pixels, side // pixels), side
+    height, width = image_size(parts.unet.config["sample_size"], parts.size, pixels=pixels, unit=pixels)
+    return (channels, height // pixels, width // pixels), (height, width)
 
 
 def check_unet(config: Mapping[str, Any]) -> None:

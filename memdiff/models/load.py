@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import assert_never
 
 import torch
@@ -22,6 +23,7 @@ from memdiff.models.config import (
 from memdiff.models.ddpm import load_ddpm, skeleton_ddpm
 from memdiff.models.options import ModelOptions
 from memdiff.models.policy import Policy
+from memdiff.models.single_file_kinds import kind_of_file, shapes_of
 from memdiff.models.source import no_pipeline, quiet_hub
 
 PIPELINE_KINDS = {
@@ -34,10 +36,15 @@ PIPELINE_KINDS = {
 
 
 def pipeline_kind(source: str, *, revision: str | None = None) -> str:
-    """ddpm, stable_diffusion or sdxl, by the class that model_index.json names.
+    """ddpm, stable_diffusion or sdxl, by the class that model_index.json names, or by a single file's tensors.
 
     Raises ConfigError where there is no pipeline, or one of another class.
     """
+    if Path(source).is_file():
+        from memdiff.models.single_file import shapes_in
+
+        file = Path(source)
+        return kind_of_file(file, shapes_of(file) or shapes_in(file))
     try:
         with quiet_hub():
             index = DiffusionPipeline.load_config(source, revision=revision)

@@ -1,8 +1,12 @@
 """A pipeline's scheduler, whatever its class, as DDIM; and its noise schedule as plain numbers."""
 
+import logging
+import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from diffusers import DDIMScheduler
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
@@ -10,6 +14,9 @@ from memdiff.chain.schedule import NoiseSchedule, Schedule, make_schedule
 from memdiff.errors import ConfigError
 from memdiff.models.config import SamplerConfig
 
+_log = logging.getLogger(__name__)
+
+MOST_APART = 0.02  # noise that a step leaves, and that the next one is told of; images have a std of about 0.5 to 1
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "linspace", "trailing")
 
@@ -75,6 +82,37 @@ def noise_schedule(scheduler: DDIMScheduler) -> NoiseSchedule:
         spacing=config["timestep_spacing"],
         offset=int(config["steps_offset"]),
     )
+
+
+def tell_of_chain(scheduler: DDIMScheduler, sampler: SamplerConfig, schedule: Schedule) -> None:
+    """A line in the log, from the first rank, where a chain is not what its spacing says."""
+    if os.environ.get("RANK", "0") == "0":
+        for note in chain_notes(scheduler, sampler, schedule):
+            _log.warning("%s", note)
+
+
+def chain_notes(scheduler: DDIMScheduler, sampler: SamplerConfig, schedule: Schedule) -> list[str]:
+    """What a person should know of the chain: where diffusers' own differs, or where its steps don't fit together."""
+    if sampler.sub_schedule is not None:
+        return []
+    spacing, steps, notes = scheduler.config["timestep_spacing"], sampler.steps, []
+    total = int(scheduler.config["num_train_timesteps"])
+    theirs = len(np.arange(total, 0, -total / steps)) if spacing == "trailing" else steps
+    if theirs != steps:
+        notes.append(
+            f"sampler.steps {steps}: diffusers' trailing spacing makes {theirs} timesteps of it, the last of them -1; "
+            f"memdiff's chain has {steps}, without that one"
+        )
+    left = [math.sqrt(1 - alpha_bar) for alpha_bar in schedule.alpha_bar_s[:-1]]
+    said = [math.sqrt(1 - alpha_bar) for alpha_bar in schedule.alpha_bar_t[1:]]
+    apart = max(zip(left, said, strict=True), key=lambda pair: abs(pair[0] - pair[1]), default=(0.0, 0.0))
+    if abs(apart[0] - apart[1]) > MOST_APART:
+        notes.append(
+            f"timestep spacing {spacing} at {steps} steps: a step leaves noise of std {apart[0]:.3f} where the next "
+            f"one is told {apart[1]:.3f}, as in diffusers' DDIM; sampler.timestep_spacing: leading or trailing has no "
+            "such gap, nor has linspace at 50 steps"
+        )
+    return notes
 
 
 def sampling_chain(scheduler: DDIMScheduler, sampler: SamplerConfig) -> Schedule:

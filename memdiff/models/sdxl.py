@@ -22,8 +22,8 @@ class SdxlPolicy(LatentPolicy):
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """Tokens, pooled embedding and sizes (section 2.2 of the paper), one row a prompt."""
-        rows, side = super().conditioning(prompts), self.resolution
-        sizes_I = torch.tensor([side, side, 0, 0, side, side], dtype=self.dtype)
+        rows, size = super().conditioning(prompts), self.image_size
+        sizes_I = torch.tensor([*size, 0, 0, *size], dtype=self.dtype)
         return replace(rows, sizes_BI=sizes_I.to(self.device, non_blocking=True).expand(len(prompts), -1))
 
     def pipeline_options(self) -> dict[str, Any]:

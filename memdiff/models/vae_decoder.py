@@ -1,15 +1,16 @@
-"""From latents to images: the decoder half of an AutoencoderKL, differentiable, recomputed part by part where asked.
+"""From latents to images: the decoder half of a VAE, differentiable, recomputed part by part where asked.
 
 Shapes: B images, C H W of the latent, c h w of the image.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
-from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, UpDecoderBlock2D
+from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock, UNetMidBlock2D, UpDecoderBlock2D
 from torch.utils.checkpoint import checkpoint
 
 from memdiff.errors import ConfigError, NumericError
@@ -83,6 +84,41 @@ def _check_blocks(decoder: Any) -> None:
             )
 
 
+class TinyDecoderNetwork(torch.nn.Module):
+    """The same of TAESD (AutoencoderTiny): convolutions and ReLU alone, at a few percent of the bytes and FLOPs.
+
+    `checkpointing`: blocks recomputes what lies between two upsamplings as a whole, layers each block of three
+    convolutions by itself; the convolutions behind upsamplings with them.
+    """
+
+    def __init__(self, vae: Any, checkpointing: VaeCheckpointing) -> None:
+        super().__init__()
+        self.decoder: Any = vae.decoder
+        self.checkpointing: VaeCheckpointing = checkpointing
+        make_lean(self)
+
+    def forward(self, z_BCHW: torch.Tensor) -> torch.Tensor:
+        """z (as the UNet has it) -> images in [-1, 1], not clamped."""
+        if self.checkpointing == "none" or not torch.is_grad_enabled():
+            return self.decoder(z_BCHW)
+        x = torch.tanh(z_BCHW / 3) * 3  # DecoderTiny.forward's first line
+        for part in self._parts():
+            x = _recomputed(part, x)
+        return x.mul(2).sub(1)  # and its last
+
+    def _parts(self) -> Iterator[Layer]:
+        layers = list(self.decoder.layers)
+        starts = [0, *(n for n, layer in enumerate(layers) if self._begins(layer)), len(layers)]
+        for start, end in pairwise(starts):
+            yield torch.nn.Sequential(*layers[start:end])
+
+    def _begins(self, layer: torch.nn.Module) -> bool:
+        """Whether a part begins with this layer: an upsampling, or with `layers` a block too."""
+        return isinstance(layer, torch.nn.Upsample) or (
+            self.checkpointing == "layers" and isinstance(layer, AutoencoderTinyBlock)
+        )
+
+
 class LatentDecoder:
     """x_0 -> images in [0, 1], in batches of one shape, with gradients scaled where fp16 needs it.
 
@@ -91,7 +127,7 @@ class LatentDecoder:
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | AutoencoderTiny,
         *,
         dtype: torch.dtype,
         checkpointing: VaeCheckpointing = "none",
@@ -99,11 +135,12 @@ class LatentDecoder:
         name: str = "the VAE",
         all_finite: AllFinite = all_finite,
     ) -> None:
-        self.network = DecoderNetwork(vae, checkpointing)
+        kind = TinyDecoderNetwork if isinstance(vae, AutoencoderTiny) else DecoderNetwork
+        self.network = kind(vae, checkpointing)
         self.dtype, self.batch, self.name, self.all_finite = dtype, batch, name, all_finite
         config: Any = vae.config
         self._scaling = float(config["scaling_factor"])
-        normalised = config["latents_mean"] is not None and config["latents_std"] is not None
+        normalised = config.get("latents_mean") is not None and config.get("latents_std") is not None
         self._mean = list(config["latents_mean"]) if normalised else None
         self._std = list(config["latents_std"]) if normalised else None
 

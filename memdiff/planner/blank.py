@@ -21,12 +21,12 @@ def blank_policy(policy: Policy) -> None:
     """Its images are as large as real ones, and grey. Pixel models decode with next to nothing, and do so."""
     if not isinstance(policy, LatentPolicy):
         return
-    side = policy.resolution
+    height, width = policy.image_size
 
     def grey(x_0_BCHW: torch.Tensor) -> torch.Tensor:
         with memory_tag("decoder"):
             mean_B111 = x_0_BCHW.float().mean(dim=(1, 2, 3), keepdim=True)
-            return mean_B111.expand(len(x_0_BCHW), COLOURS, side, side).contiguous()
+            return mean_B111.expand(len(x_0_BCHW), COLOURS, height, width).contiguous()
 
     policy.decode = grey
 

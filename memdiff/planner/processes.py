@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
+from memdiff.runtime.cores import cores_here
+
 T = TypeVar("T")
 
 MOST = 4  # a fork holds a few hundred MiB of its own
@@ -21,8 +23,7 @@ def processes_here() -> int:
     """As many as this process has cores, up to a few; one where there are no forks."""
     if not hasattr(os, "fork"):
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST, cores)
+    return min(MOST, cores_here())
 
 
 def side_by_side(

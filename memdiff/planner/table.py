@@ -6,6 +6,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from memdiff.memory.knobs import word
 from memdiff.planner.plan import Plan
 from memdiff.runtime.units import GIB
 
@@ -56,27 +57,23 @@ def _phases(plan: Plan) -> Text:
 
 
 def _knobs(plan: Plan) -> Text:
-    return Text("knobs: " + ", ".join(f"{name} {_word(value)}" for name, value in plan.knobs.items()))
+    return Text("memory: {" + ", ".join(f"{name}: {word(value)}" for name, value in plan.knobs.items()) + "}")
 
 
 def _changes(plan: Plan) -> Table:
     table = Table(title="one knob set otherwise", title_justify="left")
-    table.add_column("knob")
+    table.add_column("memory:")
     table.add_column("GiB", justify="right")
     table.add_column("FLOPs", justify="right")
     table.add_column("moves, s a round", justify="right")
     for change in plan.changes:
         table.add_row(
-            f"{change.knob} {_word(change.value)}",
+            f"{change.knob}: {word(change.value)}",
             f"{change.peak_bytes / GIB:+.2f}",
             f"{change.flops / plan.flops:+.0%}",
             f"{change.moved_seconds:+.1f}",
         )
     return table
-
-
-def _word(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def gib(size: float) -> str:

@@ -17,7 +17,9 @@ from memdiff.processes.identity import identity, is_orphan, lives, parent_of, pi
 VARIABLE = "MEMDIFF_ANCESTORS"  # `memdiff=PID:START`, set by `memdiff train` for all that follows from it
 LAUNCH, RUNNER = "deepspeed.launcher.launch", "deepspeed.launcher.runner"
 SET_BY_LAUNCH = "CROSS_RANK"  # in the environment of each rank that launch.py starts
+HOSTS_BY_LAUNCH = "CROSS_SIZE"  # how many hosts it says there are
 GONE = "0:0"  # the identity of a process that ended before it could be looked up
+FAREWELL = " is gone, so"  # in what a watcher says
 LAUNCHERS = ("deepspeed's launch.py", "the deepspeed runner")
 
 
@@ -60,6 +62,22 @@ def ancestors() -> dict[str, str]:
     return identities
 
 
+def connection() -> str | None:
+    """The far end of the ssh connection by which DeepSpeed's own launcher started this rank on another host.
+
+    None where there is none, and where `memdiff train` made it: then it is watched at the far end already. DeepSpeed's
+    launcher ends a run by letting go of it, so that its end is a request to stop and no loss.
+    """
+    if int(os.environ.get(HOSTS_BY_LAUNCH, "1")) == 1 or VARIABLE in os.environ:
+        return None
+    pid = os.getppid()
+    while pid is not None and pid > 1:
+        if words_of(pid)[:1] and words_of(pid)[0].startswith("sshd: "):
+            return identity(pid)
+        pid = parent_of(pid)
+    return None
+
+
 def first_gone(processes: dict[str, str]) -> str | None:
     """`NAME (pid N)` of the first that has ended; its name alone where it had before anybody looked."""
     for name, process in processes.items():
@@ -74,15 +92,16 @@ def watch_ancestors(*watched_too: str, descriptors: Sequence[int] = ()) -> None:
     `watched_too` are the watcher's options, with the descriptors that they name (see `watcher`). Does nothing where no
     launcher started this process.
     """
-    watched = ancestors()
+    watched, far_end = ancestors(), connection()
     own = identity(os.getpid())
-    if not watched or own is None:
+    if not (watched or far_end) or own is None:
         return
     command = [
         sys.executable,
         "-m",
         "memdiff.processes.watcher",
         *watched_too,
+        *([named("--connection", far_end)] if far_end else []),
         named(f"rank {os.environ.get('RANK', '0')}", own),
     ]
     command += [named(name, process) for name, process in watched.items()]
@@ -95,7 +114,7 @@ def watch_ancestors(*watched_too: str, descriptors: Sequence[int] = ()) -> None:
 
 def farewell(gone: str, label: str) -> str:
     """What happened, what follows, what to do."""
-    return f"{gone} is gone, so {label} ends too; the same command goes on from the last checkpoint"
+    return f"{gone}{FAREWELL} {label} ends too; the same command goes on from the last checkpoint"
 
 
 def _end(watcher: "subprocess.Popen[bytes]") -> None:

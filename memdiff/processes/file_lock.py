@@ -17,6 +17,7 @@ from typing import Self
 from memdiff.processes.identity import own_identity, pid_of
 
 MOST_BYTES = 4096  # of a holder
+HOLDER = "MEMDIFF_HOLDER"  # who holds the run's folder, for ranks on other hosts than its own: a Holder as JSON
 UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # file systems without flock
 
 
@@ -27,8 +28,27 @@ class Holder:
     process: str = ""
     host: str = ""
 
+    @classmethod
+    def here(cls, process: str) -> Self:
+        """A process of this host, by its identity."""
+        return cls(process, socket.gethostname())
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Self:
+        """From what a lock file holds; empty where that is none."""
+        try:
+            content = json.loads(text)
+            return cls(str(content["process"]), str(content["host"]))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return cls()
+
     def __str__(self) -> str:
         return f"process {pid_of(self.process)} on {self.host}" if self.process else "another process"
+
+
+def holders_of_environment() -> tuple[Holder, ...]:
+    """The `memdiff train` that started this process from another host, which holds the run's folder."""
+    return (Holder.parse(os.environ[HOLDER]),) if HOLDER in os.environ else ()
 
 
 class FileLock:
@@ -38,10 +58,10 @@ class FileLock:
         self.file = file
         self._descriptor: int | None = None
 
-    def acquire(self, *, friends: tuple[str, ...] = (), wait: bool = False) -> Holder | None:
+    def acquire(self, *, friends: tuple[Holder, ...] = (), wait: bool = False) -> Holder | None:
         """Takes the lock: None. Where somebody else has it: who, unless it is one of `friends`, who share it.
 
-        `friends` are identities on this host. The lock is held shared, and taken only where nobody holds it or a friend
+        The lock is held shared, and taken only where nobody holds it or a friend
         does. With `wait`, it is held alone, and others are waited for. A file system without flock gives every lock,
         with a warning. Raises OSError where the file can't be made.
         """
@@ -53,7 +73,7 @@ class FileLock:
             self._close()
             return self.holder()
         holder = self.holder()
-        if holder.process in friends and holder.host == socket.gethostname():
+        if holder in friends:
             if self._lock(fcntl.LOCK_SH | fcntl.LOCK_NB):
                 return None
             holder = self.holder()
@@ -62,9 +82,8 @@ class FileLock:
     def holder(self) -> Holder:
         """Who holds it, or held it last."""
         try:
-            content = json.loads(self._text())
-            return Holder(str(content["process"]), str(content["host"]))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return Holder.parse(self._text())
+        except (OSError, ValueError):
             return Holder()
 
     def _text(self) -> bytes:
@@ -134,7 +153,8 @@ class FileLock:
     def _write_holder(self) -> None:
         assert self._descriptor is not None
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(asdict(Holder(own_identity(), socket.gethostname()))).encode(), 0)
+        os.pwrite(self._descriptor, json.dumps(asdict(Holder.here(own_identity()))).encode(), 0)
+        os.fsync(self._descriptor)  # other hosts read it
 
     def _close(self) -> None:
         assert self._descriptor is not None

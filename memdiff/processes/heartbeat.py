@@ -15,6 +15,7 @@ HEADER = struct.Struct("<dddI")  # time of the last beat, seconds until the next
 WAITING = "waiting for the other ranks"
 LOADING_SECONDS = 7200.0  # until the first round: downloads, compilers
 STOPPING_SECONDS = 20.0  # without a landmark, once a stop was asked for
+MEETING, MEETING_SECONDS = "meeting the other ranks", 2.0  # the same where there is nothing yet to let go of
 UNHURRIED = ("apply", "save")  # a stop does not shorten these
 
 
@@ -50,7 +51,8 @@ class Heartbeat:
     def beat(self, place: str) -> None:
         """The rank is at `place`, now."""
         text = place.encode(errors="replace")[: SIZE - HEADER.size]
-        asked = self.limit if place.startswith(UNHURRIED) else min(self.limit or STOPPING_SECONDS, STOPPING_SECONDS)
+        hurried = MEETING_SECONDS if place == MEETING else STOPPING_SECONDS
+        asked = self.limit if place.startswith(UNHURRIED) else min(self.limit or hurried, hurried)
         self._page[: HEADER.size + len(text)] = HEADER.pack(time.monotonic(), self.limit, asked, len(text)) + text
 
     def last(self) -> Beat:

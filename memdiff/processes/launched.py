@@ -25,10 +25,12 @@ class Launched:
         self.process, self.stops = process, stops
         self.ranks: dict[str, str] = {}  # `rank N` by identity
         self.first_gone: str | None = None  # `rank N (pid P)`
+        self.how: str | None = None  # it ended, where that is not the end of a rank
         self._launchers: list[int] = []
         self._asked: set[str] = set()
         self._searched = self._first_gone_at = 0.0
         self.is_urgent = False  # whether a second request to stop came
+        self.cleared = False  # whether what a rank's end had left was killed, the launcher included
 
     def end_at_once(self) -> None:
         """A second request to stop: everything is killed."""
@@ -58,6 +60,7 @@ class Launched:
             if number is not None:
                 self.stops.ask(number)
         over = self.first_gone is not None and now - self._first_gone_at > SECONDS_FOR_THE_OTHERS
+        self.cleared = self.cleared or over
         if self.is_urgent or over or (self.stops.requested and not self.ranks):
             kill(of_session(self.process.pid))
         elif self.stops.requested:

@@ -5,6 +5,7 @@ waits for it: none is lost, and none ends a process without a word.
 """
 
 import os
+import select
 import signal
 import stat
 from collections.abc import Callable, Iterator
@@ -105,9 +106,17 @@ def exit_at_once() -> None:
 
 
 def _let_go_of_terminals() -> None:
-    """Output goes nowhere from here on: writing to a terminal that is gone is an error, and the run is to be saved."""
+    """Output goes nowhere from here on: writing to a terminal that is gone is an error, and the run is to be saved. So
+    is writing to a pipe that nobody reads any more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
-        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode) or _is_broken(descriptor):
             os.dup2(nowhere, descriptor)
     os.close(nowhere)
+
+
+def _is_broken(descriptor: int) -> bool:
+    """A pipe or a socket whose other end is closed."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

@@ -1,8 +1,9 @@
 """`python -m memdiff.processes.watcher [OPTIONS] RANK ANCESTOR ...`, each NAME=PID:START: ends a rank that can't go on.
 
 That is: one of its ancestors is gone, or it shows no sign of life for too long. `--page=N` is the descriptor of the
-rank's heartbeat, `--requests=N` of a pipe into which the kernel's signals to it are written. The watcher ends by itself
-when the rank is gone. No torch.
+rank's heartbeat, `--requests=N` of a pipe into which the kernel's signals to it are written. `--connection=PID:START`
+is a process at whose end the rank is asked to stop, as at that of a terminal. The watcher ends by itself when the rank
+is gone. No torch.
 """
 
 import os
@@ -58,7 +59,9 @@ class Watchdog:
             return False
 
 
-def watch(label: str, rank: str, ancestors: dict[str, str], watchdog: Watchdog | None = None) -> None:
+def watch(
+    label: str, rank: str, ancestors: dict[str, str], watchdog: Watchdog | None = None, connection: str | None = None
+) -> None:
     """Waits for the end of the rank, of an ancestor or of patience; then the rank, all it started, and its launcher are
     killed."""
     while lives(rank):
@@ -68,6 +71,9 @@ def watch(label: str, rank: str, ancestors: dict[str, str], watchdog: Watchdog |
             assert gone is not None, "a process that is gone stays gone"
             _end(farewell(gone, label), rank, ancestors)
             return
+        if connection is not None and not lives(connection):
+            kill([pid_of(rank)], signal.SIGHUP)
+            connection = None
         problem = watchdog.problem(pid_of(rank), time.monotonic()) if watchdog else None
         if problem is not None:
             _say(f"{label} {problem}; the ranks' stacks follow, and the same command goes on from the last checkpoint")
@@ -102,7 +108,7 @@ def _say(message: str) -> None:
 
 
 def _watchdog(options: dict[str, str]) -> Watchdog | None:
-    if not options:
+    if "--page" not in options:
         return None
     requests = int(options["--requests"])
     os.set_blocking(requests, False)
@@ -116,4 +122,4 @@ if __name__ == "__main__":
     words = sys.argv[1:]
     options = dict(parsed(word) for word in words if word.startswith("--"))
     processes = [parsed(word) for word in words if not word.startswith("--")]
-    watch(*processes[0], dict(processes[1:]), _watchdog(options))
+    watch(*processes[0], dict(processes[1:]), _watchdog(options), options.get("--connection"))

@@ -10,6 +10,7 @@ import yaml
 
 from memdiff.errors import ConfigError
 from memdiff.models.config import EMBEDDED
+from memdiff.models.single_file_kinds import SUFFIXES, kind_of_file, shapes_of
 from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.config import AnyPart, way_to_a_gradient
@@ -41,11 +42,16 @@ class Wish:
 
 
 def kind_of(model: str, kind: str | None = None) -> str:
-    """The `model.kind` of an embedded model's name, a pipeline folder or a hub id. Raises ConfigError."""
+    """The `model.kind` of an embedded model's name, a pipeline folder or file, or a hub id. Raises ConfigError."""
     if kind is not None:
         return kind
     if model in EMBEDDED:
         return "embedded"
+    if Path(model).is_file() and Path(model).suffix in SUFFIXES:
+        shapes = shapes_of(Path(model))
+        if shapes is None:
+            raise ConfigError(f"--model {model}: say what it is, --kind stable_diffusion or sdxl")
+        return kind_of_file(Path(model), shapes)
     index = Path(model) / "model_index.json"
     if index.is_file():
         try:

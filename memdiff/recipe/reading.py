@@ -119,6 +119,7 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
         "run.keep_checkpoints",
         "run.watchdog_seconds",
         "run.max_hours",
+        "run.log",
         "memory.",
         "guards.",
     )

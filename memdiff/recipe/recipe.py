@@ -1,6 +1,6 @@
 """The recipe: one YAML file, the sum of the rooms' own sections. No torch."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,8 @@ from memdiff.rewards.config import RewardPart, part_name, way_to_a_gradient
 from memdiff.rewards.guards_config import GuardsConfig
 from memdiff.rewards.part_config import TextPart
 from memdiff.runtime.section import Float, Int, Section
+
+LoggerName: TypeAlias = Literal["tensorboard", "wandb", "trackio"]
 
 
 class EvaluateConfig(Section):
@@ -52,6 +54,11 @@ class RunConfig(Section):
         le=1e5,
         description="The run saves and ends (exit code 75) within so many hours of its command, at the end of a round; "
         "the same command goes on. Sessions of Kaggle and Colab are cut after 9 to 12.",
+    )
+    log: tuple[LoggerName, ...] = Field(
+        default=("tensorboard",),
+        description="Where curves, grids and the recipe go beside the run folder's own files: tensorboard writes files "
+        "there, wandb and trackio are packages of their own. One that fails is off, and the run goes on.",
     )
 
 
@@ -94,6 +101,7 @@ class Recipe(Section):
             if isinstance(part, TextPart) and part.prompt is None and self.prompts is None:
                 raise ValueError(f"reward {part_name(part)} needs a `prompt`; model.kind {self.model.kind} has none")
         self._check_reward()
+        self._check_non_finite()
         match self.method:
             case ReinforceConfig():
                 self._check_policy_gradient(self.method)
@@ -217,6 +225,22 @@ class Recipe(Section):
                 f"run.images_per_round must be a multiple of prompts.images_per_prompt, "
                 f"{self.prompts.images_per_prompt}, got {self.run.images_per_round}"
             )
+
+    def _check_non_finite(self) -> None:
+        """What is left out, or clamped, has no gradient of its own, and no baseline to be compared with."""
+        for part in self.reward:
+            if part.non_finite == "error":
+                continue
+            if not isinstance(self.method, ReinforceConfig):
+                raise ValueError(
+                    f"reward {part_name(part)}: non_finite: {part.non_finite} goes with method.kind: reinforce: "
+                    "a score that is not finite has no gradient"
+                )
+            if part.non_finite == "drop" and self.method.baseline != "none":
+                raise ValueError(
+                    f"reward {part_name(part)}: non_finite: drop goes with method.baseline: none; "
+                    "use clamp, or no baseline"
+                )
 
     def check_world_size(self, world_size: int) -> None:
         """Raises ConfigError where a rank would have no image."""

@@ -58,13 +58,13 @@ DIAGNOSTICS = (
     ),
     (
         "diversity_pixel",
-        "difference of two images (0 to 1)",
-        "Root mean square difference of a pixel between two images of the round. Should stay near its start; a steady "
-        "fall means images that grow alike.",
+        "pixel difference",
+        "Root mean square difference of a pixel (0 to 1) between two images of the round. Should stay near its "
+        "start; a steady fall means images that grow alike.",
     ),
     (
         "diversity_feature",
-        "cosine distance of two images",
+        "feature distance",
         "Mean distance between two images of the round in the features of a reward's network. Should stay near its "
         "start.",
     ),

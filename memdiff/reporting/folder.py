@@ -33,6 +33,8 @@ class RunRecord:
     recipe: Row
     samples: dict[int, Path]
     evolution: Path | None
+    events: list[tuple[int, str, str, str]] = field(default_factory=list)  # round, event, words, time
+    tiles: dict[int, Row] = field(default_factory=dict)  # prompts and scores of a grid, by its round
     notes: list[str] = field(default_factory=list)
 
 
@@ -72,6 +74,8 @@ def read_folder(path: Path) -> RunRecord:
         recipe=_parse_recipe(recipe_text),
         samples=samples,
         evolution=evolution if evolution.is_file() and _within(path, evolution) else None,
+        events=_read_events(path),
+        tiles={number: _read_object(path, f"samples/{file.stem}.json", notes) for number, file in samples.items()},
         notes=notes,
     )
 
@@ -153,6 +157,20 @@ def _read_object(folder: Path, name: str, notes: list[str]) -> Row:
         notes.append(f"{name} is not a JSON object and is left out.")
         return {}
     return value
+
+
+def _read_events(folder: Path) -> list[tuple[int, str, str, str]]:
+    """What lies in events.jsonl; a line that is no event is nobody's loss."""
+    events = []
+    for line in _read_text(folder, "events.jsonl", []).splitlines():
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(event, dict) and _is_round(event.get("round")):
+            texts = [event.get(key) for key in ("event", "text", "time")]
+            events.append((int(event["round"]), *(text if isinstance(text, str) else "" for text in texts)))
+    return events
 
 
 def _parse_recipe(text: str) -> Row:

@@ -45,4 +45,5 @@ def metric_panel(
     if not known(values):
         return []
     svg = plots.line_plot([Series(column(rows, "round"), values, points=points)], "round", unit, log_base=log_base)
-    return [make_panel(key, caption, svg, values)]
+    heading = key if "(" in unit or unit == "value" else f"{unit[:1].upper()}{unit[1:]}"
+    return [make_panel(heading, caption, svg, values)]

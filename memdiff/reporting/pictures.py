@@ -15,19 +15,38 @@ LARGEST_PNG_BYTES = 400_000  # a longer PNG is embedded as JPEG instead
 LARGEST_GIF_BYTES = 16 << 20
 
 
-def embed_png(path: Path, longest_side: int = LONGEST_SIDE) -> str:
-    """A grid as a `data:` address, at most `longest_side` pixels a side. Raises ConfigError if it is no image."""
+def open_png(path: Path) -> Image.Image:
+    """The pixels of a grid, three channels. Raises ConfigError if it is no image."""
     try:
         with Image.open(path, formats=["PNG"]) as opened:
-            image = opened.convert("RGB")
+            return opened.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ConfigError(f"samples/{path.name} is not a readable PNG ({type(error).__name__}).") from error
+
+
+def embed_png(path: Path, longest_side: int = LONGEST_SIDE) -> str:
+    """A grid as a `data:` address, at most `longest_side` pixels a side. Raises ConfigError if it is no image."""
+    image = open_png(path)
     if max(image.size) > longest_side:
         image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    return embed_image(image)
+
+
+def embed_image(image: Image.Image, longest_bytes: int = LARGEST_PNG_BYTES) -> str:
+    """As a `data:` address: PNG, or JPEG where that would be long."""
     content = _encode(image, "PNG")
-    if len(content) <= LARGEST_PNG_BYTES:
+    if len(content) <= longest_bytes:
         return _data_uri(content, "image/png")
     return _data_uri(_encode(image, "JPEG"), "image/jpeg")
+
+
+def small_jpeg(path: Path, longest_side: int = LONGEST_SIDE) -> tuple[bytes, int, int]:
+    """(a JPEG of an image, its width, its height), at most `longest_side` pixels a side. Raises OSError."""
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    if max(image.size) > longest_side:
+        image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    return _encode(image, "JPEG"), image.width, image.height
 
 
 def embed_evolution(gif: Path | None, pngs: list[Path]) -> str:

@@ -18,10 +18,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-SIZE_INCHES = (4.6, 2.7)  # at 400 px a phone shows this at 0.8 of its size: 10 pt stays readable
+SIZE_INCHES = (4.2, 2.7)  # a phone of 375 px shows this at 0.8 of its size: 10.5 pt are 11 px there
 INK, MUTED, GRID = "#1f2328", "#59636e", "#d1d9e0"
+SMALLEST_SPREAD, LEAST_MARGIN = 1e-4, 0.05  # of the largest value: less is rounding; what is shown around it
 SMALLEST_POSITIVE = 1e-100  # below it logarithmic axes fail on subnormal numbers
 COLOURS = ("#0b62c4", "#c2500a", "#0e7f64", "#8146c2", "#a8324a", "#7a6a00")
 # A plot is drawn once, for a light page; the dark one is the same file with these colours exchanged.
@@ -35,7 +36,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "memdiff",
     "font.family": "DejaVu Sans",
-    "font.size": 10,
+    "font.size": 10.5,
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
@@ -90,9 +91,11 @@ def line_plot(
             axes.plot(*zip(*marks, strict=True), "*", color=COLOURS[1], markersize=12, zorder=5)
         values = np.concatenate([np.asarray(one.y, dtype=float) for one in series])
         if log_base is not None and np.nanmin(values) > SMALLEST_POSITIVE:
-            axes.set_yscale("log", base=log_base)
+            _log_axis(axes, log_base)
         elif from_zero:
             axes.set_ylim(bottom=0)
+        else:
+            _widen(axes, values)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         return _svg(figure)
 
@@ -120,7 +123,7 @@ def step_lines(norms_RK: np.ndarray, colours: Sequence[int], y_label: str) -> st
         for norms_K, colour in zip(norms_RK, colours, strict=True):
             axes.plot(norms_K, color=COLOURS[colour], marker="o", markersize=2.5)
         if np.nanmin(norms_RK) > SMALLEST_POSITIVE:
-            axes.set_yscale("log")
+            _log_axis(axes, 10)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         return _svg(figure)
 
@@ -164,6 +167,27 @@ def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     return figure, axes
+
+
+def _log_axis(axes: Axes, base: int) -> None:
+    """Plain numbers at the ticks where they are short; between powers too where the values span less than two."""
+    axes.set_yscale("log", base=base)
+    low, high = axes.get_ylim()
+    if base == 10 and high / low < 100:
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    if low >= 1e-4 and high <= 1e6:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _widen(axes: Axes, values: np.ndarray) -> None:
+    """Values that hardly differ are drawn as a flat line, not as noise at an offset."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    largest = max(abs(low), abs(high))
+    if high - low >= SMALLEST_SPREAD * largest and high > low:
+        return
+    margin = LEAST_MARGIN * largest if largest > 0 else 1.0
+    axes.set_ylim(0 if largest == 0 else low - margin, high + margin)
 
 
 def _draw(axes: Axes, series: Series) -> None:

@@ -13,6 +13,7 @@ guards_config    Recipe section `guards`
 handed_over      Reward functions that a Python program hands over: they have no file that a recipe could name
 image_reward     ImageReward on transformers' BLIP modules
 jpeg             JPEG compressibility and incompressibility
+non_finite       Scores that are NaN or infinite: an error, left out or clamped, as each part says
 normalise        Running mean and standard deviation of a reward over all images of a run
 open_clip        open_clip's CLIP checkpoints as transformers' CLIP: config and keys
 part_config      What the parts of a reward have in common

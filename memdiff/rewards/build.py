@@ -87,4 +87,5 @@ def _weighted(part: AnyPart, reward: Reward, features: Features | None) -> Weigh
         target_share=part.target_share if isinstance(part, Confidence) else None,
         normalised=part.normalise == "running",
         features=features,
+        non_finite=part.non_finite,
     )

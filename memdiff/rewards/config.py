@@ -24,7 +24,7 @@ Digit = Annotated[Int, Field(ge=0, le=9)]
 class Confidence(Part):
     """How the probability p of a label becomes a score.
 
-    `binary`      1 where p >= high, else 0 (the source document's gender reward)
+    `binary`      1 where p >= high, else 0 (the gender reward of celebahq_reinforce)
     `confident`   p where p >= high or p <= low, else 0
     `probability` p
     `log_probability` log p

@@ -21,6 +21,11 @@ class Part(Section):
         default="none",
         description="running: (score - mean) / (std + 1e-6) over all images so far enters the sum; metrics stay raw.",
     )
+    non_finite: Literal["error", "drop", "clamp"] = Field(
+        default="error",
+        description="A score that is NaN or infinite: error ends the run; drop leaves its image out of the round; "
+        "clamp takes the nearest finite one of the round, for NaN the worst. Both with method.kind: reinforce only.",
+    )
 
 
 class NetworkPart(Part):

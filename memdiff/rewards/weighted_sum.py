@@ -5,6 +5,7 @@ Shapes: P parts, B images of one call, N images over all ranks, D of an embeddin
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -14,6 +15,7 @@ from memdiff.rewards.reward import Reward, score
 from memdiff.runtime.memory_tags import memory_tag
 from memdiff.runtime.placement import place
 
+NonFinite = Literal["error", "drop", "clamp"]
 Features = Callable[[torch.Tensor], torch.Tensor]  # images_BCHW in [0, 1] -> e_BD
 
 
@@ -33,6 +35,7 @@ class WeightedPart:
     target_share: float | None = None
     normalised: bool = False
     features: Features | None = None
+    non_finite: NonFinite = "error"
 
 
 Statistics = Mapping[str, Running]  # by the name of each normalised part

@@ -1,9 +1,11 @@
 """What every room stands on: devices, ranks, vector-Jacobian products, files. No model, no recipe.
 
+cores           How many processors this process may use
 cuda_allocator  How torch's CUDA allocator holds its memory: in segments that grow
 exit_codes      The outermost frame of every program: errors become one line on stderr and an exit code
 host_allocator  What the C library does with freed host memory
 image_files     Image files in folders: what `memdiff sample` writes, and what is taken from a folder to be scored
+incidents       What this process had to do in another way than it was planned, counted since its start
 memory_tags     What memory is for: a word that code may put on what it allocates, and that a ledger reads
 numbered        Files and folders that memdiff numbers: `round_000003`, `image_000012.png`, and no other name
 placement       The one function that moves things between a device and the host

@@ -49,8 +49,8 @@ def widen(x: torch.Tensor) -> torch.Tensor:
 class Gradients:
     """fp32 sums (fp64 of fp64 parameters) of parameter gradients, on the parameters' device or in host memory."""
 
-    def __init__(self, parameters: Sequence[torch.Tensor], *, on_host: bool = False) -> None:
-        self.parameters = tuple(parameters)
+    def __init__(self, parameters: Sequence[torch.Tensor], *, on_host: bool = False, names: Sequence[str] = ()) -> None:
+        self.parameters, self.names = tuple(parameters), tuple(names)
         with memory_tag("gradients"):
             self._sums = [
                 torch.zeros_like(
@@ -218,11 +218,12 @@ class Pieces:
 
         def pull(dy: torch.Tensor) -> torch.Tensor | None:
             graph = waiting.pop()
+            every: Sequence[torch.Tensor | None] = ()
             for steps_down in STEPS_DOWN:
                 gradients, unscale, dx = self._pull_once(graph or self._with_graph(fn, x, steps_down), dy)
                 graph = None
-                present = [gradient for gradient in (*gradients, dx) if gradient is not None]
-                if self._all_finite(present):
+                every = (*gradients, dx)
+                if self._all_finite([gradient for gradient in every if gradient is not None]):
                     if on_gradients is not None:
                         on_gradients(gradients, unscale)
                     self.gradients.add(gradients, unscale)
@@ -231,11 +232,18 @@ class Pieces:
                     break
                 self.redone += 1
             raise NumericError(
-                "a gradient is not finite at any loss scale; look at the reward, lower the learning rate, "
-                "or set model.precision to fp32"
+                f"the gradient of {self._first_not_finite(every)} is not finite at any loss scale; look at the reward, "
+                "lower the learning rate, or set model.precision to fp32"
             )
 
         return y, pull
+
+    def _first_not_finite(self, gradients: Sequence[torch.Tensor | None]) -> str:
+        """The first parameter with such a gradient, by name where it has one; else what goes into the piece."""
+        names = self.gradients.names or tuple(f"parameter {n}" for n in range(len(self.gradients.parameters)))
+        pairs = zip((*names, "a piece's input"), gradients, strict=False)
+        broken = (name for name, gradient in pairs if gradient is not None and not self._all_finite([gradient]))
+        return next(broken, "a piece")
 
     def _with_graph(
         self, fn: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, steps_down: int

@@ -63,6 +63,8 @@ def make_request(
     adapter_steps: str | None,
     precision: str,
     out: Path | None,
+    height: int | None = None,
+    width: int | None = None,
 ) -> SampleRequest:
     """Fills what was not given from the run's recipe, or from the sampler's defaults. Raises ConfigError."""
     if prompt is not None and prompts is not None:
@@ -84,7 +86,7 @@ def make_request(
     try:
         request = SampleRequest(
             source=source,
-            model=resolved_source.model,
+            model=_sized(resolved_source.model, height, width, source),
             adapters=tuple(MixedAdapter(file=str(file.resolve()), weight=weight) for file, weight in mixed),
             lora_scale=1.0 if lora_scale is None else lora_scale,
             adapter_steps=window,
@@ -105,6 +107,17 @@ def make_request(
             f"--adapter-steps must end at the chain's {request.sampler.steps} steps or before, got {adapter_steps}"
         )
     return request
+
+
+def _sized(model: ModelConfig, height: int | None, width: int | None, source: str) -> ModelConfig:
+    """The model with images of this size; None leaves a side as it is. Raises ConfigError and ValidationError."""
+    if height is None and width is None:
+        return model
+    if isinstance(model, EmbeddedConfig):
+        raise ConfigError(f"--height and --width: {source} makes images of one size alone; leave them out")
+    before = model.size
+    changed = {"resolution": None, "height": height or before[0], "width": width or before[1]}
+    return type(model).model_validate(model.model_dump() | changed)
 
 
 def _prompts_for(resolved_source: Source, texts: tuple[str, ...], source: str) -> tuple[str, ...]:

@@ -8,13 +8,15 @@ from memdiff.models.config import (
     EMBEDDED,
     DdpmConfig,
     EmbeddedConfig,
+    LatentConfig,
     ModelConfig,
     SamplerConfig,
     StableDiffusionConfig,
     resolve_source,
     takes_prompts,
 )
-from memdiff.models.lora.paths import DIFFUSERS_NAME, PEFT_NAME, find_adapter
+from memdiff.models.lora.names import DIFFUSERS_NAME, PEFT_NAME
+from memdiff.models.lora.paths import find_adapter
 from memdiff.recipe.prompts import PromptsConfig
 from memdiff.training.run_folder import RunFolder
 
@@ -34,7 +36,7 @@ class Source:
 
 
 def locate(source: str, *, best: bool, own_adapter: bool) -> Source:
-    """Of a run folder, a pipeline folder, a hub id or an embedded model's name. Raises ConfigError.
+    """Of a run folder, a pipeline folder or file, a hub id or an embedded model's name. Raises ConfigError.
 
     `best`: the best evaluated weights of a run, not the last. Without `own_adapter` a run's adapter is left out, and
     need not exist.
@@ -79,18 +81,19 @@ def _saved_as(folder: Path, model: ModelConfig) -> ModelConfig:
     """The section for a pipeline that a run wrote, which holds all its networks."""
     path = str(folder.resolve())
     match model:
-        case EmbeddedConfig(name="digits") | DdpmConfig():
+        case EmbeddedConfig(name="digits"):
             return DdpmConfig(kind="ddpm", path=path)
         case EmbeddedConfig():
             return StableDiffusionConfig(kind="stable_diffusion", path=path)
         case _:
-            return model.model_copy(update={"path": path, "revision": None, "variant": None, "vae": None})
+            kept = {"vae": None, "config": None} if isinstance(model, LatentConfig) else {}
+            return model.model_copy(update={"path": path, "revision": None, "variant": None, **kept})
 
 
 def _of(source: str) -> ModelConfig:
-    """A pipeline folder's or hub id's."""
+    """A pipeline folder's, a checkpoint's in one file, or a hub id's."""
     try:
-        pipeline = resolve_source(source, None)
+        pipeline = resolve_source(source, None, files=True)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if Path(pipeline).is_dir() and not (Path(pipeline) / "model_index.json").is_file():

@@ -1,12 +1,12 @@
 """What a person has to be told of a run before its ranks start: in the order of what it costs to find out. No torch."""
 
 import importlib.util
-import os
 from pathlib import Path
 
 from memdiff.engine.ds_config import agreed_values, check_nested_keys, read_user_file
 from memdiff.errors import CheckpointError, ConfigError
 from memdiff.models.folder import check_folder, check_layers, folder_of, to_be_fetched, unet_layers
+from memdiff.models.lora.paths import find_adapter
 from memdiff.recipe.contents import contents_of
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.config import users_function
@@ -48,10 +48,9 @@ def check_before_launch(recipe: Recipe, ds_config: Path | None, world_size: int)
 
     Raises ConfigError. Of a model on the hub, which a rank will fetch, its name alone is asked for.
     """
-    import torch
+    from memdiff.training.launcher import name_accelerator
 
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it finds no other
+    name_accelerator()
     _check_operators(recipe, world_size)
     if recipe.model.precision not in ("auto", "fp32"):
         from memdiff.engine.engine import check_precision
@@ -60,29 +59,32 @@ def check_before_launch(recipe: Recipe, ds_config: Path | None, world_size: int)
     if ds_config is not None:
         check_nested_keys(read_user_file(ds_config, agreed_values(recipe.optimizer)), ds_config)
     _check_hub(recipe)
+    if recipe.adapter is not None and recipe.adapter.path is not None:
+        find_adapter(Path(recipe.adapter.path))  # of the hub: small enough to be fetched here
 
 
 def _check_hub(recipe: Recipe) -> None:
-    """Raises ConfigError where a model is neither in the cache nor, so far as the hub can be asked, on it."""
-    fetched = to_be_fetched(recipe.model)
-    if fetched is None:
-        return
-    path, revision = fetched
+    """Raises ConfigError where what the model needs is neither in the cache nor, so far as can be asked, on the hub."""
+    for what, path, revision in to_be_fetched(recipe.model):
+        _ask_hub(what, path, revision)
+
+
+def _ask_hub(what: str, path: str, revision: str | None) -> None:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     fetch = f"fetch it first: hf download {path}"
     if constants.HF_HUB_OFFLINE:
         raise ConfigError(
-            f"model.path {path} is no folder here and not in the hub's cache, and HF_HUB_OFFLINE is set; {fetch}"
+            f"{what} {path} is no folder here and not in the hub's cache, and HF_HUB_OFFLINE is set; {fetch}"
         )
     try:
         HfApi().model_info(path, revision=revision, timeout=SECONDS_FOR_HUB)
     except GatedRepoError:
-        raise ConfigError(f"model.path {path}: the hub wants its terms accepted; then hf auth login") from None
+        raise ConfigError(f"{what} {path}: the hub wants its terms accepted; then hf auth login") from None
     except (RepositoryNotFoundError, RevisionNotFoundError):
         branch = f" with revision {revision}" if revision else ""
-        raise ConfigError(f"model.path {path} is no folder here, and the hub has none{branch}") from None
+        raise ConfigError(f"{what} {path} is no folder here, and the hub has none{branch}") from None
     except Exception:  # no network, or a mirror that answers otherwise: the rank that loads the model will know
         return
 

@@ -1,5 +1,7 @@
 """`memdiff train`, where no launcher started it: a recipe in, checks, ranks, an exit code out. No torch."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +15,13 @@ from memdiff.recipe.reading import read_recipe
 from memdiff.recipe.recipe import Recipe
 from memdiff.training.before_launch import check_arguments, check_before_launch
 from memdiff.training.copied_run import bring_run
+from memdiff.training.hostfile import read_hostfile
+from memdiff.training.hosts import look_at
 from memdiff.training.launcher import choose_world_size
 from memdiff.training.run_folder import Resume, RunFolder, known_resume
 from memdiff.training.start import run_ranks, way_on
+
+REPORT = "report.html"
 
 
 def checked_recipe(
@@ -34,6 +40,7 @@ def train_recipe(
     stops: Stops,
     *,
     gpus: int | None,
+    hostfile: Path | None,
     resume: str,
     resume_from: str | None,
     ds_config: Path | None,
@@ -43,8 +50,8 @@ def train_recipe(
     try:
         with stops.leaving():
             return _train(
-                recipe, out, overrides, stops,
-                gpus=gpus, resume=known_resume(resume), resume_from=resume_from, ds_config=ds_config, dry_run=dry_run,
+                recipe, out, overrides, stops, gpus=gpus, hostfile=hostfile, resume=known_resume(resume),
+                resume_from=resume_from, ds_config=ds_config, dry_run=dry_run,
             )  # fmt: skip
     except OSError as error:
         raise CheckpointError(f"{error.filename or 'a file'} can't be used: {error.strerror or error}") from None
@@ -57,17 +64,22 @@ def _train(
     stops: Stops,
     *,
     gpus: int | None,
+    hostfile: Path | None,
     resume: Resume,
     resume_from: str | None,
     ds_config: Path | None,
     dry_run: bool,
 ) -> int:
+    if hostfile is not None and gpus is not None:
+        raise ConfigError("--gpus and --hostfile both say how many ranks there are; give one")
     if resume_from is not None and resume == "never":
         raise ConfigError("--resume-from goes on with a run, and --resume never starts over; give one")
     checked, folder = checked_recipe(recipe, out, overrides, every_mistake=dry_run)
+    hosts = read_hostfile(hostfile) if hostfile is not None else ()
     check_arguments(checked, folder, gpus, "auto" if resume_from else resume, ds_config)
-    world_size = choose_world_size(gpus)
+    world_size = sum(host.slots for host in hosts) or choose_world_size(gpus)
     checked.check_world_size(world_size)
+    seen = look_at(hosts) if hosts else ()
     check_before_launch(checked, ds_config, world_size)
     if dry_run:
         from memdiff.training.preview import preview
@@ -84,7 +96,17 @@ def _train(
         more = way_on(checked, folder)
         if more is not None:
             typer.echo(f"this run is complete ({folder.status()['round']} rounds); for more, --set {more}")
-        code = 0 if more else run_ranks(checked, folder, arguments, world_size, stops)
+        code = 0 if more else run_ranks(checked, folder, arguments, world_size, stops, seen)
     with suppress(OSError):  # who reads may be gone
-        typer.echo(str(folder.path))
+        typer.echo("\n".join(last_lines(folder, code, terminal=sys.stdout.isatty())))
     return code
+
+
+def last_lines(folder: RunFolder, code: int, *, terminal: bool) -> list[str]:
+    """The run folder, for programs; of a complete run on a terminal, the report to open and the next command."""
+    report = folder.path / REPORT
+    if code or not terminal or not report.is_file():
+        return [str(folder.path)]
+    place = folder.path.relative_to(Path.cwd()) if folder.path.is_relative_to(Path.cwd()) else folder.path
+    run = shlex.quote(str(place))
+    return [f"open {shlex.quote(str(place / REPORT))}", f"next: memdiff sample {run} --num-images 16"]

@@ -4,7 +4,7 @@ Shapes: n images of this rank, N images over all ranks, P reward parts.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,8 @@ from memdiff.models.finite_states import FiniteStates, decoded
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import rollout
 from memdiff.rewards.guards import diversity
-from memdiff.rewards.weighted_sum import Statistics, WeightedReward, refuse_non_finite
+from memdiff.rewards.non_finite import settle
+from memdiff.rewards.weighted_sum import Statistics, WeightedReward
 from memdiff.runtime.placement import HOST, place
 from memdiff.training.build import Parts
 
@@ -29,6 +30,8 @@ class Evaluation:
     numbers: Mapping[str, float]  # the row's keys under `evaluate/`
     reward_mean: float
     statistics: Statistics  # those that normalised parts were measured with
+    prompts: Sequence[str]  # of each image
+    scores: Mapping[str, Sequence[float]]  # raw, of each image by each part
 
 
 def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistics | None = None) -> Evaluation:
@@ -57,7 +60,7 @@ def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistic
                 differences = diversity(parts.reward, images_nCHW, ranks, num_images=count)
     raw_PN = ranks.gather(raw_Pn, count, dim=1)
     images_NCHW = ranks.gather(to_uint8(images_nCHW), count)
-    refuse_non_finite(raw_PN, parts.eval_reward.names)
+    raw_PN = settle(raw_PN, parts.eval_reward.parts, parts.prompts.of_evaluation(range(count))).raw_PN
     trained_PN, held_out_PN = raw_PN.split([len(parts.reward.parts), len(raw_PN) - len(parts.reward.parts)])
     statistics = statistics or parts.reward.statistics_of(trained_PN)
     # Of a method that takes no reward nothing says which round is the best.
@@ -67,7 +70,9 @@ def evaluate(parts: Parts, advance: Callable[[int], None], statistics: Statistic
     for name, scores_N in zip(parts.held_out, held_out_PN, strict=True):
         numbers[f"reward_std/{name}"] = float(scores_N.std(correction=0))
     images = place(images_NCHW, HOST).permute(0, 2, 3, 1).numpy()
-    return Evaluation(images, {f"evaluate/{key}": value for key, value in numbers.items()}, reward_mean, statistics)
+    scores = dict(zip(parts.eval_reward.names, raw_PN.tolist(), strict=True))
+    numbers = {f"evaluate/{key}": value for key, value in numbers.items()}
+    return Evaluation(images, numbers, reward_mean, statistics, parts.prompts.of_evaluation(range(count)), scores)
 
 
 def part_means(reward: WeightedReward, raw_PN: torch.Tensor) -> dict[str, float]:

@@ -3,19 +3,22 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from memdiff.errors import EXIT_STOPPED, LOST, CheckpointError, ConfigError, PeerError
+from memdiff.processes.ancestors import FAREWELL
 from memdiff.processes.bound import bound_command, bound_environment
+from memdiff.processes.host import free_port
 from memdiff.processes.launched import Launched
 from memdiff.processes.stops import Stops
+from memdiff.runtime.cores import cores_here
 from memdiff.runtime.cuda_allocator import use_expandable_segments
+from memdiff.training.hosts import OnHosts, Seen, connect, environment_of_ranks
 from memdiff.training.run_folder import RunFolder
 
 LOG = "launcher.log"
@@ -47,19 +50,24 @@ def ranks_use_gpus() -> bool:
     return torch.cuda.is_available()
 
 
+def name_accelerator(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Tells DeepSpeed that there are CPUs alone, or each of its processes warns that it found no other."""
+    import torch
+
+    if not torch.cuda.is_available():
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def rank_environment(world_size: int) -> dict[str, str]:
     """For the ranks: compiled operators inside a checkout's own cache, the CPU's threads divided over CPU ranks."""
-    import torch
 
     environment = dict(os.environ)
     use_expandable_segments(environment)
     root = Path(__file__).resolve().parents[2]
     if (root / "pyproject.toml").is_file():
         environment.setdefault("TORCH_EXTENSIONS_DIR", str(root / ".cache" / "torch_extensions"))
-    if not torch.cuda.is_available():
-        environment.setdefault("DS_ACCELERATOR", "cpu")  # or each of DeepSpeed's processes warns that it found no other
-    cores = len(os.sched_getaffinity(0))
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // world_size)))
+    name_accelerator(environment)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores_here() // world_size)))
     # deterministic cuBLAS, so that a resumed run gives the same bits
     environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # A venv that was not activated still has ninja and the compiler wrappers beside its python.
@@ -107,10 +115,21 @@ def launch(arguments: Sequence[str], folder: RunFolder, world_size: int, stops: 
     return outcome(folder, log, launched, code)
 
 
-def outcome(folder: RunFolder, log: Path, launched: Launched, code: int) -> int:
+def launch_on_hosts(arguments: Sequence[str], folder: RunFolder, seen: Sequence[Seen], stops: Stops) -> int:
+    """The same over several hosts, each reached by ssh (see `hosts`)."""
+    environment = environment_of_ranks(rank_environment(1), seen)
+    log = folder.path / LOG
+    with opened(log) as stderr:
+        launched = OnHosts(connect(seen, arguments, environment, stderr), log, stops)
+        with stops.second_calls(launched.end_at_once):
+            code = launched.wait()
+    return outcome(folder, log, launched, code)
+
+
+def outcome(folder: RunFolder, log: Path, launched: Launched | OnHosts, code: int) -> int:
     """How a launch ended: one line on stderr unless the run is complete, status.json, and the exit code."""
     status = folder.status()
-    exit_code, message = said_in(log)
+    exit_code, message = said_in(log, without=(LOST, FAREWELL) if launched.cleared else (LOST,))
     if status.get("state") == "complete" and status.get("exit_code") is not None:
         return int(status["exit_code"])
     if status.get("state") == "stopped" and status.get("exit_code") == EXIT_STOPPED:
@@ -132,23 +151,30 @@ def outcome(folder: RunFolder, log: Path, launched: Launched, code: int) -> int:
     return exit_code
 
 
-def said_in(log: Path) -> tuple[int | None, str]:
-    """The exit code and the words of the first line in the ranks' log that says why; (None, "") where none does."""
+def said_in(log: Path, *, without: Sequence[str]) -> tuple[int | None, str]:
+    """The exit code and the words of the first line in the ranks' log that says why; (None, "") where none does.
+
+    `without`: words of lines that say what something else led to.
+    """
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return None, ""
     for line in lines:
         match = re.match(r"memdiff: error\[(\d+)\]: (.*)", line)
-        if match and LOST not in line:
+        if match and not any(words in line for words in without):
             return int(match[1]), match[2]
     return None, ""
 
 
-def how_it_ended(launched: Launched, code: int, log: Path) -> str:
+def how_it_ended(launched: Launched | OnHosts, code: int, log: Path) -> str:
     """A launch of which no process left a word of ours."""
+    if launched.how is not None:
+        return launched.how
     who = launched.first_gone or "the deepspeed launcher"
     signal_number = -code if code < 0 else 256 - code
+    if launched.cleared and last_error(log):
+        signal_number = 0  # the launcher's is memdiff's own, which killed it; the rank left a traceback
     if 0 < signal_number < 65 and (code < 0 or launched.first_gone) and signal_number in set(signal.Signals):
         return f"{who} was killed by {signal.Signals(signal_number).name}"
     return f"{who} ended without a word (launcher exit code {code}{last_error(log)}); see {log}"
@@ -177,10 +203,3 @@ def opened(log: Path) -> BinaryIO:
         return log.open("xb")
     except OSError as error:
         raise CheckpointError(f"{log} can't be written: {error.strerror}") from None
-
-
-def free_port() -> int:
-    """A TCP port that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

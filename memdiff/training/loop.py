@@ -11,20 +11,24 @@ from safetensors import SafetensorError
 from memdiff.chain.noise import Noise, Stream
 from memdiff.engine.checkpoint import Checkpoints
 from memdiff.errors import EXIT_STOPPED, CheckpointError, StopRequested
+from memdiff.loggers.loggers import Loggers
 from memdiff.methods.experience import Batch, Clock, Metrics, Round
 from memdiff.processes import landmarks
 from memdiff.processes.stops import Stops
 from memdiff.reporting.grid import image_grid, write_evolution
 from memdiff.rewards.guards import alarms, watched
 from memdiff.rewards.normalise import from_json, to_json
+from memdiff.runtime import incidents
 from memdiff.runtime.small_files import free_of_links
+from memdiff.training.bookkeeping import SHOWN, Stopwatch, tiles_of
 from memdiff.training.build import Parts
 from memdiff.training.deadline import Deadline
 from memdiff.training.evaluate import evaluate
 from memdiff.training.metrics import plain_row, reset_peak, round_row
-from memdiff.training.progress import RunProgress, shown
+from memdiff.training.progress import RunProgress
 from memdiff.training.run_folder import RunFolder
 from memdiff.training.run_state import RunState
+from memdiff.training.saved_model import describe_model
 
 
 class Run:
@@ -38,12 +42,15 @@ class Run:
         progress: RunProgress,
         run_state: RunState,
         stops: Stops,
+        loggers: Loggers,
     ) -> None:
         self.parts, self.folder, self.checkpoints = parts, folder, checkpoints
         self.progress, self.run_state, self.stops = progress, run_state, stops
         self.is_late = False  # by run.max_hours
         self.deadline = Deadline(parts.recipe.run.max_hours)
         self.saved = run_state.round  # the last round that lies in a checkpoint; 0 for none
+        self.loggers, self.halved = loggers, incidents.counts[incidents.HALVED]
+        self.seconds = Stopwatch(folder.status().get("seconds"))
 
     def evaluate_the_start(self) -> None:
         """Before the first round of a run."""
@@ -135,7 +142,11 @@ class Run:
         else:
             self.record(row)
         if self.parts.ranks.is_first:
-            self.folder.write_status("running", round_number=number)
+            self.folder.write_status("running", round_number=number, seconds=self.seconds.total())
+            halved = incidents.counts[incidents.HALVED]
+            if halved > self.halved:
+                self.halved = halved
+                self.folder.add_event("halved", number, "memory ran out: smaller batches from here on, same gradients")
             if self.parts.plan and row["peak_bytes"]:
                 self.folder.write_plan({**self.parts.plan.to_json(), "measured_peak_bytes": row["peak_bytes"]})
         self.progress.done(number, row)
@@ -159,13 +170,11 @@ class Run:
             with self.warned("the grid of an evaluation"):
                 grid = self.folder.sample_file(number)
                 grid.unlink(missing_ok=True)  # a link of that name is not written through
-                image_grid(result.images_NHWC[:64]).save(grid)
+                image_grid(result.images_NHWC[:SHOWN]).save(grid)
+                self.folder.write_tiles(number, tiles_of(result))
+            self.loggers.image(number, self.folder.sample_file(number))
         evaluated = plain_row({**row, **result.numbers, "evaluate/best": best})
-        numbers = {key.removeprefix("evaluate/"): evaluated[key] for key in result.numbers}
-        summary = "  ".join(
-            f"{key} {shown(value, '.3f')}" for key, value in numbers.items() if not key.startswith("reward_std/")
-        )
-        self.progress.say(f"evaluation at round {number}: {summary}{'  (best so far)' if best and number else ''}")
+        self.progress.evaluated(number, evaluated, best and number > 0)
         self.record(evaluated)
 
     def record(self, row: Metrics) -> None:
@@ -177,6 +186,7 @@ class Run:
         if parts.ranks.is_first:
             with self.warned("a row of metrics.jsonl"):
                 self.folder.add_row({**row, "alarms": shared_alarms})
+            self.loggers.row(row)
         for alarm in shared_alarms:
             self.progress.say(f"alarm at round {row['round']}: {alarm}")
         run_state.alarm = shared_alarms[0] if shared_alarms and parts.recipe.guards.stop else None
@@ -195,6 +205,10 @@ class Run:
         if failure is not None:
             cause = " ".join(failure[2].split())
             raise CheckpointError(f"the model could not be written to {folder}: {cause}; {self.folder.what_is_saved()}")
+        if self.parts.ranks.is_first:
+            with self.warned("the model's card"):
+                environment, rows = self.folder.status().get("environment") or {}, self.folder.rows()
+                describe_model(folder, self.parts.recipe, rows, environment, trained_round=self.run_state.round)
 
     def end(self, state: Literal["complete", "stopped"], exit_code: int, message: str) -> int:
         """Writes the animation and the last word; first the word where somebody waits for the end."""
@@ -207,11 +221,14 @@ class Run:
                 exit_code=exit_code,
                 message=message,
                 ended_by_guard=self.run_state.alarm is not None,
+                seconds=self.seconds.total(),
             )
+            self.folder.add_event(state, self.run_state.round, message)
             if state == "stopped":
                 self.write_animation()
         self.parts.ranks.barrier()
         self.stops.close()
+        self.loggers.close(exit_code)
         return exit_code
 
     def write_animation(self) -> None:

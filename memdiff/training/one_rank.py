@@ -1,5 +1,6 @@
 """One rank's whole part of a run, from the recipe to the saved model."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from memdiff.chain.noise import Noise, Stream
 from memdiff.engine.checkpoint import Checkpoints
 from memdiff.engine.engine import start_process_group
-from memdiff.errors import LOST, CheckpointError, OutOfMemoryError, PeerError
+from memdiff.errors import LOST, CheckpointError, ConfigError, OutOfMemoryError, PeerError
 from memdiff.memory.offload import decoding, scoring
 from memdiff.methods.micro_batches import fits
 from memdiff.models.policy import decode_what_fits
@@ -19,9 +20,11 @@ from memdiff.processes.stops import Stops
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.normalise import from_json
 from memdiff.runtime.ranks import Ranks, ranks_of_this_process
+from memdiff.training.bookkeeping import closing, open_loggers
 from memdiff.training.build import Parts, build_parts
 from memdiff.training.environment import describe
 from memdiff.training.loop import Run
+from memdiff.training.one_folder import refuse_other_folders
 from memdiff.training.progress import RunProgress
 from memdiff.training.run_folder import Resume, RunFolder
 from memdiff.training.run_state import RunState
@@ -50,13 +53,24 @@ def train_rank(
     Until there is something to save, a request to stop raises StopRequested.
     """
     ranks = ranks_of_this_process(stops)
+    check_launch(recipe, ranks)
     folder = RunFolder(out)
     with folder.prepare(recipe, resume, ds_config_file) if ranks.is_first else nullcontext():
         with stops.leaving():
             start_process_group(ranks)
             ranks.barrier()
+            refuse_other_folders(folder, ranks)
         with one_line():
             return _train_in(folder, recipe, ranks, resume, ds_config_file, stops, heartbeat)
+
+
+def check_launch(recipe: Recipe, ranks: Ranks) -> None:
+    """Raises ConfigError where a launcher that is not memdiff's started more ranks than there are images or devices."""
+    recipe.check_world_size(ranks.world_size)
+    if ranks.device.type != "cuda" or ranks.device.index < torch.cuda.device_count():
+        return
+    count = torch.cuda.device_count()
+    raise ConfigError(f"the launcher started more ranks on {socket.gethostname()} than its {count} GPUs; use {count}")
 
 
 @contextmanager
@@ -93,12 +107,16 @@ def _train_in(
             checkpoints = Checkpoints(folder.checkpoints, ranks, keep=keep, learners=learners, say=progress.say)
             run_state = restore(parts, checkpoints, folder, resume, progress)
             if ranks.is_first:
-                folder.write_status("running", round_number=run_state.round, environment=describe(ranks, parts.knobs))
+                environment = describe(ranks, parts.knobs)
+                folder.write_status("running", round_number=run_state.round, environment=environment)
+                where = f"on {ranks.world_size} x {environment['device']}"
+                folder.add_event("resumed" if run_state.round else "started", run_state.round, where)
                 if parts.plan:
                     folder.write_plan(parts.plan.to_json())
                     progress.say(planned(parts.plan))
-        with memory_told(parts.plan):
-            run = Run(parts, folder, checkpoints, progress, run_state, stops)
+        loggers = open_loggers(recipe, folder, run_state, ranks, progress)
+        with memory_told(parts.plan), closing(loggers):
+            run = Run(parts, folder, checkpoints, progress, run_state, stops, loggers)
             with stops.leaving():
                 rehearse(parts)
                 heartbeat.limit = recipe.run.watchdog_seconds

@@ -1,7 +1,7 @@
 """What a person sees while a run goes on: one bar a round on a terminal, one line a round elsewhere; and its end."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -145,7 +145,13 @@ class RunProgress:
         self._pace.finish()
         end = self._end() if round_number < self._rounds else ""
         self._progress.update(self._all, completed=round_number, end=end)
-        self.say(f"round {round_number:>4}/{self._rounds}  {summary(row)}{f'  {end}' if end else ''}")
+        self.say_items([f"round {round_number:>4}/{self._rounds}", *round_summary(row), *([end] if end else [])])
+
+    def evaluated(self, number: int, row: Mapping[str, Any], best: bool) -> None:
+        """An evaluation at a round is finished: its line."""
+        self.say_items(
+            [f"evaluation at round {number}", *evaluation_summary(row), *(["(best so far)"] if best else [])]
+        )
 
     def _estimate(self) -> str:
         pace, left = self._pace.seconds_per_step, self._pace.seconds_left
@@ -153,6 +159,11 @@ class RunProgress:
 
     def _end(self) -> str:
         return f"ends about {clock_time(self._pace.seconds_left)}"
+
+    def say_items(self, items: Sequence[str]) -> None:
+        """A line of items, on a terminal as many lines as its width asks for: a log file has one, to be searched."""
+        for line in lines_of(items, self._console.width) if self._console.is_terminal else ["  ".join(items)]:
+            self.say(line)
 
     def say(self, text: str) -> None:
         """A line above the bars, broken between words on a terminal.
@@ -163,8 +174,37 @@ class RunProgress:
             self._progress.console.print(text, markup=False, soft_wrap=not self._live)
 
 
+def lines_of(items: Sequence[str], width: int) -> list[str]:
+    """Items two spaces apart, in lines of at most `width` that begin further in after the first; no item is cut."""
+    lines = [items[0]]
+    for item in items[1:]:
+        if len(lines[-1]) + 2 + len(item) <= width:
+            lines[-1] += f"  {item}"
+        else:
+            lines.append(f"    {item}")
+    return lines
+
+
+def evaluation_summary(row: Mapping[str, Any]) -> list[str]:
+    """Of a row's `evaluate/` columns: the reward, each part as its share where it has one, how much images differ."""
+    numbers = {key.removeprefix("evaluate/"): value for key, value in row.items() if key.startswith("evaluate/")}
+    items = [f"reward {shown(numbers['reward_mean'], '.3f')}"] if numbers.get("reward_mean") is not None else []
+    for key, value in numbers.items():
+        kind, _, name = key.partition("/")
+        if kind == "share" or (kind == "reward" and f"share/{name}" not in numbers):
+            items.append(f"{name} {shown(value, '.3f')}")
+        elif kind.startswith("diversity"):
+            items.append(f"{kind} {shown(value, '.3f')}")
+    return items
+
+
 def summary(row: Mapping[str, Any]) -> str:
-    """One line of a metrics row: reward and its parts, images/s, peak memory, seconds by phase."""
+    """One line of a metrics row."""
+    return "  ".join(round_summary(row))
+
+
+def round_summary(row: Mapping[str, Any]) -> list[str]:
+    """Of a metrics row: reward and its parts, images/s, peak memory, seconds by phase."""
     parts = [f"reward {shown(row['reward_mean'], '.3f')}"]
     parts += [
         f"{key.removeprefix('reward/')} {shown(value, '.3f')}"
@@ -179,7 +219,7 @@ def summary(row: Mapping[str, Any]) -> str:
     parts.append(f"grad norm {shown(row['grad_norm'], '.3g')}")
     if row["skipped"]:
         parts.append("update skipped" if row["skipped"] == 1 else f"{row['skipped']} updates skipped")
-    return "  ".join(parts)
+    return parts
 
 
 def shown(value: float | None, style: str) -> str:

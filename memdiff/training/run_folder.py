@@ -13,7 +13,7 @@ import yaml
 
 from memdiff.errors import CheckpointError, ConfigError
 from memdiff.processes.ancestors import ancestors_of_environment
-from memdiff.processes.file_lock import FileLock
+from memdiff.processes.file_lock import FileLock, Holder, holders_of_environment
 from memdiff.recipe.contents import Contents, changed_contents, contents_of
 from memdiff.recipe.reading import changed_keys, check_recipe, recipe_hash
 from memdiff.recipe.recipe import Recipe
@@ -46,6 +46,7 @@ class RunFolder:
         self.best_model = path / "model_best"
         self._config, self._status = path / "config.yaml", path / "status.json"
         self._contents = path / "contents.json"
+        self.events = path / "events.jsonl"
         self._rows_to_write: list[str] = []
 
     def exists(self) -> bool:
@@ -78,9 +79,10 @@ class RunFolder:
     def _locked(self) -> FileLock:
         """The lock, taken: alone, or with the `memdiff train` that started this process."""
         lock = FileLock(self.path / LOCK)
+        friends = *map(Holder.here, ancestors_of_environment().values()), *holders_of_environment()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            holder = lock.acquire(friends=tuple(ancestors_of_environment().values()))
+            holder = lock.acquire(friends=friends)
         except OSError as error:
             raise self._unwritable(error) from None
         if holder is not None:
@@ -115,6 +117,13 @@ class RunFolder:
                 "the run aside"
             ) from None
         return check_recipe(content, source=str(self._config))
+
+    def recipe_text(self) -> str:
+        """The same, letter for letter; empty where it can't be read."""
+        try:
+            return self._config.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return ""
 
     def check_place(self) -> None:
         """Raises ConfigError where the folder can't be made, or nothing can be written in it. Writes nothing."""
@@ -191,7 +200,7 @@ class RunFolder:
         """status.json; keys not given here keep their values. Where it can't be written it goes: right or absent."""
         status = self.status() | {
             "state": state, "exit_code": exit_code, "round": round_number, "message": message, "pid": os.getpid(),
-            "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "updated": _now(),
         } | more  # fmt: skip
         try:
             _write_atomically(self._status, json.dumps(status, indent=2))
@@ -218,6 +227,12 @@ class RunFolder:
                 raise
         self._rows_to_write.clear()
 
+    def add_event(self, kind: str, round_number: int, text: str = "") -> None:
+        """One line of events.jsonl: what happened to the run beside its rounds. Where there is no room it is lost."""
+        event = {"time": _now(), "event": kind, "round": round_number, "text": text}
+        with suppress(OSError), self.events.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
     def rows(self) -> list[dict[str, Any]]:
         """All rows so far."""
         return read_rows(self.metrics) if self.metrics.is_file() else []
@@ -232,6 +247,10 @@ class RunFolder:
         """The grid of an evaluation."""
         return self.samples / name_of("round_", round_number, ".png")
 
+    def write_tiles(self, round_number: int, tiles: Mapping[str, Any]) -> None:
+        """Prompts and scores of the images in an evaluation's grid, beside it. Raises OSError."""
+        self.sample_file(round_number).with_suffix(".json").write_text(json.dumps(tiles), encoding="utf-8")
+
     def sample_files(self) -> dict[int, Path]:
         """The grids of evaluations by their rounds, in order; other people's pictures are none."""
         return numbered(self.samples, "round_", ".png")
@@ -240,7 +259,12 @@ class RunFolder:
         """Grids of evaluations that a resumed run makes again."""
         for number, file in self.sample_files().items():
             if number > round_number:
+                file.with_suffix(".json").unlink(missing_ok=True)
                 file.unlink()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _write_all(file: RawIOBase, content: bytes) -> None:

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from memdiff.recipe.contents import contents_of
 from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.exit_codes import quiet_bitsandbytes
 from memdiff.training.deadline import note_start
-from memdiff.training.launcher import launch, rank_environment, ranks_use_gpus, round_of
+from memdiff.training.hosts import Seen
+from memdiff.training.launcher import launch, launch_on_hosts, rank_environment, ranks_use_gpus, round_of
 from memdiff.training.run_folder import Resume, RunFolder
 
 
@@ -27,16 +28,21 @@ def way_on(recipe: Recipe, folder: RunFolder) -> str | None:
     return "guards.stop=false" if ended_by_guard else "run.rounds=N"
 
 
-def run_ranks(recipe: Recipe, folder: RunFolder, arguments: list[str], world_size: int, stops: Stops) -> int:
-    """The launcher's exit code, in a folder that is this process's own; after a complete run its report is there."""
+def run_ranks(
+    recipe: Recipe, folder: RunFolder, arguments: list[str], world_size: int, stops: Stops, seen: Sequence[Seen] = ()
+) -> int:
+    """The launcher's exit code, in a folder that is this process's own; after a complete run its report is there.
+
+    `seen` are the hosts of the ranks; empty: they run here.
+    """
     note_start()
     folder.write_status("running", round_number=round_of(folder.status()))
-    if ranks_use_gpus():
+    if not seen and ranks_use_gpus():
         from memdiff.planner.warm_up import warm_round_cache
 
         warm_round_cache(recipe, world_size)
     stops.stay()
-    code = launch(arguments, folder, world_size, stops)
+    code = launch_on_hosts(arguments, folder, seen, stops) if seen else launch(arguments, folder, world_size, stops)
     if code == 0:
         write_report_of(folder.path)
     return code

@@ -295,3 +295,10 @@ def test_examine_this_machine(monkeypatch):
     assert all(finding.advice for finding in findings if finding.state != "ok")
     assert not [finding.detail for finding in findings if "the check itself failed" in finding.detail]
     assert states(findings)["python"] == "ok" and "DeepSpeed" in findings[names.index("precision")].detail
+
+
+def test_a_busy_machine_is_no_broken_compiler() -> None:
+    """A test extension that takes too long is a warning, at which a run starts: its own build has no such limit."""
+    finding = compiler.judge_compiler(replace(COMPILER, error=f"{compiler.NOT_DONE} 8 s"))
+    assert (finding.state, "busy" in finding.advice) == ("warn", True)
+    assert compiler.judge_compiler(replace(COMPILER, error="cannot find -lm")).state == "fail"

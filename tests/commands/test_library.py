@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import memdiff
 from memdiff.errors import ConfigError
+from memdiff.loggers.logger import numbers_of
+from memdiff.reporting.rows import read_rows
 from memdiff.rewards.handed_over import HERE
 from tests.helpers.processes import run_python
+from tests.helpers.tensorboard_reader import read_events
 
 SCRIPT = """
 import json, sys
@@ -27,10 +31,14 @@ once = len(run.metrics)
 run = memdiff.train("digits_reinforce", dark, out=f"{out}/run", gpus=1, changes=changes | {"run.rounds": 2})
 samples = memdiff.sample(run, num_images=3, steps=3, out=f"{out}/samples")
 rows = memdiff.score(samples, "jpeg:quality=90")
+compared = memdiff.evaluate({"before": "digits", "after": run}, "digits", num_images=3, steps=3, out=f"{out}/eval")
 print(json.dumps({
     "light": light, "state": run.state, "once": once, "rows": len(run.metrics), "report": run.report.is_file(),
     "model": (run.model / "model_index.json").is_file(), "grids": sorted(run.images), "samples": len(samples.images),
     "png": samples._repr_png_()[:4].hex(), "scored": [sorted(row) for row in rows],
+    "compared": [compared[name]["digits"]["images"] for name in ("before", "after")],
+    "shown": compared._repr_png_()[:4].hex(), "modes": len({file.stat().st_mode for file in run.folder.rglob("*.*")
+                                                             if file.is_file() and "checkpoints" not in file.parts}),
     "rewards": [row["reward/dark"] for row in run.metrics if "reward/dark" in row],
 }))
 """
@@ -45,7 +53,47 @@ def test_a_function_of_the_program_trains_resumes_samples_and_scores(tmp_path: P
     assert result["rows"] > result["once"] and result["grids"] == [0, 1, 2]
     assert result["samples"] == 3 and result["png"] == b"\x89PNG".hex()
     assert result["scored"] == [["compressible", "image", "prompt"]] * 3
+    assert result["compared"] == [3, 3] and result["shown"] == result["png"] and result["modes"] == 1
+    assert_logged(tmp_path / "run")
     assert result["rewards"] and all(-1 < reward < 0 for reward in result["rewards"])
+
+
+def assert_logged(run: Path) -> None:
+    """TensorBoard shows what metrics.jsonl holds, in one curve over both starts; events and a card tell of the run."""
+    rows, events = read_rows(run / "metrics.jsonl"), read_events(run / "tensorboard")
+    assert events.scalars.keys() == {key for row in rows for key in numbers_of(row)} and len(events.scalars) > 15
+    for key, curve in events.scalars.items():
+        numbers = {row["round"]: numbers_of(row)[key] for row in rows if key in numbers_of(row)}
+        assert curve == {step: float(np.float32(value)) for step, value in numbers.items()}, key
+    assert [image[0] for image in events.images["samples"]] == [0, 1, 2]
+    assert "kind: embedded" in events.texts["recipe"]
+    lines = (run / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["started", "complete", "resumed", "complete"]
+    assert "| rounds | 2 of 2" in (run / "model" / "README.md").read_text()
+    tiles = json.loads((run / "samples" / "round_000002.json").read_text())
+    assert len(tiles["prompts"]) == len(tiles["scores"]["dark"]) == 2
+
+
+@pytest.mark.slow
+def test_several_processes_through_the_launcher(tmp_path: Path) -> None:
+    """Two ranks, and a second call that goes on where the first ended, to the same bits as one call."""
+    (tmp_path / "dark.py").write_text("def score(images, prompts):\n    return -images.mean(dim=(1, 2, 3))\n")
+    script = """
+import sys, memdiff
+out = sys.argv[1]
+reward = [{"kind": "python", "file": f"{out}/dark.py"}]
+changes = {"run.images_per_round": 4, "sampler.steps": 3, "evaluate.every": 0, "evaluate.rewards": [],
+           "method.baseline": "none", "reward": reward}
+run = memdiff.train("digits_reinforce", reward, out=f"{out}/run", gpus=2, changes=changes | {"run.rounds": 2})
+memdiff.train("digits_reinforce", reward, out=f"{out}/one", gpus=2, changes=changes | {"run.rounds": 1})
+memdiff.train("digits_reinforce", reward, out=f"{out}/one", gpus=2, changes=changes | {"run.rounds": 2})
+print(run.state, len(run.metrics))
+"""
+    done = run_python("-c", script, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "complete 2"
+    file = "model/unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
 
 
 def test_a_recipe_from_a_name_a_mapping_and_a_recipe() -> None:

@@ -22,6 +22,8 @@ FILES = {
     "only.csv": "caption\n\n" + "\n".join(QUOTED) + "\n",
     "semicolons.csv": "id;prompt\n" + "".join(f"1;{text}\n" for text in QUOTED),
     "table.tsv": "prompt\tscore\n" + "".join(f"{text}\t1\n" for text in QUOTED),
+    "drawbench.csv": "Prompts,Category\n" + "".join(f"{text},Colors\n" for text in QUOTED),
+    "parti.tsv": "Prompt\tCategory\n" + "".join(f"{text}\tArts\n" for text in TEXTS),
     "list.json": json.dumps(TEXTS),
     "objects.json": json.dumps([{"prompt": text, "id": 1} for text in TEXTS]),
     "column.json": json.dumps({"prompt": TEXTS}),
@@ -81,7 +83,7 @@ def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     os.mkfifo(tmp_path / "pipe.txt")
     with (tmp_path / "large.csv").open("wb") as file:
         file.truncate(1 << 40)
-    for path, said in (("/dev/zero", "no regular file"), ("pipe.txt", "no regular file"), ("large.csv", "1048576 MiB")):
+    for path, said in (("/dev/zero", "it is a device"), ("pipe.txt", "it is a pipe"), ("large.csv", "is too large")):
         with pytest.raises(ConfigError, match=said):
             read_prompt_file(tmp_path / path)
     monkeypatch.setattr(prompt_files, "MOST_PROMPTS", 2)

@@ -244,7 +244,8 @@ def test_no_more_steps_are_kept_than_are_differentiated(file: Path):
 def test_others_names_lead_to_ours(file: Path):
     """Every key that the table leads to is there, and each is told where it was written."""
     keys = {re.sub(r"\.\d+(?=\.|$)", "", key) for key in paths_of(whole_recipe())} | {"prompts", "prompts.file"}
-    of_kinds = {"model.path", "model.revision", "model.resolution", "method.last_steps", "method.truncation"}
+    of_kinds = {f"model.{key}" for key in ("path", "revision", "resolution", "height", "width")}
+    of_kinds |= {"method.last_steps", "method.truncation"}
     for name, place in KEYS.items():
         assert " " in place or place in keys | of_kinds, place
         assert f"unknown key {name}; " in refusal(file, LEAST, (f"{name}=1",)) or name in keys

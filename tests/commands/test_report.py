@@ -15,9 +15,11 @@ from memdiff.errors import ConfigError
 from memdiff.reporting import plots
 from memdiff.reporting.folder import best_round, number, read_folder
 from memdiff.reporting.grid import image_grid, spread, write_evolution
-from memdiff.reporting.html import flatten, printable, write_report
+from memdiff.reporting.headline import flatten
+from memdiff.reporting.html import write_report
 from memdiff.reporting.rows import read_rows
 from memdiff.reporting.sections import wilson
+from memdiff.reporting.words import printable
 
 ROUNDS = 6
 PAYLOADS = [

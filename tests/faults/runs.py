@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -13,11 +14,13 @@ from typing import Any
 
 import yaml
 
+from memdiff.processes.ancestors import LAUNCH, RUNNER
 from memdiff.processes.identity import PROC, all_pids, identity, kill, rank_of, words_of
 from memdiff.reporting.rows import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS_TO_START, SECONDS_TO_END = 600.0, 120.0  # end what hangs; the machine may be busy
+SECONDS_TO_START, SECONDS_TO_END, SECONDS_IN_ALL = 900.0, 300.0, 1800.0  # end what hangs; the machine may be busy
+_one_at_a_time = threading.Lock()
 UNEQUAL = ("seconds_", "peak_bytes")  # what may differ between two runs of one recipe
 RECIPE: dict[str, Any] = {
     "model": {"kind": "embedded"},
@@ -151,3 +154,54 @@ def tensors_of(content: Any, path: str = "") -> list[tuple[str, Any]]:
         return [(path, content)] if content.dim() else [(path, content.reshape(1))]
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     return [entry for key, value in items for entry in tensors_of(value, f"{path}/{key}")]
+
+
+def trained(out: Path, number: int) -> Callable[[], bool]:
+    """Whether a round is done."""
+    return lambda: last_round(out) >= number
+
+
+def signalled(run: Run, whom: str, number: int) -> Callable[[], None]:
+    """A signal to one process of a run, or to all of them at once."""
+
+    def send() -> None:
+        match whom:
+            case "memdiff":
+                pids = [run.process.pid]
+            case "runner":
+                pids = run.with_word(RUNNER)[-1:]
+            case "launch.py":
+                pids = run.with_word(LAUNCH)[-1:]
+            case "group":
+                pids = run.alive()
+            case _:
+                pids = [pid for pid in [run.rank(int(whom.removeprefix("rank ")))] if pid is not None]
+        assert pids, f"there is no {whom}"
+        kill(pids, number)
+
+    return send
+
+
+def to_the_end(run: Run, out: Path, recipe: Path) -> Callable[[], float]:
+    """It ends by itself, and is what a run of the recipe is that nothing happens to, bit for bit."""
+
+    def wait() -> float:
+        assert run.end(SECONDS_IN_ALL) == 0, run.said()[-1500:]
+        wanted = uninterrupted(out.parent.parent, recipe)
+        assert fingerprint(out) == wanted, "weights, optimizer state or rows differ from the run that was left alone"
+        return 0.0
+
+    return wait
+
+
+def uninterrupted(folder: Path, recipe: Path) -> dict[str, str]:
+    """The fingerprint of the run of its method that nothing happens to, made once in a folder."""
+    out = folder / f"whole_{yaml.safe_load(recipe.read_text())['method']['kind']}"
+    with _one_at_a_time:
+        if not out.exists():
+            folder.mkdir(exist_ok=True)
+            run = train(recipe, out)
+            code = run.end(SECONDS_IN_ALL)
+            assert code == 0, run.said()[-2000:]
+            run.clear()
+        return fingerprint(out)

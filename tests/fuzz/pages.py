@@ -71,7 +71,7 @@ async function look(page) {
 
 def browser() -> str | None:
     """The first of those that are installed."""
-    return next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
 def report_page(folder: Path, text: str) -> Path:
@@ -148,7 +148,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Of this server."""
+        """Where this server is reached."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -182,7 +182,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         self.server.done.set()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
+        """Says nothing on the terminal."""
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def stable_diffusion(folder: Path) -> None:
 
 
 def sdxl(folder: Path) -> None:
-    """Two text encoders."""
+    """A model with two text encoders."""
     tiny_sdxl_pipeline().save_pretrained(folder / "model")
     _recipe(folder / "recipe.yaml", {"kind": "sdxl", "path": "model"}, prompts={"train": TEXTS})
 

@@ -43,7 +43,7 @@ def keys_of(node: Any, path: Path_ = ()) -> Iterator[Path_]:
 
 
 def at(node: Any, path: Path_) -> Any:
-    """What stands there."""
+    """What stands at that key."""
     for key in path:
         node = node[key]
     return node

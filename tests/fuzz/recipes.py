@@ -82,11 +82,11 @@ def refused(place: Path, seed: int, count: int, processes: int = 0) -> tuple[lis
         kind: {"count": kinds[kind], "slowest_seconds": round(max(seconds[kind], default=0.0), 3)} for kind in kinds
     }
     if seconds["process"]:
-        taken = sorted(seconds["process"])
+        tried = sorted(seconds["process"])
         table["as processes of their own"] = {
-            "count": len(taken),
-            "median_seconds": round(taken[len(taken) // 2], 2),
-            "slowest_seconds": round(taken[-1], 2),
+            "count": len(tried),
+            "median_seconds": round(tried[len(tried) // 2], 2),
+            "slowest_seconds": round(tried[-1], 2),
         }
     return faults, table
 

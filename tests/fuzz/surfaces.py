@@ -31,8 +31,8 @@ class Surface:
 
     def targets(self, folder: Path) -> list[str]:
         """Every file that is changed."""
-        found = {file for pattern in self.files for file in folder.glob(pattern) if file.is_file()}
-        return sorted(str(file.relative_to(folder)) for file in found)
+        matches = {file for pattern in self.files for file in folder.glob(pattern) if file.is_file()}
+        return sorted(str(file.relative_to(folder)) for file in matches)
 
 
 def _commands(*texts: str) -> list[Command]:

@@ -116,7 +116,7 @@ def _waited(pid: int, reader: int) -> tuple[bytes, int | None]:
 def _child(
     words: Sequence[str], folder: Path, log: Path, writer: int, allowed: Allowed, environment: Mapping[str, str]
 ) -> None:
-    """Never returns."""
+    """The child's side, which never returns."""
     code = 98
     try:
         os.setsid()

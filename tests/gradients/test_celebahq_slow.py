@@ -7,7 +7,7 @@ import torch
 import yaml
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from memdiff.models.architectures import CELEBAHQ_256, CIFAR10_32, DDPM_SCHEDULER
+from memdiff.models.architectures import CELEBA_64, CELEBAHQ_256, CIFAR10_32, DDPM_SCHEDULER
 from memdiff.models.quiet import quiet_libraries
 from memdiff.reporting.rows import read_rows
 from tests.helpers.processes import memdiff
@@ -16,7 +16,9 @@ quiet_libraries()
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(("config", "parameters"), [(CELEBAHQ_256, 113_673_219), (CIFAR10_32, 35_746_307)])
+@pytest.mark.parametrize(
+    ("config", "parameters"), [(CELEBAHQ_256, 113_673_219), (CIFAR10_32, 35_746_307), (CELEBA_64, 78_700_803)]
+)
 def test_written_down_architectures_have_the_public_parameter_counts(config, parameters: int) -> None:
     with torch.device("meta"):
         assert sum(parameter.numel() for parameter in UNet2DModel(**config).parameters()) == parameters

@@ -228,3 +228,15 @@ def test_rehearsal_leaves_no_trace_in_the_weights() -> None:
     method.rehearse(policy, noise, 3, [""])
     assert all(torch.equal(a, b) for a, b in zip(before, policy.trainable().values(), strict=True))
     assert 0 < float(method.pieces.gradients.max_abs()) < math.inf
+
+
+def test_the_replay_of_an_fp64_policy() -> None:
+    """Log-probs stay in what they were scored in: a second pass has ratio 1 and the gradient of one graph to 1e-12."""
+    policy = tiny_policy(steps=6, dtype=torch.float64)
+    method = reinforce(policy, inner_updates=2)
+    experience = method.collect(policy, round_of(policy, 4))
+    first = gradient(method, policy, experience)
+    assert experience.old_log_probs is not None and experience.old_log_probs.dtype is torch.float64
+    truth = autograd_truth(policy, experience, method.config, [1.0] * 6)
+    assert (first - truth).norm() <= 1e-6 * truth.norm()
+    assert torch.equal(gradient(method, policy, experience), first)

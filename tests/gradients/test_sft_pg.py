@@ -251,12 +251,15 @@ def test_a_walk_learns_to_end_where_real_numbers_lie() -> None:
     assert max(alone) > 3.5
 
 
-@pytest.mark.parametrize("regularisation", ["baseline", "none"])
-def test_critic_steps_are_plain_torch(regularisation: str) -> None:
+@pytest.mark.parametrize(("regularisation", "noise"), [("baseline", 0.0), ("none", 0.0), ("baseline", 0.3)])
+def test_critic_steps_are_plain_torch(regularisation: str, noise: float) -> None:
     """Two passes of two steps of Adam on one graph of 1/B sum f(real) - 1/B sum f(fake) + 1/B sum_i sum_k (v - f)^2, f
-    in the last term a constant or not: the same weights. With a value function that has learnt something: it pulls."""
+    in the last term a constant or not: the same weights. With a value function that has learnt something: it pulls.
+    With noise f sees real and made images through draws that no two passes share, and a cost is a mean of three more.
+    """
     policy = tiny_policy(steps=4, final_std=0.001)
-    method = shortcut(policy, ALONE, critic_regularisation=regularisation, critic_passes=2)
+    seen = {"noise": noise, "noise_draws": 3}
+    method = shortcut(policy, ALONE, critic_regularisation=regularisation, critic_passes=2, critic=seen)
     with torch.no_grad():
         method.value.network.value.weight.fill_(0.3)
     critic, value = copy.deepcopy(method.critic.network), copy.deepcopy(method.value.network)
@@ -265,10 +268,12 @@ def test_critic_steps_are_plain_torch(regularisation: str) -> None:
     experience = method.collect(policy, this_round)
     images = policy.decode(experience.trajectory.final(range(7)))
     drawn = method.phase.real.of(seed=7, round_number=1, num_images=14, positions=range(14))
+    through = Noise(seed=7, stream=Stream.CRITIC, round_number=1, shape=(1, 8, 8))
     for number in range(4):
         rows, real = list(range(number % 2, 7, 2)), drawn[7 * (number // 2) :]
-        fake = critic(images[rows])
-        loss = critic(real[rows]).mean() - fake.mean()
+        on_made, on_real = (noise * through.step(rows, 2 * (number // 2) + k) for k in (0, 1))
+        fake = critic(images[rows] + on_made)
+        loss = critic(real[rows] + on_real).mean() - fake.mean()
         target = fake if regularisation == "baseline" else fake.detach()
         for step in range(4):
             x, _ = experience.trajectory.transitions([(row, step) for row in rows])
@@ -282,7 +287,8 @@ def test_critic_steps_are_plain_torch(regularisation: str) -> None:
         for got, truth in zip(mine.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(got, truth, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
-        torch.testing.assert_close(-experience.rewards_N, critic(images), rtol=1e-4, atol=1e-5)
+        draws = [critic(images + noise * through.step(range(7), 2**32 + draw)) for draw in range(3)]
+        torch.testing.assert_close(-experience.rewards_N, sum(draws) / 3, rtol=1e-4, atol=1e-5)
 
 
 def test_an_update_is_plain_autograd() -> None:
@@ -305,7 +311,7 @@ def test_an_update_is_plain_autograd() -> None:
     parameters = list(policy.trainable().values())
     truth = torch.autograd.grad((advantages * log_p).mean(), parameters)
     for got, wanted in zip(method.pieces.gradients.sums, truth, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max() + 1))
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=5e-6 * float(wanted.abs().max() + 1))
 
 
 def test_what_does_not_fit_is_made_again_in_halves() -> None:

@@ -63,24 +63,24 @@ def test_at_first_it_does_nothing_and_then_learns_in_plain_torch(monkeypatch: py
     learner = method.value.learner
     plain = copy.deepcopy(learner.network)
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-2)
-    taken: list[list[torch.Tensor]] = []  # gradients and the weights before them
+    noted: list[list[torch.Tensor]] = []  # gradients and the weights before them
     step = learner.step
 
     def noted_step(when: str) -> float:
         weights = [parameter.detach().clone() for parameter in learner.parameters]
         gradients = [parameter.grad.clone() for parameter in learner.parameters if parameter.grad is not None]
-        taken.append([*gradients, *weights])
+        noted.append([*gradients, *weights])
         return step(when)
 
     monkeypatch.setattr(learner, "step", noted_step)
     experience = method.collect(policy, round_of(policy, 6))
-    assert experience.step_advantages_Kn is not None and len(taken) == 20
+    assert experience.step_advantages_Kn is not None and len(noted) == 20
     torch.testing.assert_close(experience.step_advantages_Kn, experience.advantages_n.repeat(5, 1))
     pairs = [(image, step) for step in policy.schedule.steps_with_density for image in range(6)]
     x_t, _ = experience.trajectory.transitions(pairs)
     target = experience.advantages_n[[image for image, _ in pairs]]
     parameters, losses = list(plain.parameters()), []
-    for gradients_and_weights in taken:
+    for gradients_and_weights in noted:
         gradients, weights = gradients_and_weights[: len(parameters)], gradients_and_weights[len(parameters) :]
         for parameter, weight in zip(parameters, weights, strict=True):
             torch.testing.assert_close(parameter.detach(), weight, rtol=1e-6, atol=1e-7)

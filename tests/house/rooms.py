@@ -25,10 +25,12 @@ ORDER = (
     ("recipe",),
     ("planner",),  # runs methods on fake tensors, so that it stands above them
     ("reporting", "doctor"),
+    ("loggers",),
     ("training",),
-    ("sampling", "scoring"),
+    ("sampling", "scoring", "publishing"),
     ("evaluation",),
-    ("cli", "library"),
+    ("library",),
+    ("cli",),
     ("__main__",),
 )
 

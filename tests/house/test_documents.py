@@ -15,7 +15,8 @@ from tests.house.rooms import FILES, ORDER, PACKAGE, ROOT, room_of
 
 DOCUMENTS = (
     *("README.md", "CONTRIBUTING.md", "tests/README.md", "benchmarks/README.md", "launch/README.md"),
-    "docs/reliability.md",
+    *("docs/reliability.md", "docs/architecture.md", "docs/decisions.md", "docs/compatibility.md"),
+    *("docs/fitting_a_card.md", "docs/several_gpus.md", "docs/troubleshooting.md"),
 )
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PLACEHOLDERS = ("KIND", "FAMILY")

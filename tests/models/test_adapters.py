@@ -21,7 +21,7 @@ from memdiff.errors import ConfigError, NumericError
 from memdiff.models.config import AdapterConfig
 from memdiff.models.lora import inject
 from memdiff.models.lora.files import DIFFUSERS_KEY, plain_name
-from memdiff.models.lora.paths import DIFFUSERS_NAME, KOHYA_NAME, PEFT_NAME
+from memdiff.models.lora.names import DIFFUSERS_NAME, KOHYA_NAME, PEFT_NAME
 from memdiff.models.policy import rollout
 from memdiff.models.quiet import quiet_libraries
 from memdiff.recipe.recipe import Recipe

@@ -9,10 +9,10 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderTiny, DDPMPipeline, DDPMScheduler
+from diffusers import DDPMPipeline, DDPMScheduler
 
 from memdiff.errors import ConfigError
-from memdiff.models.config import SamplerConfig, StableDiffusionConfig
+from memdiff.models.config import DdpmConfig, SamplerConfig, StableDiffusionConfig
 from memdiff.models.load import load_policy, model_of, skeleton_policy
 from memdiff.models.networks import variants_in
 from memdiff.models.options import ModelOptions
@@ -120,30 +120,32 @@ def spoilt(folder: Path, file: str, **values: Any) -> Path:
 
 def test_an_unsaid_size_is_asked_for(pipelines: Path, tmp_path: Path):
     ddpm = spoilt(shutil.copytree(pipelines / "ddpm", tmp_path / "ddpm"), "unet/config.json", sample_size=None)
-    assert "no sample_size, the side of its images" in refusal(lambda: load(ddpm))
+    assert "no sample_size; set model.resolution" in refusal(lambda: load(ddpm))
     sd = spoilt(shutil.copytree(pipelines / "sd", tmp_path / "sd"), "unet/config.json", sample_size=None)
     assert "no sample_size; set model.resolution" in refusal(lambda: load(sd))
     assert load(sd, resolution=16).shape == (4, 8, 8)
 
 
 def test_other_vaes_are_refused_by_name(pipelines: Path, tmp_path: Path):
-    """TAESD as model.vae, in a run and in a plan."""
-    channels: Any = (8, 8, 8, 8)
-    tiny: Any = AutoencoderTiny(encoder_block_out_channels=channels, decoder_block_out_channels=channels)
-    tiny.save_pretrained(tmp_path)
+    """What is neither an AutoencoderKL nor TAESD as model.vae, in a run and in a plan."""
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
     model = StableDiffusionConfig(kind="stable_diffusion", path=str(pipelines / "sd"), vae=str(tmp_path))
     for read in (load_policy, skeleton_policy):
         said = refusal(lambda read=read: read(model, SamplerConfig(), ModelOptions(), device=CPU))
-        assert "holds an AutoencoderTiny; memdiff decodes with an AutoencoderKL" in said
+        assert "holds a VAE of class VQModel; memdiff decodes with an AutoencoderKL, or TAESD's AutoencoderTiny" in said
 
 
-@pytest.mark.parametrize("name", ["v1-5-pruned.safetensors", "v1-5-pruned-emaonly.ckpt"])
-def test_a_checkpoint_in_one_file_names_its_conversion(name: str, tmp_path: Path):
+@pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt", "model.gguf"])
+def test_files_where_folders_are_needed(name: str, tmp_path: Path):
+    """Of an unconditional model, of a VAE; a suffix that nothing is read from."""
     (tmp_path / name).touch()
-    said = refusal(lambda: locate(str(tmp_path / name), best=False, own_adapter=True))
-    assert "is a checkpoint in one file" in said and f"P.from_single_file({str(tmp_path / name)!r})" in said
-    with pytest.raises(ValueError, match="is a checkpoint in one file"):
-        StableDiffusionConfig(kind="stable_diffusion", path=str(tmp_path / name))
+    with pytest.raises(ValueError, match=r"is a file; (only the model of|give a diffusers)"):
+        DdpmConfig(kind="ddpm", path=str(tmp_path / name))
+    with pytest.raises(ValueError, match="is a file; "):
+        StableDiffusionConfig(kind="stable_diffusion", path="a/b", vae=str(tmp_path / name))
+    if name.endswith("gguf"):
+        said = refusal(lambda: locate(str(tmp_path / name), best=False, own_adapter=True))
+        assert "give a diffusers pipeline folder or a checkpoint in one file (.safetensors, .ckpt) or a hub id" in said
 
 
 HOSTILE = ("", "[1]", '"a"', "null", "3", "{")

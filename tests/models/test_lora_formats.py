@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from memdiff.errors import ConfigError
 from memdiff.models.config import AdapterConfig
 from memdiff.models.lora import inject
-from memdiff.models.lora.paths import DIFFUSERS_NAME, KOHYA_NAME, find_adapter
+from memdiff.models.lora.names import DIFFUSERS_NAME, KOHYA_NAME
+from memdiff.models.lora.paths import find_adapter
 from memdiff.models.quiet import quiet_libraries
 from tests.helpers import lora_files
 from tests.helpers.lora_files import Factors, Tensors, dense, factors_for, in_network

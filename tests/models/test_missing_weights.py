@@ -20,7 +20,7 @@ from memdiff.errors import ConfigError
 from memdiff.models.config import AdapterConfig, SamplerConfig
 from memdiff.models.load import load_policy, model_of
 from memdiff.models.lora import inject
-from memdiff.models.lora.paths import PEFT_NAME
+from memdiff.models.lora.names import PEFT_NAME
 from memdiff.models.options import ModelOptions
 from memdiff.models.policy import Policy
 from memdiff.rewards.classifier import load_image_classifier

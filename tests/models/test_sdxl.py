@@ -12,13 +12,14 @@ from benchmarks.recorder.models import tiny_vae
 from memdiff.errors import ConfigError
 from memdiff.models import architectures
 from memdiff.models.config import AdapterConfig, SamplerConfig, SdxlConfig, StableDiffusionConfig
-from memdiff.models.latent_files import choose_vae_dtype, parts_of, skeleton_parts
+from memdiff.models.latent_files import parts_of, skeleton_parts
 from memdiff.models.load import load_policy, model_of, pipeline_kind
 from memdiff.models.options import ModelOptions
 from memdiff.models.policy import rollout
 from memdiff.models.precision import DTYPES
 from memdiff.models.quiet import quiet_libraries
 from memdiff.models.sdxl import SdxlPolicy
+from memdiff.models.vae_files import choose_vae_dtype
 from memdiff.runtime.vjp import Gradients, Pieces
 from tests.helpers import half_precision
 from tests.helpers.against_diffusers import (
@@ -78,7 +79,7 @@ def test_chains_are_the_pipelines(eta: float, guidance: float | None, prediction
 
 def test_sizes_condition_the_prediction() -> None:
     """Images count as uncropped originals of their own side: diffusers' call agrees, and differs for another side."""
-    parts = parts_of(tiny_sdxl_pipeline(), resolution=32)
+    parts = parts_of(tiny_sdxl_pipeline(), size=(32, 32))
     policy = SdxlPolicy(parts, SamplerConfig(steps=4, eta=0, guidance=2), ModelOptions(), device=CPU)
     policy.encode(TEXTS)
     assert policy.conditioning(TEXTS).sizes_BI is not None and policy.shape == (4, 16, 16)
@@ -262,7 +263,7 @@ def test_the_real_unet_takes_a_piece() -> None:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)  # 5 GB of weights; in fp32 they would be 10 before they are cast
     try:
-        parts = skeleton_parts(replace(architectures.SDXL_BASE, text_encoders=shallow), resolution=64)
+        parts = skeleton_parts(replace(architectures.SDXL_BASE, text_encoders=shallow), size=(64, 64))
     finally:
         torch.set_default_dtype(torch.float32)
     options = ModelOptions(torch.bfloat16, AdapterConfig(rank=4), activation_checkpointing="blocks", guidance_passes=2)

@@ -430,7 +430,7 @@ def test_the_real_unet_takes_a_piece() -> None:
     """Stable Diffusion 1.5's own UNet with random weights and LoRA, images of 64 x 64 pixels, guided, fp32: one pull.
     About 4 GB and a minute."""
     torch.manual_seed(0)
-    parts = skeleton_parts(architectures.STABLE_DIFFUSION_1, resolution=64)
+    parts = skeleton_parts(architectures.STABLE_DIFFUSION_1, size=(64, 64))
     options = ModelOptions(adapter=AdapterConfig(rank=4), activation_checkpointing="blocks")
     policy = StableDiffusionPolicy(parts, SamplerConfig(steps=50, guidance=7.5), options, device=CPU)
     assert policy.shape == (4, 8, 8)

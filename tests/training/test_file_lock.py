@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from memdiff.processes.file_lock import FileLock
+from memdiff.processes.file_lock import FileLock, Holder
 from memdiff.processes.identity import own_identity
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLDS = """
 import sys, time
 from pathlib import Path
-from memdiff.processes.file_lock import FileLock
+from memdiff.processes.file_lock import FileLock, Holder
 lock = FileLock(Path(sys.argv[1]))
 assert lock.acquire(wait="wait" in sys.argv) is None
 print("held", flush=True)
@@ -65,9 +65,12 @@ def test_a_friend_shares_the_lock_and_keeps_it(tmp_path: Path) -> None:
     rank, stranger = FileLock(file), FileLock(file)
     with holding(file) as other:
         try:
-            friend = stranger.holder().process
-            assert friend.startswith(f"{other.pid}:")
-            assert rank.acquire(friends=(f"{os.getpid()}:1",)) is not None
+            friend = stranger.holder()
+            assert friend.process.startswith(f"{other.pid}:")
+            assert (
+                rank.acquire(friends=(Holder.here(f"{os.getpid()}:1"), Holder(friend.process, "another-host")))
+                is not None
+            )
             assert rank.acquire(friends=(friend,)) is None
         finally:
             other.kill()

@@ -2,31 +2,35 @@
 
 import json
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from memdiff.chain.noise import Noise, Stream
 from memdiff.engine.update import Update
-from memdiff.errors import RewardError
+from memdiff.errors import ConfigError, NumericError, RewardError
 from memdiff.methods.config import DraftConfig, ReinforceConfig
 from memdiff.methods.draft import Draft
 from memdiff.methods.experience import Batch, Clock, Round
 from memdiff.methods.reinforce import Reinforce
+from memdiff.methods.reinforce_one_pass import ReinforceOnePass
+from memdiff.recipe.reading import check_recipe
 from memdiff.reporting.diagnostics import step_norm_panels
 from memdiff.rewards.guards import alarms, watched
 from memdiff.rewards.guards_config import GuardsConfig
+from memdiff.rewards.non_finite import clamped, settle
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
 from memdiff.runtime.vjp import Gradients, Pieces
 from memdiff.training.metrics import plain_row, round_row
 from memdiff.training.progress import summary
 from memdiff.training.run_state import RunState
-from tests.helpers.one_graph import ALONE, knobs, waves
+from tests.helpers.one_graph import ALONE, Waves, knobs, make, waves
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import CPU, tiny_policy
 
@@ -144,3 +148,120 @@ def test_a_reward_is_refused_wherever_it_is_asked() -> None:
     assert "reward total of what step 0 predicts gave nan for image 0" in refused(Reinforce, by_step, after=1)
     draft = DraftConfig(kind="draft")
     assert "reward mine gave nan for image 0" in refused(Draft, draft, after=0, normalised=True)
+
+
+class Broken:
+    """What `Waves` gives, but for the values of some of a round's images."""
+
+    differentiable = True
+    networks = ()
+
+    def __init__(self, values: dict[int, float]) -> None:
+        self.values, self.waves = values, Waves()
+
+    def __call__(self, images_BCHW: torch.Tensor, prompts: Any) -> torch.Tensor:
+        scores_B = self.waves(images_BCHW, prompts).clone()
+        for image, value in self.values.items():
+            scores_B[image] = value
+        return scores_B
+
+
+IMAGES = 6
+FORMS = {
+    "whiten": (Reinforce, {}),
+    "leave one out, two updates": (Reinforce, {"advantage": "leave_one_out", "inner_updates": 2}),
+    "kl": (Reinforce, {"kl_weight": 0.3}),
+    "one pass": (ReinforceOnePass, {}),
+}
+
+
+def treated(form: str, how: Any, values: dict[int, float], chosen: Sequence[int] = range(IMAGES)) -> Any:
+    """Gradient sums and the experience of a round of `chosen` images; `values` by their places in it."""
+    policy = tiny_policy(steps=3, keep_base=form == "kl")
+    kind, more = FORMS[form]
+    reward = WeightedReward([WeightedPart("mine", Broken(values), non_finite=how)], device=CPU)
+    method = make(kind, ReinforceConfig(kind="reinforce", **more), policy, reward, micro_batch=3)
+    noise = Chosen(Noise(seed=1, stream=Stream.ROLLOUT, round_number=1, shape=policy.shape), chosen)
+    count = len(chosen)
+    experience = method.collect(policy, Round(Batch(range(count), [""] * count, count, cast(Any, noise)), Clock(CPU)))
+    for part in method.updates(experience):
+        method.differentiate(policy, part)
+    return torch.cat([total.flatten() for total in method.pieces.gradients.sums]), experience
+
+
+class Chosen:
+    """The noise of some of a round's images, as if they were all."""
+
+    def __init__(self, noise: Noise, chosen: Sequence[int]) -> None:
+        self.noise, self.chosen, self.round = noise, chosen, noise.round
+
+    def initial(self, images: Sequence[int]) -> torch.Tensor:
+        return self.noise.initial([self.chosen[image] for image in images])
+
+    def step(self, images: Sequence[int], *more: Any) -> torch.Tensor:
+        return self.noise.step([self.chosen[image] for image in images], *more)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_that_are_dropped_were_never_there(form: str) -> None:
+    """The gradient is that of the round without them, divided by those that are left."""
+    whole, experience = treated(form, "drop", {1: math.nan, 4: -math.inf})
+    without, alone = treated(form, "error", {}, [0, 2, 3, 5])
+    assert float(without.abs().max()) > 0
+    torch.testing.assert_close(whole, without, rtol=1e-6, atol=1e-6 * float(without.abs().max()))
+    assert torch.equal(experience.rewards_N, alone.rewards_N) and experience.metrics["rewards_drop"] == 2
+
+
+def test_scores_that_are_clamped_are_the_rounds_own() -> None:
+    """The largest, the smallest, and for NaN the one that counts least: under a negative weight the largest."""
+    clean, reference = treated("whiten", "error", {})
+    scores = reference.raw_PN[0].tolist()
+    rest = [scores[image] for image in (0, 2, 5)]
+    gradient, experience = treated("whiten", "clamp", {1: math.nan, 3: math.inf, 4: -math.inf})
+    expected = [scores[0], min(rest), scores[2], max(rest), min(rest), scores[5]]
+    assert experience.raw_PN[0].tolist() == expected and experience.metrics["rewards_clamp"] == 3
+    assert bool(gradient.isfinite().all()) and not torch.equal(gradient, clean)
+    away = WeightedPart("away", Waves(), weight=-1.0, non_finite="clamp")
+    assert clamped(torch.tensor([1.0, math.nan, 3.0]), away).tolist() == [1.0, 3.0, 3.0]
+
+
+def test_a_round_without_a_finite_score_ends_the_run() -> None:
+    """Whatever is to be done with it; and an error names part, image and prompt."""
+    nothing = dict.fromkeys(range(IMAGES), math.nan)
+    for how in ("drop", "clamp"):
+        with pytest.raises(RewardError, match="mine"):
+            treated("whiten", how, nothing)
+    part = WeightedPart("mine", Waves())
+    with pytest.raises(RewardError, match="reward mine gave nan for image 1 of the round, prompt 'a cat'"):
+        settle(torch.tensor([[1.0, math.nan]]), [part], ["a dog", "a cat"])
+
+
+def test_equal_rewards_give_no_gradient() -> None:
+    """Exactly zero, whatever they are."""
+    gradient, _ = treated("whiten", "error", dict.fromkeys(range(IMAGES), 0.3))
+    assert not gradient.any()
+
+
+def test_what_has_no_gradient_is_not_dropped_from_it() -> None:
+    """Told with the recipe."""
+    part = {"kind": "digits", "mode": "probability"}
+    for method, how, words in (
+        ({"kind": "draft"}, "drop", "goes with method.kind: reinforce"),
+        ({"kind": "reinforce", "baseline": "predicted_image"}, "drop", "goes with method.baseline: none"),
+    ):
+        raw = {"model": {"kind": "embedded"}, "method": method, "reward": [part | {"non_finite": how}]}
+        with pytest.raises(ConfigError, match=words):
+            check_recipe(raw, source="recipe")
+
+
+def test_a_piece_names_its_first_gradient_that_is_not_finite() -> None:
+    """By the engine's name for the parameter; the input is named where only its gradient is not finite."""
+    first, second = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    gradients = Gradients([first, second], names=["up.first", "up.second"])
+    x = torch.tensor([1.0, 0.0, 2.0], requires_grad=True)
+    y, pull = Pieces(gradients).vjp(lambda x: first * x + second * x.detach() / x.detach(), x)
+    with pytest.raises(NumericError, match=r"the gradient of up\.second is not finite at any loss scale"):
+        pull(torch.ones_like(y))
+    _, pull = Pieces(gradients).vjp(lambda x: first * x.sqrt(), x)
+    with pytest.raises(NumericError, match=r"the gradient of a piece's input is not finite"):
+        pull(torch.ones_like(y))

@@ -191,3 +191,51 @@ def test_no_path_is_forgotten() -> None:
             if "resolve_" in inspect.getsource(validator.func):
                 path_keys |= set(validator.info.fields)
     assert path_keys == set(PATH_KEYS)
+
+
+@pytest.fixture
+def shortcut(tmp_path: Path) -> Recipe:
+    """One with a folder of nine real images, which are read by no one here."""
+    (tmp_path / "real").mkdir()
+    for number in range(9):
+        (tmp_path / "real" / f"{number}.png").write_bytes(bytes([number]) * 100)
+    return check_recipe(
+        {
+            "model": {"kind": "embedded"},
+            "sampler": {"steps": 4, "sub_schedule": "quadratic", "final_std": 0.001},
+            "method": {"kind": "sft_pg", "real": {"kind": "folder", "path": "real"}, "minibatch": 4},
+            "run": {"images_per_round": 16},
+        },
+        source="test",
+        folder=tmp_path,
+    )
+
+
+REAL: dict[str, tuple[str, bytes | None]] = {
+    "another pixel": ("3.png", b"\x03" * 99 + b"x"),
+    "another size": ("4.png", b"\x04" * 101),
+    "an image more": ("9.png", b"nine"),
+    "an image less": ("8.png", None),
+}
+
+
+@pytest.mark.parametrize("what", REAL)
+@pytest.mark.parametrize("most", [10, 4])
+def test_other_real_images_are_refused_by_name(
+    what: str, most: int, shortcut: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are more than are read, names and sizes of all are known, and the content of every third."""
+    monkeypatch.setattr("memdiff.recipe.contents.MOST_IMAGES", most)
+    folder = trained(shortcut, tmp_path / "run")
+    (tmp_path / "real" / "notes.txt").write_text("no image")
+    folder.prepare(shortcut, "auto").release()
+    name, content = REAL[what]
+    file = tmp_path / "real" / name
+    file.unlink(missing_ok=True)
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match="holds a run of another recipe") as raised:
+        folder.prepare(shortcut, "auto").release()
+    named = name if most == 10 or what == "another pixel" else "*: names and sizes of "
+    assert f"the content of method.real.path ({named}" in str(raised.value)
+    assert raised.value.exit_code == 2

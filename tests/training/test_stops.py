@@ -176,7 +176,8 @@ class Ended:
 
 def launched(stops: Stops, first_gone: str | None) -> Launched:
     made = Launched(cast(Any, Ended()), stops)
-    made.first_gone = first_gone
+    made.first_gone = first_gone and first_gone.removeprefix("cleared ")
+    made.cleared = made.first_gone != first_gone
     return made
 
 
@@ -192,6 +193,11 @@ ENDS = {
     "asked, disk full": (True, None, 5, "memdiff: error[5]: round 3 could not be saved", 5, "round 3 could not be"),
     "SIGTERM to a rank": (False, None, 241, "", 75, "stopped on request: nothing had been trained"),
     "Ctrl-C to a rank": (False, None, 254, "", 75, "stopped on request: nothing had been trained"),
+    "killed, then cleared": (False, "cleared rank 1 (pid 7)", -9,
+                             "memdiff: error[6]: deepspeed's launch.py (pid 5) is gone, so rank 0 ends too", 6,
+                             "rank 1 (pid 7) was killed by SIGKILL; nothing had been trained"),
+    "traceback, then cleared": (False, "cleared rank 1 (pid 7)", -9, "[rank1]: TypeError: no such thing", 6,
+                                "rank 1 (pid 7) ended without a word (launcher exit code -9, TypeError: no such"),
     "runner ended": (False, None, -15, "", 75, "stopped on request: nothing had been trained"),
 }  # fmt: skip
 

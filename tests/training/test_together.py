@@ -48,3 +48,12 @@ def test_one_bit_that_differs_between_ranks_is_seen() -> None:
     """At the next update, exit code 4, by the parameter's name, on both ranks."""
     for rank in over_two_ranks():
         assert rank["diverged"].startswith("4 second is not the same on all ranks"), rank["diverged"]
+
+
+def test_an_update_that_runs_out_of_memory_is_made_again_where_nothing_has_changed() -> None:
+    """To the same weights, though it was one rank alone; later it ends the run with exit code 7, and a line."""
+    for number, rank in enumerate(over_two_ranks()):
+        short = rank["short"]
+        assert short["short"] == short["room"] != [1.0] * 10
+        assert (short["again"] == "struck") == (number == 1)
+        assert short["ended"].startswith(f"7 an update ran out of memory on rank {number} when it had begun")

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,7 +14,8 @@ from memdiff.engine.checkpoint import Checkpoints
 from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine, start_process_group
-from memdiff.errors import CheckpointError, NumericError, StopRequested
+from memdiff.errors import CheckpointError, NumericError, OutOfMemoryError, StopRequested
+from memdiff.processes import landmarks
 from memdiff.processes.stops import Stops, exit_at_once
 from memdiff.runtime.ranks import Ranks
 from tests.helpers.tiny import CPU
@@ -108,6 +109,38 @@ def diverged(ranks: Ranks, engine: DeepSpeedEngine, parameters: dict[str, torch.
     return "not seen"
 
 
+def short_of_memory(ranks: Ranks, engine: DeepSpeedEngine, parameters: dict[str, torch.nn.Parameter]) -> dict[str, Any]:
+    """Memory runs out on rank 1, once as an update looks at this rank, and once in the update itself, on both ranks."""
+    shorts = iter([True])
+
+    def short(place: str) -> None:
+        if ranks.rank == 1 and next(shorts, False):
+            raise torch.OutOfMemoryError("a fault that was asked for")
+
+    result: dict[str, Any] = {}
+    for name in ("room", "short"):
+        if name == "short":
+            landmarks.observe(short)
+        engine.load(Path(json.loads(sys.argv[1])["folder"]) / "checkpoints/round_000001")
+        engine.gradients.zero()
+        for total in engine.gradients.sums:
+            total.fill_(0.5)
+        engine.apply()
+        result[name] = [float(value) for parameter in parameters.values() for value in parameter.detach()]
+    result["again"] = next(shorts, "struck")
+    engine.gradients.sums[0].fill_(1.0)
+    cast(Any, engine._engine).step = short_anywhere
+    try:
+        engine.apply()
+    except OutOfMemoryError as error:
+        result["ended"] = f"{error.exit_code} {error}"
+    return result
+
+
+def short_anywhere() -> None:
+    raise torch.OutOfMemoryError("a fault that was asked for")
+
+
 def main() -> None:
     """Writes what came of all."""
     stops = Stops(exit_at_once)
@@ -122,6 +155,8 @@ def main() -> None:
     result["after"] = stays_after_it(ranks, stops)
     engine, parameters = make_engine(ranks)
     result["saves"] = saves(ranks, engine, folder)
+    result["short"] = short_of_memory(ranks, engine, parameters)
+    engine, parameters = make_engine(ranks)
     result["diverged"] = diverged(ranks, engine, parameters)
     Path(sys.argv[2]).write_text(json.dumps(result))
 

@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 
 from memdiff.errors import ConfigError, NumericError
 from memdiff.models.lora.formats import is_kohya, to_kohya_names, to_network_names
-from memdiff.models.lora.paths import DIFFUSERS_NAME, KOHYA_NAME, PEFT_NAME, find_adapter
+from memdiff.models.lora.names import DIFFUSERS_NAME, KOHYA_NAME, PEFT_NAME
+from memdiff.models.lora.paths import find_adapter
 from memdiff.runtime.small_files import read_small_file
 
 MOST_CONFIG_BYTES = 10**7

@@ -1,23 +1,22 @@
-"""Where a saved adapter lies. No torch."""
+"""Where a saved adapter lies: here, or on the hub. No torch."""
 
+import re
 from pathlib import Path
 
 from memdiff.errors import ConfigError
+from memdiff.models.lora.hub import fetch_adapter
+from memdiff.models.lora.names import DIFFUSERS_NAME, NAMES, NO_ADAPTERS, PEFT_NAME
 
-PEFT_NAME = "adapter_model.safetensors"
-DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
-KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"  # the same adapter by the key names of other programs
-PICKLED = ("adapter_model.bin", "pytorch_lora_weights.bin")  # what peft and diffusers wrote before safetensors
-NAMES = (PEFT_NAME, DIFFUSERS_NAME, *PICKLED)
 FOLDERS = (".", "adapter", "model", "model/adapter")  # inside a PEFT folder, a pipeline, a run
 SUFFIXES = (".safetensors", ".bin", ".pt")
-NO_ADAPTERS = ("scheduler", "optimizer", "checkpoint")  # in names of files beside one, by diffusers' rule
+HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*(/(?!.*\.\.)[\w./ +()-]+\.(safetensors|bin|pt))?", re.ASCII)
 
 
 def find_adapter(path: Path) -> Path:
-    """The file of a PEFT folder, a LoRA file or folder under any name, or a run folder.
+    """The file of a PEFT folder, a LoRA file or folder under any name, a run folder, or a hub id, which is fetched.
 
-    Raises ConfigError where there is none, or no telling which.
+    A hub id is `owner/name`, or `owner/name/FILE` where there are several. Raises ConfigError where there is none, or
+    no telling which.
     """
     if path.is_file():
         if path.suffix not in SUFFIXES:
@@ -27,9 +26,21 @@ def find_adapter(path: Path) -> Path:
         for name in NAMES:
             if (path / folder / name).is_file():
                 return path / folder / name
+    if not path.exists() and on_hub(path):
+        return fetch_adapter(*_repository_and_file(path))
     if not path.exists():
         raise ConfigError(f"no such adapter file or folder: {path}")
     return _only_one(path)
+
+
+def on_hub(path: Path) -> bool:
+    """Whether the text could be a hub id, or a file of one."""
+    return HUB.fullmatch(str(path)) is not None
+
+
+def _repository_and_file(path: Path) -> tuple[str, str | None]:
+    owner, name, *inside = str(path).split("/")
+    return f"{owner}/{name}", "/".join(inside) or None
 
 
 def _only_one(folder: Path) -> Path:
