@@ -108,15 +108,15 @@ def verdict(rows: Sequence[Row], base: Seconds) -> Mapping[str, list[str]]:
 def main(words: Sequence[str] | None = None) -> None:
     """Measures one plan after the other and writes all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.planning", description=__doc__)
-    parser.add_argument("recipes", nargs="*", default=list(shipped_recipes()), help="default: all that ship")
+    parser.add_argument("recipes", nargs="*", help="default: all that ship")
     options, machine, rows = parser.parse_args(words), of_machine(), []
     base = imports()
-    for recipe in options.recipes:
+    for recipe in options.recipes or shipped_recipes():
         for ranks in RANKS:
             rows.append(measured(recipe, ranks))
             print(f"{recipe} x {ranks}: cold {rows[-1].cold.cpu} CPU s, warm {rows[-1].warm.cpu}", flush=True)
     write_study(
-        "planning", "python -m benchmarks.studies.planning", machine, verdict(rows, base),
+        "planning", " ".join(["python -m benchmarks.studies.planning", *options.recipes]), machine, verdict(rows, base),
         {"imports": asdict(base), "rows": [asdict(row) for row in rows]}, table(rows, base),
     )  # fmt: skip
 
