@@ -19,7 +19,7 @@ from memdiff.models.policy import rollout
 from memdiff.models.precision import DTYPES
 from memdiff.models.quiet import quiet_libraries
 from memdiff.models.stable_diffusion import StableDiffusionPolicy
-from memdiff.runtime.placement import place
+from memdiff.runtime.placement import cast_and_place
 from memdiff.runtime.vjp import Gradients, Pieces
 from tests.helpers import half_precision
 from tests.helpers.against_diffusers import (
@@ -53,24 +53,27 @@ def test_embeddings_are_the_pipelines() -> None:
 
 
 def test_prompts_are_encoded_once_and_encoders_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One run of the encoder for the new texts only; it comes to the device before and goes to the host after."""
+    """One run of the encoder for the new texts only; it comes to the device before, and after it the weights are those
+    that waited on the host, untouched."""
     policy, moves, runs = tiny_stable_diffusion(), [], []
 
-    def watched(thing: Any, device: torch.device) -> Any:
-        if isinstance(thing, torch.nn.Module):
-            moves.append(str(device))
-        return place(thing, device)
+    def watched(network: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+        moves.append(str(device))
+        cast_and_place(network, dtype, device)
+        for weight in network.parameters():
+            weight.data = weight.data.clone()  # on a device they lie elsewhere
 
-    monkeypatch.setattr(text_encoders, "place", watched)
+    monkeypatch.setattr(text_encoders, "cast_and_place", watched)
     policy.device = policy.text.device = torch.device("cpu", 0)
-    policy.networks["text_encoder"].register_forward_hook(
-        lambda *hook_arguments: runs.append(len(hook_arguments[1][0]))
-    )
+    encoder = policy.networks["text_encoder"]
+    encoder.register_forward_hook(lambda *hook_arguments: runs.append(len(hook_arguments[1][0])))
+    waiting = [weight.data_ptr() for weight in encoder.parameters()]
     policy.encode(TEXTS)
     policy.encode([TEXTS[1], "", TEXTS[0]])
-    assert moves == ["cpu:0", "cpu"] and runs == [text_encoders.ENCODE_BATCH]
+    assert moves == ["cpu:0"] and runs == [text_encoders.ENCODE_BATCH]
+    assert [weight.data_ptr() for weight in encoder.parameters()] == waiting
     policy.encode([*TEXTS, "new"])
-    assert moves == ["cpu:0", "cpu"] * 2 and len(runs) == 2
+    assert moves == ["cpu:0"] * 2 and len(runs) == 2
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

@@ -82,5 +82,6 @@ def test_the_engine_takes_what_the_arithmetic_says(world_size: int, tmp_path: Pa
         for rank in ranks:
             # The process group may hold on to the parameter it gathered last, during the exchange and after it.
             held = 4 * max(SIZES) if world_size > 1 else 0
-            assert 0 <= rank["inside"] - on_host - said.set_aside <= 4 * max(SIZES)
-            assert 0 <= rank["exchange"] - on_host - said.set_aside - said.exchanging <= held
+            # So it may of a scalar of the update before, which is gone by then.
+            assert -16 <= rank["inside"] - on_host - said.set_aside <= 4 * max(SIZES)
+            assert -16 <= rank["exchange"] - on_host - said.set_aside - said.exchanging <= held
