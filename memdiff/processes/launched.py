@@ -9,7 +9,7 @@ import subprocess
 import time
 
 from memdiff.processes.ancestors import LAUNCH, RUNNER
-from memdiff.processes.identity import identity, kill, lives, of_session, pending, pid_of, rank_of, words_of
+from memdiff.processes.identity import identity, kill, lives, of_session, parent_of, pending, pid_of, rank_of, words_of
 from memdiff.processes.stops import BLOCKED, PASSED_ON, Stops
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -69,9 +69,11 @@ class Launched:
     def _search(self) -> None:
         self._launchers = []
         for pid in of_session(self.process.pid):
-            rank, process = rank_of(pid), identity(pid)
+            rank, process, parent = rank_of(pid), identity(pid), parent_of(pid)
             if rank is not None and process is not None:
-                self.ranks.setdefault(process, f"rank {rank}")
+                # A rank's child has its command line until it runs another, as a compiler's: its end is none of a rank.
+                if parent is None or rank_of(parent) is None:
+                    self.ranks.setdefault(process, f"rank {rank}")
             elif {LAUNCH, RUNNER} & set(words_of(pid)):
                 self._launchers.append(pid)
 

@@ -12,7 +12,9 @@ import pytest
 
 from memdiff.processes import ancestors
 from memdiff.processes.bound import bound_command, bound_environment
-from memdiff.processes.identity import descendants, identity, is_orphan, kill, lives, of_session, own_identity
+from memdiff.processes.identity import descendants, identity, is_orphan, kill, lives, of_session, own_identity, pid_of
+from memdiff.processes.launched import Launched
+from memdiff.processes.stops import Stops
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 30.0  # far more than is needed: the machine may be busy
@@ -176,3 +178,22 @@ def test_a_launcher_that_is_ending_has_ended(monkeypatch: pytest.MonkeyPatch) ->
     assert ancestors.ancestors() == {"deepspeed's launch.py": ancestors.GONE}
     monkeypatch.setattr(ancestors, "words_of", lambda pid: [ancestors.LAUNCH] if pid == os.getppid() else [])
     assert list(ancestors.ancestors().values()) == [identity(os.getppid()), ancestors.GONE]
+
+
+FORKING_RANK = """
+import os, time
+if os.fork() == 0:  # as before the exec of a compiler, on a machine where that takes its time
+    time.sleep(1.5)
+    os._exit(0)
+time.sleep(1.5 + 9)
+os._exit(3)
+"""
+
+
+def test_the_end_of_a_ranks_child_is_not_a_ranks() -> None:
+    """A child that has the rank's own command line ends; seconds later the rank does, by itself: nothing was killed."""
+    command = [sys.executable, "-c", FORKING_RANK, "memdiff", "--local_rank=0"]
+    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"RANK": "0"})
+    launched = Launched(process, Stops(lambda: None))
+    assert launched.wait() == 3
+    assert [pid_of(rank) for rank in launched.ranks] == [process.pid] and not launched.cleared
