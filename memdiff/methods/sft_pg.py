@@ -36,6 +36,7 @@ from memdiff.memory.knobs import Knobs
 from memdiff.memory.offload import decoding
 from memdiff.methods.critic import Critic
 from memdiff.methods.critic_phase import CriticPhase
+from memdiff.methods.drawn_noise import drawn_noise
 from memdiff.methods.experience import Metrics, Round
 from memdiff.methods.learner import Learner
 from memdiff.methods.micro_batches import PieceSize, micro_batches
@@ -154,8 +155,7 @@ class ShortcutFineTuning:
                 prompts = [this_round.batch.prompts[image] for image, _ in rows]
                 mean_BCHW = policy.mean(x_t_BCHW, steps, prompts)
                 sigma_B111 = step_sigma(steps, policy.schedule, mean_BCHW)
-                drawn = [this_round.batch.noise.step([this_round.batch.images[image]], step) for image, step in rows]
-                old_BCHW = x_s_BCHW - sigma_B111 * place(torch.cat(drawn), policy.device)
+                old_BCHW = x_s_BCHW - sigma_B111 * drawn_noise(this_round.batch, rows, policy.device)
                 kl_B = kl_of_means(mean_BCHW, old_BCHW, sigma_B111, reduction="sum")
                 total += kl_B[:count].sum()
         return float(self.ranks.sum(total)) / part.num_pairs
