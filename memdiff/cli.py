@@ -286,6 +286,20 @@ def doctor() -> None:
     raise typer.Exit(show(examine()))
 
 
+@app.command(epilog="Example: memdiff bench --out bench")
+def bench(
+    out: Annotated[Path, typer.Option(help="bench.md, bench.json and the parts' logs.")] = Path("bench"),
+    gpus: Annotated[int | None, typer.Option(min=1, help="The most ranks. Default: every GPU, at most 4.")] = None,
+) -> None:
+    """Measure this machine for a report: doctor, plans beside peaks and seconds, one rank beside several.
+
+    Takes minutes; Ctrl-C leaves what was measured. Prints one block of text to paste into an issue.
+    """
+    from memdiff.bench.command import bench as bench_here
+
+    raise typer.Exit(bench_here(out, gpus))
+
+
 @app.command(epilog="Example: memdiff init --model digits --reward digits:digits=[7] --out sevens.yaml")
 def init(
     model: Annotated[str | None, typer.Option(help="digits, digits_text, a pipeline folder or a hub id.")] = None,

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ from memdiff.doctor.table import REINSTALL, Finding, first_line
 from memdiff.runtime.cuda_allocator import EXPANDABLE, has_expandable_segments, setting_of
 from memdiff.runtime.units import GIB
 
-SECONDS_DEVICES = 15.0  # for the child that imports torch and DeepSpeed; imports take 4 to 12 s
+SECONDS_DEVICES = 15.0  # for the child that imports torch and DeepSpeed; imports take 4 to 12 s on idle cores
+SECONDS_BUSY = 150.0  # for one that still works after those: other programs have the cores
+SECONDS_BETWEEN_LOOKS = 5.0
+STILL_WORKING = 0.05  # seconds of a processor between two looks; one that waits for a driver takes none
+NOT_DONE = "did not load within"
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class DeviceFacts:
     """What torch and DeepSpeed say; `problem` is why they could not be asked."""
 
     problem: str = ""
+    is_busy: bool = False  # the problem is that other programs have the processors
     devices: list[Device] = field(default_factory=list)
     torch_cuda: str | None = None  # the CUDA version torch was built for; None: a CPU build
     nccl: bool = False
@@ -91,15 +97,28 @@ def start_device_probe() -> subprocess.Popen[str] | OSError:
 
 
 def collect_device_probe(child: subprocess.Popen[str] | OSError) -> DeviceFacts:
-    """What the child found, after at most 15 s; none is left behind."""
+    """What the child said, after at most 15 s, on a busy machine after at most 150 s; none is left behind.
+
+    A driver that hangs leaves it waiting; on a busy machine it goes on taking the processor's time.
+    """
     if isinstance(child, OSError):
         return DeviceFacts(problem=f"can't start {sys.executable}: {child.strerror}")
+    waited, worked = SECONDS_DEVICES, seconds_worked(child.pid)
     try:
         output, errors = child.communicate(timeout=SECONDS_DEVICES)
     except subprocess.TimeoutExpired:
-        child.kill()
-        child.communicate()
-        return DeviceFacts(problem=f"torch and DeepSpeed did not load within {SECONDS_DEVICES:.0f} s")
+        said = None
+        while said is None:
+            before, worked = worked, seconds_worked(child.pid)
+            is_busy = worked - before > STILL_WORKING
+            if not is_busy or waited >= SECONDS_BUSY:
+                child.kill()
+                child.communicate()
+                return DeviceFacts(problem=f"torch and DeepSpeed {NOT_DONE} {waited:.0f} s", is_busy=is_busy)
+            with suppress(subprocess.TimeoutExpired):
+                said = child.communicate(timeout=SECONDS_BETWEEN_LOOKS)
+            waited += SECONDS_BETWEEN_LOOKS
+        output, errors = said
     lines = output.strip().splitlines()
     if child.returncode != 0 or not lines:
         last = (errors.strip().splitlines() or ["no output"])[-1]
@@ -109,8 +128,19 @@ def collect_device_probe(child: subprocess.Popen[str] | OSError) -> DeviceFacts:
     return DeviceFacts(devices=devices, **facts)
 
 
+def seconds_worked(pid: int) -> float:
+    """A process's time on processors; 0 where the system does not say, as of one that waits."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def judge_devices(facts: DeviceFacts) -> Finding:
     """Which devices there are, and whether they are alike."""
+    if facts.is_busy:
+        return Finding("devices", "warn", facts.problem, "The machine is busy: look again when other programs end.")
     if facts.problem:
         advice = f"{REINSTALL}; a hang points at the GPU driver (nvidia-smi)."
         return Finding("devices", "fail", facts.problem, advice)

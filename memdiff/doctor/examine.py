@@ -10,6 +10,7 @@ from rich.console import Console
 
 from memdiff.doctor.compiler import OPS_CPU, OPS_GPU, judge_compiler, judge_operators, probe_compiler, probe_operators
 from memdiff.doctor.devices import (
+    DeviceFacts,
     collect_device_probe,
     judge_allocator,
     judge_devices,
@@ -24,7 +25,12 @@ from memdiff.doctor.table import Finding, as_table, first_line
 
 
 def examine() -> list[Finding]:
-    """All findings, in the order of the table; takes less than 20 s and never raises."""
+    """All findings, in the order of the table. Takes less than 20 s, on a busy machine a few minutes; never raises."""
+    return look()[0]
+
+
+def look() -> tuple[list[Finding], DeviceFacts]:
+    """The same, and what was seen of the devices."""
     child = start_device_probe()
     findings = _guard("packages", lambda: judge_packages(probe_packages()))
     findings += _guard("compiler", lambda: [judge_compiler(probe_compiler())])
@@ -41,7 +47,7 @@ def examine() -> list[Finding]:
             judge_allocator(devices, os.environ),
         ],
     )
-    return findings
+    return findings, devices
 
 
 def show(findings: list[Finding], console: Console | None = None) -> int:

@@ -24,16 +24,14 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import safe_get_full_fp32_param
-from deepspeed.utils.tensor_fragment import fragment_address
 from torch.autograd import Function
 
 from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.divergence import refuse_divergence, sums_of_bits
 from memdiff.engine.meeting import meet, port_told
 from memdiff.engine.operators import load_cpu_adam, load_shared_memory_operator
+from memdiff.engine.pickles import PICKLED
 from memdiff.engine.update import Update, made_again, warmed_up
 from memdiff.errors import CheckpointError, ConfigError, NumericError, OutOfMemoryError
 from memdiff.processes import landmarks
@@ -228,13 +226,10 @@ class DeepSpeedEngine:
 
     def load(self, folder: Path) -> None:
         """What `save` wrote at the same world size. No file can run code: pickles are read with weights_only."""
-        allowed: list[Any] = [
-            DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address, (_stage, "builtins.getattr"),
-        ]  # fmt: skip
         before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
         os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
         try:
-            with torch.serialization.safe_globals(allowed):
+            with torch.serialization.safe_globals(PICKLED):
                 path, state = self._engine.load_checkpoint(str(folder), tag="engine")
         finally:
             os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
@@ -285,13 +280,6 @@ def loss_scale(largest: float, world_size: int) -> float:
         return 1.0
     exponent = LOG2_LARGEST_SCALED - math.ceil(math.log2(largest * world_size))
     return 2.0 ** max(-100, min(100, exponent))
-
-
-def _stage(owner: type, name: str) -> ZeroStageEnum:
-    """In getattr's place, which Python 3.11.0 to 3.11.3 pickle an enum's member by: a stage of ZeRO, nothing else."""
-    if owner is not ZeroStageEnum:
-        raise CheckpointError(f"a checkpoint asks for {owner!r}.{name}, which is no part of an engine's state")
-    return ZeroStageEnum[name]
 
 
 def check_precision(precision: str) -> None:

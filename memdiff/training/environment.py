@@ -16,14 +16,21 @@ from memdiff.runtime.ranks import Ranks
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "peft", "bitsandbytes")
 
 
-def describe(ranks: Ranks, knobs: Knobs) -> dict[str, Any]:
-    """Versions, device, its allocator's setting, world size, threads, commit and the knobs that were chosen."""
-    on_gpu = ranks.device.type == "cuda"
+def versions() -> dict[str, str | None]:
+    """Of memdiff with its commit, of Python and of the packages that decide most."""
     return {
         "memdiff": __version__,
         "commit": commit(),
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
+    }
+
+
+def describe(ranks: Ranks, knobs: Knobs) -> dict[str, Any]:
+    """Versions, device, its allocator's setting, world size, threads, commit and the knobs that were chosen."""
+    on_gpu = ranks.device.type == "cuda"
+    return {
+        **versions(),
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else f"CPU {platform.machine()}",
         "allocator": setting_of() or "torch's default",
         "world_size": ranks.world_size,

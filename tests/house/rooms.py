@@ -27,7 +27,7 @@ ORDER = (
     ("reporting", "doctor"),
     ("loggers",),
     ("training",),
-    ("sampling", "scoring", "publishing"),
+    ("sampling", "scoring", "publishing", "bench"),
     ("evaluation",),
     ("library",),
     ("cli",),
