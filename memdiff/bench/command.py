@@ -26,6 +26,7 @@ from memdiff.runtime.units import GIB
 from memdiff.training.launcher import choose_world_size, rank_environment
 
 NO_GPU = "no GPU: the embedded model"
+COUNTED = "bytes on a CPU: every live tensor, also what a GPU would leave on the host; the plan is one for a GPU"
 ONE_GPU = "one GPU: nothing was exchanged between ranks"
 Say = Callable[[str], None]
 
@@ -113,7 +114,7 @@ def measure(bench_here: Bench, gpus: int | None) -> None:
     devices = bench_here.doctor()
     cards = [device.memory_bytes for device in devices.devices]
     notes = bench_here.block.notes
-    notes += [NO_GPU] if not cards else [ONE_GPU] if len(cards) == 1 else []
+    notes += [NO_GPU, COUNTED] if not cards else [ONE_GPU] if len(cards) == 1 else []
     if not cards:
         bench_here.say(f"{NO_GPU}, on the CPU; a minute or two")
     for case in cases_for(cards, machine_bytes() or 0):

@@ -238,7 +238,7 @@ def _version(package: str) -> str | None:
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Advance]:
     """A bar on stderr where somebody looks."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, force_jupyter=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)

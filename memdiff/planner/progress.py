@@ -15,7 +15,7 @@ class PlanningProgress:
     """From the first second: while libraries load, while rounds are measured; nothing where all are cached."""
 
     def __init__(self, recipe: str) -> None:
-        console = Console(stderr=True, highlight=False)
+        console = Console(stderr=True, highlight=False, force_jupyter=False)
         self._recipe, self._lines, self._said = recipe, not console.is_terminal, False
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),

@@ -51,7 +51,7 @@ def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
 
 
 def _sample(request: SampleRequest, folder: Path, world_size: int) -> None:
-    console = Console(stderr=True)
+    console = Console(stderr=True, force_jupyter=False)  # a notebook gets no bar
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("sampling", total=request.num_images)
         if world_size == 1:

@@ -45,7 +45,7 @@ def score_rows(images: Sequence[Path], parts: Mapping[str, AnyPart], prompts: Se
     device = device_of_this_process()
     rewards = {name: build_reward(part, device=device) for name, part in parts.items()}
     chunk = min(part.chunk for part in parts.values())
-    progress = Console(stderr=True)
+    progress = Console(stderr=True, force_jupyter=False)
     return score_images(
         images, rewards, prompts, device=device, chunk=chunk, console=progress if progress.is_terminal else None
     )

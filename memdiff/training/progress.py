@@ -1,4 +1,6 @@
-"""What a person sees while a run goes on: one bar a round on a terminal, one line a round elsewhere; and its end."""
+"""What a person sees while a run goes on, and when it will end: on a terminal one bar a round; in a log file or a
+notebook one line a round, and one now and then within a round that is long.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +22,7 @@ from rich.text import Text
 
 from memdiff.processes import landmarks
 
+SECONDS_BETWEEN_LINES = 60.0  # where there is no bar
 ENOUGH_SECONDS, ENOUGH_SHARE = 20.0, 0.05  # of a round, before its pace is said: its first pieces warm up
 
 
@@ -90,7 +93,8 @@ class RunProgress:
     """Rounds done, and how far the current one is. A rank that is not the first shows nothing."""
 
     def __init__(self, *, rounds: int, shown: bool) -> None:
-        self._console = Console(quiet=not shown, highlight=False)
+        # Not rich's own notebook mode: its bars need ipywidgets, and each of its lines is a block.
+        self._console = Console(quiet=not shown, highlight=False, force_jupyter=False)
         self._rounds, self._live = rounds, shown and self._console.is_terminal
         self._progress = Progress(
             SpinnerColumn(),
@@ -106,6 +110,7 @@ class RunProgress:
         self._all = self._progress.add_task("rounds", total=rounds, end="")
         self._one = self._progress.add_task("", end=None)
         self._pace, self._pace_said, self._in_round = Pace(rounds), False, False
+        self._now, self._last_line = time.monotonic, time.monotonic()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -139,6 +144,9 @@ class RunProgress:
                 if not self._pace_said:
                     self._pace_said = True
                     self.say(self._estimate())
+        if not self._live and self._now() - self._last_line >= SECONDS_BETWEEN_LINES:
+            inner = self._progress.tasks[self._one]
+            self.say(f"    {inner.description}: {inner.percentage:.0f} % of its steps")
 
     def done(self, round_number: int, row: Mapping[str, Any]) -> None:
         """A round is finished: its line."""
@@ -170,6 +178,7 @@ class RunProgress:
 
         Nothing where whoever read is gone: the run goes on, or is saved.
         """
+        self._last_line = self._now()
         with suppress(OSError):
             self._progress.console.print(text, markup=False, soft_wrap=not self._live)
 

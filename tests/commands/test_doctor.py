@@ -1,7 +1,10 @@
 import io
+import itertools
+import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -302,3 +305,40 @@ def test_a_busy_machine_is_no_broken_compiler() -> None:
     finding = compiler.judge_compiler(replace(COMPILER, error=f"{compiler.NOT_DONE} 8 s"))
     assert (finding.state, "busy" in finding.advice) == ("warn", True)
     assert compiler.judge_compiler(replace(COMPILER, error="cannot find -lm")).state == "fail"
+
+
+@pytest.mark.parametrize(("worked", "state"), [([1.0, 2.0, 3.0, 4.0], "warn"), ([1.0, 2.0, 2.0], "fail")])
+def test_a_busy_machine_is_no_broken_driver(worked, state, monkeypatch):
+    """A child that goes on taking the processor's time is waited for, to a limit, which is a warning. One that takes
+    none any more hangs: a failure, as soon as that is seen."""
+    times = iter(worked)
+    for name, seconds in (("SECONDS_DEVICES", 0.2), ("SECONDS_BUSY", 0.8), ("SECONDS_BETWEEN_LOOKS", 0.3)):
+        monkeypatch.setattr(devices, name, seconds)
+    monkeypatch.setattr(devices, "seconds_worked", lambda pid: next(times))
+    words = [sys.executable, "-c", "import time; time.sleep(3600)"]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    facts = devices.collect_device_probe(child)
+    assert child.returncode is not None and facts.is_busy == (state == "warn")
+    finding = devices.judge_devices(facts)
+    assert (finding.state, "busy" in finding.advice) == (state, state == "warn")
+
+
+def test_a_slow_child_is_heard(monkeypatch):
+    """What a child says after the first limit counts, if it worked in the meantime."""
+    times = itertools.count()
+    monkeypatch.setattr(devices, "SECONDS_DEVICES", 0.1)
+    monkeypatch.setattr(devices, "SECONDS_BUSY", SECONDS_UNTIL_HUNG)
+    monkeypatch.setattr(devices, "SECONDS_BETWEEN_LOOKS", 0.2)
+    monkeypatch.setattr(devices, "seconds_worked", lambda pid: float(next(times)))
+    script = "import time, json; time.sleep(1); print(json.dumps({'devices': [], 'accelerator': 'cpu'}))"
+    words = [sys.executable, "-c", script]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert devices.collect_device_probe(child) == DeviceFacts(accelerator="cpu")
+
+
+def test_seconds_worked_are_a_processors():
+    """Of this process they grow by its work, and only by that; a process that is gone has none."""
+    before, goal = devices.seconds_worked(os.getpid()), time.process_time() + 0.3
+    while time.process_time() < goal:
+        pass
+    assert devices.seconds_worked(os.getpid()) - before > 0.1 and devices.seconds_worked(2**22 + 1) == 0

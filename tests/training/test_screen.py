@@ -7,7 +7,7 @@ import yaml
 
 from memdiff.memory.knobs import MemoryConfig, resolved, word
 from memdiff.training.command import last_lines
-from memdiff.training.progress import evaluation_summary, lines_of
+from memdiff.training.progress import RunProgress, evaluation_summary, lines_of
 from memdiff.training.run_folder import RunFolder
 
 EVALUATED = {
@@ -54,3 +54,23 @@ def test_a_plans_settings_can_be_pasted_into_a_recipe() -> None:
     shown = yaml.safe_load("memory: {" + ", ".join(f"{name}: {word(value)}" for name, value in knobs.items()) + "}")
     assert shown["memory"] == knobs
     MemoryConfig(**shown["memory"])
+
+
+def test_a_notebook_gets_lines_and_no_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a notebook's kernel, which has no terminal, rich would draw widgets: what is written there is plain text, a
+    line a round, and within a round of three minutes two lines."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    row = {"reward_mean": 1.5, "images_in_round": 4, "seconds_rollout": 1.0, "seconds_reward": 1.0,
+           "seconds_train": 2.0, "peak_bytes": None, "grad_norm": 0.1, "skipped": 0}  # fmt: skip
+    now = [0.0]
+    with RunProgress(rounds=1, shown=True) as progress:
+        progress._now = progress._pace._now = lambda: now[0]
+        progress.say("begin")
+        progress.begin_round(1, 6)
+        progress._pace_said = True  # the estimate's own line
+        for now[0] in (30, 60, 90, 119, 121, 180):
+            progress.advance(1)
+        progress.done(1, row)
+    said = capsys.readouterr().out.splitlines()
+    assert said[:-1] == ["begin", "    round 1: 33 % of its steps", "    round 1: 83 % of its steps"]
+    assert said[-1].startswith("round    1/1  reward 1.500") and "\x1b" not in "".join(said)
