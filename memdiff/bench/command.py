@@ -43,7 +43,7 @@ class Bench:
         try:
             yield
         except (MemdiffError, OSError, subprocess.SubprocessError) as error:
-            self.block.failures.append(f"{name}: {error}")
+            self.block.failures.append(without_home(f"{name}: {error}"))
             self.say(f"failed: {name}: {error}")
         finally:
             self.block.write(self.folder)
@@ -53,7 +53,7 @@ class Bench:
         self.say("doctor: versions, devices, compiler, hub, disk (up to 20 s)")
         findings, devices = look()
         self.block.machine = machine_of(devices)
-        self.block.doctor = [f"{f.state}: {f.name}: {f.detail}" for f in findings if f.state != "ok"]
+        self.block.doctor = [without_home(f"{f.state}: {f.name}: {f.detail}") for f in findings if f.state != "ok"]
         self.say(f"{len(findings) - len(self.block.doctor)} checks are well; {self.block.machine}")
         for line in self.block.doctor:
             self.say(line)
@@ -142,6 +142,11 @@ def shown(bench_here: Bench) -> str:
         f"\n--- paste from here into an issue: https://github.com/memdiff/memdiff/issues/new?template=bench.yml\n"
         f"{bench_here.block.markdown()}--- to here; also in {bench_here.folder}/bench.md and bench.json"
     )
+
+
+def without_home(text: str) -> str:
+    """For a page that strangers read: paths without the name of who is at home there."""
+    return text.replace(f"{Path.home()}/", "~/")
 
 
 def machine_of(devices: DeviceFacts) -> str:

@@ -129,7 +129,7 @@ def counted(device: torch.device) -> Iterator[Ledger]:
 
 
 def main(words: list[str]) -> None:
-    """Writes the row."""
+    """Writes the row as JSON."""
     name, changes, result = words
     row = measure(name, json.loads(changes))
     Path(result).write_text(json.dumps(asdict(row)), encoding="utf-8")

@@ -33,7 +33,7 @@ def parity_rows(
 
 
 def words(ranks: int, run: Path) -> list[str]:
-    """Of `memdiff train`."""
+    """What `memdiff train` is called with."""
     changes = [word for key, value in PARITY_CHANGES.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     return ["train", PARITY_RECIPE, "--gpus", str(ranks), "--out", str(run), *changes]
 

@@ -23,12 +23,12 @@ def first_moments(checkpoint: Path) -> torch.Tensor:
     }
     if not shards:
         raise CheckpointError(f"{checkpoint} holds no optimizer state")
+    with torch.serialization.safe_globals(PICKLED):
+        loaded = (torch.load(file, weights_only=True, map_location=HOST) for _, file in sorted(shards.items()))
+        states = [state["optimizer_state_dict"] for state in loaded]
     parts = []
-    for _, file in sorted(shards.items()):
-        with torch.serialization.safe_globals(PICKLED):
-            state = torch.load(file, weights_only=True, map_location=HOST)["optimizer_state_dict"]
-        moments = state["base_optimizer_state"]["state"]
-        for group, padding in enumerate(state["group_paddings"]):
-            moment = moments[group]["exp_avg"]
-            parts.append(moment[: len(moment) - padding].double())
+    for group in range(len(states[0]["group_paddings"])):
+        for state in states:
+            moment = state["base_optimizer_state"]["state"][group]["exp_avg"]
+            parts.append(moment[: len(moment) - state["group_paddings"][group]].double())
     return torch.cat(parts)

@@ -18,7 +18,8 @@ from memdiff.bench.command import Bench, machine_of, measure
 from memdiff.bench.parity import distance, second_round, words
 from memdiff.doctor.devices import Device, DeviceFacts
 from memdiff.doctor.table import Finding
-from memdiff.errors import MemdiffError, StopRequested
+from memdiff.engine.moments import first_moments
+from memdiff.errors import CheckpointError, MemdiffError, StopRequested
 from memdiff.recipe.reading import check_recipe, laid_over, read_recipe, read_recipe_data
 from tests.helpers.processes import ROOT, ended, memdiff
 
@@ -142,6 +143,22 @@ def test_last_words(tmp_path: Path):
 def test_a_program_that_fails_is_a_line(tmp_path: Path):
     with pytest.raises(MemdiffError, match=r"No module named memdiff\.no_such"):
         run_module("memdiff.no_such", environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / "log")
+
+
+def test_first_moments_of_all_ranks(tmp_path: Path):
+    """Two groups over eleven ranks: group by group, ranks in the order of their numbers, the last one's padding cut
+    off. A folder without shards is told in one line."""
+    (tmp_path / "engine").mkdir()
+    for rank in range(11):
+        padding = [1, 0] if rank == 10 else [0, 0]
+        state = {group: {"exp_avg": torch.tensor([rank + 0.5, 9.0]) + 100 * group} for group in (0, 1)}
+        shard = {"optimizer_state_dict": {"base_optimizer_state": {"state": state}, "group_paddings": padding}}
+        torch.save(shard, tmp_path / f"engine/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+    moments = first_moments(tmp_path)
+    assert moments.dtype == torch.float64 and len(moments) == 43
+    assert moments[:21:2].tolist() == [rank + 0.5 for rank in range(11)] and moments[21:23].tolist() == [100.5, 109.0]
+    with pytest.raises(CheckpointError, match="holds no optimizer state"):
+        first_moments(tmp_path / "engine")
 
 
 class Interrupted(Bench):

@@ -32,7 +32,7 @@ ONE_CARD = TWO_CARDS | {"RANKS": 1, "RECIPE": "sd15_alignprop_1xt4", "PLANNED": 
 
 
 def pins(file: str) -> dict[str, str]:
-    """Versions by name."""
+    """The versions of a file, by canonical name."""
     lines = [line.split("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
     return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines if line)}
 
