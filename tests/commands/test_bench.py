@@ -105,7 +105,7 @@ def test_cases_follow_the_machine():
         assert check_recipe(laid_over(raw, case.changes), source="x", folder=file.parent).run.rounds == 2
     changes = [word for word in words(2, Path("x")) if "=" in word]
     recipe = read_recipe(Path(PARITY_RECIPE), changes)
-    assert recipe.run.images_per_round % (4 * recipe.memory.micro_batch) == 0 and recipe.model.precision == "fp32"
+    assert recipe.memory.micro_batch == 2 and recipe.run.images_per_round % 8 == 0 and recipe.model.precision == "fp32"
     assert len(changes) == len(PARITY_CHANGES)
 
 

@@ -27,6 +27,7 @@ OTHERS = {"torch", "setuptools"}  # whose versions are the platform's
 TWO_CARDS = {
     "RUNS": "runs", "RANKS": 2, "RECIPE": "sd15_alignprop_2xt4", "PLANNED": "sd15_alignprop_2xt4", "HOURS": 8.5,
     "go_on": "--resume-from /kaggle/input/it/sd15", "constraints": "file",
+    "SMALL": "--set run.images_per_round=16", "GO_ON": "--resume-from runs/digits --set run.rounds=5",
 }  # fmt: skip
 ONE_CARD = TWO_CARDS | {"RANKS": 1, "RECIPE": "sd15_alignprop_1xt4", "PLANNED": "digits_text_draft", "go_on": ""}
 
