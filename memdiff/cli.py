@@ -13,6 +13,7 @@ from memdiff import __version__, library
 from memdiff.errors import ConfigError
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.runtime.exit_codes import guarded
+from memdiff.runtime.quiet_imports import quiet_imports
 
 app = typer.Typer(
     name="memdiff",
@@ -351,8 +352,7 @@ def schema() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits."""
-    for name in ("TRANSFORMERS", "DIFFUSERS"):  # read when they are imported, which some of their advice precedes
-        os.environ.setdefault(f"{name}_VERBOSITY", "error")
+    quiet_imports()
     use_expandable_segments()
     command: Any = typer.main.get_command(app)
     words = list(arguments) if arguments is not None else None

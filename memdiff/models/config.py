@@ -13,6 +13,7 @@ from memdiff.runtime.section import Float, Int, Section
 
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"  # of Stable Diffusion 1.x and of both of SDXL's text encoders
 HUB_ID = re.compile(r"(?=.{1,96}$)(\w[\w.-]*/)?\w([\w.-]*\w)?", re.ASCII)
+EMBEDDED = ("digits", "digits_text")  # models that ship
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 VaeCheckpointing = Literal["none", "blocks", "layers"]
 ActivationCheckpointing = Literal["none", "feed_forwards", "blocks"]  # of the UNet
@@ -45,7 +46,10 @@ class PipelineConfig(Section):
     @field_validator("path")
     @classmethod
     def _folder_or_hub_id(cls, path: str, info: ValidationInfo) -> str:
-        return resolve_source(path, info.context, files=issubclass(cls, LatentConfig))
+        source = resolve_source(path, info.context, files=issubclass(cls, LatentConfig))
+        if source in EMBEDDED:  # and no folder is: a folder's path is absolute by now
+            raise ValueError(f"no such folder: {path}; the model that ships is model: {{kind: embedded, name: {path}}}")
+        return source
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -115,9 +119,6 @@ class SdxlConfig(LatentConfig):
     """Stable Diffusion XL: `StableDiffusionXLPipeline`."""
 
     kind: Literal["sdxl"]
-
-
-EMBEDDED = ("digits", "digits_text")  # models that ship
 
 
 class EmbeddedConfig(Section):
