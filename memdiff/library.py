@@ -200,7 +200,7 @@ def sample(source: "str | Path | Run", *, num_images: int = 16, gpus: int | None
     from memdiff.sampling.request import make_request
 
     names = ("batch_size", "steps", "eta", "guidance", "prompt", "prompts", "lora_scale", "adapter_steps")
-    names += ("height", "width")
+    names += ("height", "width", "config")
     known: dict[str, Any] = {
         **dict.fromkeys(names),
         "best": False,

@@ -86,7 +86,8 @@ class LatentConfig(PipelineConfig):
         default=None,
         min_length=1,
         description="Another VAE, a folder or hub id such as madebyollin/sdxl-vae-fp16-fix, or TAESD, small and nearly "
-        "as good: madebyollin/taesd, taesdxl for SDXL. None: the pipeline's own.",
+        "as good: madebyollin/taesd, taesdxl for SDXL. Or one file, a VAE of the model's own architecture. None: its "
+        "own.",
     )
     vae_precision: Precision = Field(
         default="auto", description="Of the VAE. auto: the network's, or fp32 where SDXL's own VAE overflows in fp16."
@@ -95,7 +96,8 @@ class LatentConfig(PipelineConfig):
     @field_validator("vae", "config")
     @classmethod
     def _another_folder_or_hub_id(cls, source: str | None, info: ValidationInfo) -> str | None:
-        return None if source is None else resolve_source(source, info.context)
+        files = info.field_name == "vae"
+        return None if source is None else resolve_source(source, info.context, files=files)
 
     @model_validator(mode="after")
     def _config_of_a_file(self) -> Self:
@@ -107,6 +109,11 @@ class LatentConfig(PipelineConfig):
     def in_one_file(self) -> bool:
         """Whether `path` is a checkpoint in one file."""
         return self.path.endswith(SUFFIXES) and Path(self.path).is_file()
+
+    @property
+    def vae_file(self) -> Path | None:
+        """`vae` where it is one file."""
+        return Path(self.vae) if self.vae is not None and Path(self.vae).is_file() else None
 
 
 class StableDiffusionConfig(LatentConfig):
