@@ -19,7 +19,7 @@ from memdiff.planner.round_cache import RoundCache, users_cache
 from memdiff.planner.rounds import Measuring, measure_recomputes
 from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.recipe import Recipe
-from memdiff.runtime.exit_codes import quiet_bitsandbytes
+from memdiff.runtime.quiet_imports import quiet_imports
 
 
 def warm_round_cache(recipe: Recipe, ranks: int) -> None:
@@ -46,5 +46,5 @@ def main(rank_round: str) -> None:
 
 
 if __name__ == "__main__":
-    quiet_bitsandbytes()
+    quiet_imports()
     main(sys.stdin.read())
