@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from memdiff import __version__
@@ -32,6 +31,7 @@ from memdiff.rewards.clip import load_image_tower
 from memdiff.runtime.image_files import sampled_images
 from memdiff.runtime.placement import place
 from memdiff.runtime.ranks import device_of_this_process
+from memdiff.runtime.screen import screen
 from memdiff.sampling.processes import sample_over_processes
 from memdiff.scoring.images import read_image
 from memdiff.scoring.score import score_rows
@@ -238,7 +238,7 @@ def _version(package: str) -> str | None:
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Advance]:
     """A bar on stderr where somebody looks."""
-    console = Console(stderr=True, force_jupyter=False)
+    console = screen(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)

@@ -7,15 +7,16 @@ import sys
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from memdiff.runtime.screen import screen
 
 
 class PlanningProgress:
     """From the first second: while libraries load, while rounds are measured; nothing where all are cached."""
 
     def __init__(self, recipe: str) -> None:
-        console = Console(stderr=True, highlight=False, force_jupyter=False)
+        console = screen(stderr=True)
         self._recipe, self._lines, self._said = recipe, not console.is_terminal, False
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),

@@ -11,6 +11,7 @@ numbered        Files and folders that memdiff numbers: `round_000003`, `image_0
 placement       The one function that moves things between a device and the host
 quiet_imports   Keeps from a person the advice that libraries give while they are imported. Imports none of them
 ranks           The ranks of a run and the few collectives it needs, one process or many
+screen          The console that progress is shown on: with bars on a terminal, in lines alone elsewhere
 section         The base of every recipe section. Imports pydantic only
 shipped_folder  Folders of data that ship with memdiff: beside the package in a checkout, inside it where installed
 small_files     Text files, read whole: regular ones of a sane size only, and of a run's own those that lie in it

@@ -9,7 +9,6 @@ from typing import IO
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 from rich.progress import Progress
 
 from memdiff.errors import CheckpointError, ConfigError, MemdiffError
@@ -18,6 +17,7 @@ from memdiff.processes.file_lock import FileLock
 from memdiff.reporting.grid import image_grid
 from memdiff.runtime.image_files import GRID, IMAGE, SETTINGS, sample_settings, sampled_images
 from memdiff.runtime.numbered import numbered
+from memdiff.runtime.screen import screen
 from memdiff.sampling.request import SampleRequest
 from memdiff.training.launcher import choose_world_size, rank_environment
 
@@ -51,7 +51,7 @@ def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
 
 
 def _sample(request: SampleRequest, folder: Path, world_size: int) -> None:
-    console = Console(stderr=True, force_jupyter=False)  # a notebook gets no bar
+    console = screen(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("sampling", total=request.num_images)
         if world_size == 1:

@@ -10,6 +10,7 @@ from memdiff.models.quiet import quiet_libraries
 from memdiff.rewards.build import build_reward
 from memdiff.rewards.config import AnyPart
 from memdiff.runtime.ranks import device_of_this_process
+from memdiff.runtime.screen import screen
 from memdiff.scoring.images import ScoreRow, score_images, score_table, scores_json, summary_table
 
 
@@ -45,7 +46,7 @@ def score_rows(images: Sequence[Path], parts: Mapping[str, AnyPart], prompts: Se
     device = device_of_this_process()
     rewards = {name: build_reward(part, device=device) for name, part in parts.items()}
     chunk = min(part.chunk for part in parts.values())
-    progress = Console(stderr=True, force_jupyter=False)
+    progress = screen(stderr=True)
     return score_images(
         images, rewards, prompts, device=device, chunk=chunk, console=progress if progress.is_terminal else None
     )

@@ -8,7 +8,6 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -21,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from memdiff.processes import landmarks
+from memdiff.runtime.screen import screen
 
 SECONDS_BETWEEN_LINES = 60.0  # where there is no bar
 ENOUGH_SECONDS, ENOUGH_SHARE = 20.0, 0.05  # of a round, before its pace is said: its first pieces warm up
@@ -93,8 +93,7 @@ class RunProgress:
     """Rounds done, and how far the current one is. A rank that is not the first shows nothing."""
 
     def __init__(self, *, rounds: int, shown: bool) -> None:
-        # Not rich's own notebook mode: its bars need ipywidgets, and each of its lines is a block.
-        self._console = Console(quiet=not shown, highlight=False, force_jupyter=False)
+        self._console = screen(quiet=not shown)
         self._rounds, self._live = rounds, shown and self._console.is_terminal
         self._progress = Progress(
             SpinnerColumn(),

@@ -33,12 +33,14 @@ with RunProgress(rounds=500, shown=True) as progress:
 """
 
 
-def shown_on(columns: int) -> list[str]:
-    """Everything that was drawn on a terminal of that width, line by line, without colours and moves."""
+def drawn_on(columns: int, **names: str) -> str:
+    """Everything that was written to a terminal of that width, with `names` in the environment."""
     terminal, child_side = pty.openpty()
     fcntl.ioctl(child_side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
-    environment.pop("COLUMNS", None)
+    for name in ("COLUMNS", "JPY_PARENT_PID"):
+        environment.pop(name, None)
+    environment |= names
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD], env=environment, stdin=child_side, stdout=child_side, stderr=child_side
     )
@@ -52,7 +54,12 @@ def shown_on(columns: int) -> list[str]:
             pass
         os.close(terminal)
         assert process.wait() == 0, drawn.decode()
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.decode())
+    return drawn.decode()
+
+
+def shown_on(columns: int) -> list[str]:
+    """The same line by line, without colours and moves."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn_on(columns))
     return [line.rstrip() for line in re.split(r"[\r\n]+", text)]
 
 
@@ -66,3 +73,12 @@ def test_a_run_on_a_terminal(columns: int) -> None:
     assert not any("ends about" in line for line in lines if "evaluating" in line)
     said = " ".join(" ".join(lines).split())
     assert "(rollout 100.0 s, reward 3.0 s, train 200.0 s)" in said
+
+
+def test_a_command_that_a_notebook_starts() -> None:
+    """Its shell lines have a terminal too, which shows each redrawing below the other: one plain line, whole."""
+    drawn = drawn_on(80, JPY_PARENT_PID="1")
+    lines = drawn.replace("\r\n", "\n").splitlines()
+    assert "\x1b" not in drawn and "\r" not in drawn.replace("\r\n", "")
+    assert len([line for line in lines if line.startswith("round    1/500  reward 1.234")]) == 1
+    assert not any("evaluating" in line or "━" in line for line in lines)
