@@ -96,7 +96,8 @@ def bench(out: Path, gpus: int | None = None) -> int:
     Raises ConfigError for a folder that can't be written or a wrong `gpus`, and StopRequested for Ctrl-C, when what was
     measured is written.
     """
-    choose_world_size(gpus)
+    if gpus is not None:  # else a driver that hangs whoever asks it is the doctor's to find
+        choose_world_size(gpus)
     bench_here = Bench(made_folder(out))
     try:
         measure(bench_here, gpus)
