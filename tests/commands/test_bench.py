@@ -12,7 +12,7 @@ import torch
 
 from memdiff.bench import command
 from memdiff.bench.block import BenchBlock, ParityRow, RecipeRow
-from memdiff.bench.cases import PARITY_CHANGES, PARITY_RECIPE, RecipeCase, cases_for, world_sizes
+from memdiff.bench.cases import EVERYTHING_STAYS, PARITY_CHANGES, PARITY_RECIPE, RecipeCase, cases_for, world_sizes
 from memdiff.bench.children import last_words, run_module
 from memdiff.bench.command import Bench, machine_of, measure
 from memdiff.bench.parity import distance, second_round, words
@@ -21,6 +21,7 @@ from memdiff.doctor.table import Finding
 from memdiff.engine.moments import first_moments
 from memdiff.errors import CheckpointError, MemdiffError, StopRequested
 from memdiff.recipe.reading import check_recipe, laid_over, read_recipe, read_recipe_data
+from memdiff.training.launcher import rank_environment
 from tests.helpers.processes import ROOT, ended, memdiff
 
 GIB = 2**30
@@ -220,6 +221,28 @@ def test_bench_on_this_machines_cpu(tmp_path: Path):
         assert row["weights"] == "embedded" and 0.97 < row["measured_live"] / row["planned_live"] < 2
     assert [row["ranks"] for row in read["parity"]] == [1, 2]
     assert 0 < read["parity"][1]["distance"] < 1e-5
+
+
+@pytest.mark.slow
+def test_random_weights_stand_in_for_those_that_are_not_here(tmp_path: Path):
+    """A public model with a hub's cache that is empty: the same architecture with random weights is planned and run.
+
+    The plan, which is made on fake tensors, is what lives in the process to a tenth."""
+    recipe, result = tmp_path / "cifar.yaml", tmp_path / "row.json"
+    recipe.write_text(
+        "model: {kind: ddpm, path: google/ddpm-cifar10-32, precision: fp32}\nadapter: {rank: 2}\n"
+        "sampler: {steps: 2, eta: 1.0}\nmethod: {kind: reinforce}\nreward: [{kind: jpeg}]\n"
+        "optimizer: {learning_rate: 1.0e-4}\n"
+    )
+    changes = {"run.images_per_round": 2, "run.rounds": 2, "evaluate.every": 0, "memory": dict(EVERYTHING_STAYS)}
+    environment = {
+        **rank_environment(1), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")
+    }  # fmt: skip
+    words_of_it = (str(recipe), json.dumps(changes), str(result))
+    run_module("memdiff.bench.one_recipe", *words_of_it, environment=environment, log=tmp_path / "log")
+    row = RecipeRow(**json.loads(result.read_text()))
+    assert (row.weights, row.precision, row.images, row.steps) == ("random", "fp32", 2, 2)
+    assert row.measured_reserved is None and 0.9 < row.measured_live / row.planned_live < 1.1
 
 
 @pytest.mark.slow

@@ -104,4 +104,4 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     assert len(read["codes"]) == 4 and "<iframe srcdoc=" in read["shown"][0]
     rows = {name: read_rows(tmp_path / "runs" / name / "metrics.jsonl") for name in ("digits", "digits_next")}
     assert [row["round"] for row in rows["digits_next"] if row["round"]] == [1, 2, 3, 4, 5]
-    assert [row["reward_mean"] for row in rows["digits"]] == [row["reward_mean"] for row in rows["digits_next"][:4]]
+    assert len(rows["digits"]) == 4 and rows["digits"] == rows["digits_next"][:4]
