@@ -13,6 +13,7 @@ from memdiff.chain.schedule import mean_per_prediction
 from memdiff.methods.config import ReinforceConfig
 from memdiff.methods.experience import Metrics
 from memdiff.models.policy import Policy
+from memdiff.runtime.placement import numbers_on
 from memdiff.runtime.ranks import Ranks
 
 
@@ -54,7 +55,7 @@ class PairDiagnostics:
         to_base_B: torch.Tensor | None = None,
     ) -> PairSums:
         """The sums with one piece more; only its first `count` rows are valid. `to_base_B`: the KL to the base."""
-        step_B = torch.tensor(steps, device=log_prob_B.device)
+        step_B = numbers_on(log_prob_B.device, steps)
         per_dimension_B = log_prob_B if self._reduction == "mean" else log_prob_B / self._dimensions
         clipped = ((slope_B == 0) & (advantage_B != 0)).float()
         approx_kl_B = ratio_B - 1 - torch.log(ratio_B)  # Schulman's low-variance estimator
