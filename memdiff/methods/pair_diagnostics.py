@@ -38,10 +38,8 @@ class PairDiagnostics:
         self._to_base = config.kl_weight > 0
         zeros_4, zeros_K = torch.zeros(4, device=device), torch.zeros(schedule.steps, device=device)
         self.sums = PairSums(zeros_4, zeros_K, torch.zeros((), device=device))
-        self._sigma_K = torch.tensor(schedule.sigma, dtype=torch.float32, device=device)
-        self._per_prediction_K = torch.tensor(
-            [mean_per_prediction(schedule, k) for k in range(schedule.steps)], device=device
-        )
+        self._sigma_K = numbers_on(device, schedule.sigma, dtype=torch.float32)
+        self._per_prediction_K = numbers_on(device, [mean_per_prediction(schedule, k) for k in range(schedule.steps)])
 
     def after(
         self,

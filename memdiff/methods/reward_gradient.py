@@ -33,7 +33,7 @@ from memdiff.methods.sweep import Sweep
 from memdiff.models.policy import Policy, decode_what_fits, rollout, sample_step
 from memdiff.rewards.guards import diversity
 from memdiff.rewards.weighted_sum import WeightedReward, refuse_non_finite
-from memdiff.runtime.placement import download, host_buffer, place, settle
+from memdiff.runtime.placement import download, host_buffer, numbers_on, place, settle
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import Pieces
 
@@ -130,7 +130,7 @@ class RewardGradient(ABC, Generic[C]):
                 self.size = PieceSize(size.rows)
         self._conclude(policy, experience)
         differentiated = sum(policy.schedule.steps - start for start in starts_n)
-        total = self.ranks.sum(torch.tensor(float(differentiated), device=self.ranks.device))
+        total = self.ranks.sum(numbers_on(self.ranks.device, [float(differentiated)]))
         return {"last_steps_mean": float(total) / this_round.batch.num_images, **diagnostics.metrics(self.ranks)}
 
     def _denoised(self, policy: Policy, experience: GradientRound, members: Sequence[int]) -> Group:
@@ -156,7 +156,7 @@ class RewardGradient(ABC, Generic[C]):
         """Rows of a group, by their numbers in it."""
         images = [group.members[number] for number in numbers]
         rows = self._rows(experience.round, images, count, [experience.starts_n[image] for image in images])
-        theirs = Group(images, group.begin, group.x_BCHW[numbers])
+        theirs = Group(images, group.begin, group.x_BCHW[numbers_on(policy.device, numbers)])
         work = (self.forward_backward, policy, experience.round, rows, theirs, sweep)
         scored = self.pieces.together(*work, undo=[sweep.diagnostics])
         for row, image in enumerate(images[:count]):
