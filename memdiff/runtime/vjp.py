@@ -68,7 +68,8 @@ class Gradients:
         All of them: memory for a widened or unscaled copy may run out when some are added already, and a piece that is
         made again would count those twice. That gradient is then added without a copy, to the same bits.
 
-        Where the bool scalar `only_if` is false zeros are added in their place, without asking which it is.
+        Where the bool scalar `only_if` is false zeros are added in the place of half precisions, without asking which
+        it is. In fp32 nothing is made again: the error that follows ends the run.
         """
         dropped = None if only_if is None else only_if.logical_not()
         for total, gradient in zip(self._sums, gradients, strict=True):
@@ -122,8 +123,8 @@ def _added(
     """False where memory ran out: `total` is as it was, and the copies are gone."""
     try:
         full = widen(gradient)
-        if dropped is not None:
-            full = full.masked_fill(dropped, 0.0) if full is gradient else full.masked_fill_(dropped, 0.0)
+        if dropped is not None and full is not gradient:
+            full.masked_fill_(dropped, 0.0)
         total.add_(place(full if unscale is None else full * unscale, total.device))
     except torch.OutOfMemoryError:
         return False

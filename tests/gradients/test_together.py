@@ -93,20 +93,22 @@ def test_pieces_with_weights_of_their_own_know_what_the_others_saw() -> None:
 def test_an_error_of_numbers_is_that_of_asking_each_piece_and_others_pass() -> None:
     """An infinite gradient ends in its own message though the work fails at something else first; a bug runs once."""
     weight = torch.nn.Parameter(torch.tensor([0.0]))
-    pieces, runs = Pieces(Gradients([weight], names=["layer.weight"])), []
+    runs = []
 
-    def broken(number: float) -> None:
+    def broken(pieces: Pieces, number: float) -> None:
         runs.append(number)
         _, pull = pieces.vjp(lambda x: (weight * x + number).sqrt(), torch.ones(1), keep=True)
         pull(torch.ones(1))
         raise KeyError("of a user's reward")
 
     with pytest.raises(NumericError, match=r"layer\.weight is not finite"):
-        pieces.together(broken, 0.0)
+        first = Pieces(Gradients([weight], names=["layer.weight"]))
+        first.together(broken, first, 0.0)
     with pytest.raises(KeyError, match="of a user's reward"):
-        pieces.together(broken, 1.0)
+        second = Pieces(Gradients([weight]))
+        second.together(broken, second, 1.0)
     assert runs == [0.0, 0.0, 1.0]
-    assert float(pieces.gradients.sums[0]) == 0.5  # d sqrt(w + 1) / dw at w = 0, added before the second one's bug
+    assert float(second.gradients.sums[0]) == 0.5  # d sqrt(w + 1) / dw at w = 0, added before the second one's bug
 
 
 def test_memory_that_runs_out_takes_back_what_was_told() -> None:
