@@ -27,6 +27,7 @@ def blank_parts(recipe: Recipe, ranks: Ranks, knobs: Knobs | None = None) -> Par
     """What memdiff.training.build gives, with random weights. `knobs`: those of a plan; None: the recipe's own."""
     precision = resolve_precision(recipe.model.precision, ranks.device)
     options = model_options(recipe, knobs or resolved(recipe.memory), precision=precision)
+    assert not options.keep_base, "a copy of what the networks were before they are filled would be empty"
     with no_initialisation():
         policy = skeleton_policy(recipe.model, recipe.sampler, options, device=ranks.device)
         knobs = knobs or knobs_for(recipe.memory, policy, images=len(ranks.block(recipe.run.images_per_round)))

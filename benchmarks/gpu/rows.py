@@ -21,9 +21,9 @@ PIPELINE = ".cache/peers-pipeline-sd15"
 
 SD15, DDPO, SDXL, CELEBAHQ = "sd15_alignprop_t4", "sd15_ddpo_t4", "sdxl_draft_t4", "celebahq_reinforce"
 SMALL = {
-    SD15: "digits_text_alignprop", DDPO: "digits_text_ddpo", SDXL: "digits_text_draft", CELEBAHQ: "digits_reinforce",
+    SD15: "digits_text_alignprop", DDPO: "digits_text_ddpo", SDXL: "digits_text_draft", CELEBAHQ: "digits_ddpo",
 }  # fmt: skip
-DRY_STEPS, DRY_MICRO_BATCH = 3, 2
+DRY_STEPS, DRY_MICRO_BATCH, DRY_S = 3, 2, 6.0
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def small(row: GpuRow) -> GpuRow:
         return replace(row, settings={**row.settings, "pipeline": ".cache/peers-pipeline", "mixed_precision": "no"})
     changes = overlaid(
         row.settings["changes"],
-        {"model": {"precision": "fp32"}, "sampler": {"steps": DRY_STEPS}, "run": {"images_per_round": 2}},
+        {"model": {"precision": "fp32"}, "sampler": {"steps": DRY_STEPS}, "run": {"images_per_round": DRY_MICRO_BATCH}},
     )
     memory = dict(changes.get("memory", {}))
     if "micro_batch" in memory:
@@ -166,5 +166,10 @@ def small(row: GpuRow) -> GpuRow:
         memory["kept_steps"] = 1
     changes["memory"] = memory
     changes["optimizer"] = {"bits": 32}
-    settings = {**row.settings, "recipe_file": f"launch/recipes/{recipe}.yaml", "changes": changes, "ledger": True}
-    return replace(row, settings=settings, estimate_s=row.estimate_s / 4)
+    if row.recipe == CELEBAHQ:
+        changes["method"] = {"inner_updates": 1, "kl_weight": 0.0}
+    settings = {
+        **row.settings, "recipe_file": f"launch/recipes/{recipe}.yaml", "changes": changes, "ledger": True,
+        "updates": 1,
+    }  # fmt: skip
+    return replace(row, settings=settings, estimate_s=DRY_S)

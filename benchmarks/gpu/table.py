@@ -35,7 +35,7 @@ def memory_table(rows: Sequence[Row]) -> str:
     if not every:
         return ""
     lines = [
-        "| what | outcome | live, planned | with allowance | allocated | reserved | allocated / live | reserved / cap |",
+        "| what | outcome | live, planned | with allowance | allocated | reserved | by live | reserved / cap |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in every:
