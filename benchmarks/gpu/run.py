@@ -22,6 +22,7 @@ from benchmarks.provenance import ROOT, of_machine, of_tree
 from benchmarks.runner import PEERS, Row, data_of, free_port, one_line, why_ended
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 
+NO_PEERS = "no environment or pipeline of the peers (make bench-gpu-peers makes both)"
 POLL_S = 0.2
 LAST_WORDS_S = 5.0  # of the minutes, for ending what still runs
 
@@ -46,10 +47,12 @@ class Suite:
         """All rows, those that were left out too. Every process has ended when it returns or raises."""
         self._before = {**of_tree(), **of_machine()}
         end = time.time() + 60 * self.minutes - LAST_WORDS_S
-        has_peers = (self.peers / "bin" / "python").is_file()
+        has_peers = (self.peers / "bin" / "python").is_file() and all(
+            (ROOT / row.settings["pipeline"] / "model_index.json").is_file() for row in self.rows if row.kind == "peers"
+        )
         chosen, left = fitting(self.rows, end - time.time(), self.card_gib, peers=has_peers)
         for row in left:
-            reason = "no environment of the peers (make bench-peers)" if row.kind == "peers" and not has_peers else ""
+            reason = NO_PEERS if row.kind == "peers" and not has_peers else ""
             self.add(row, {"outcome": "left out", "message": reason or f"does not fit into {self.minutes:g} minutes"})
         timing, peers = ([row for row in chosen if row.kind == kind] for kind in ("timing", "peers"))
         groups = side_by_side(
@@ -59,6 +62,10 @@ class Suite:
         try:
             turns = [*([timing] if timing else []), *([row] for row in peers), *groups]
             for number, turn in enumerate(turns):
+                if time.time() > end:
+                    for row in turn:
+                        self.add(row, {"outcome": "left out", "message": "its turn came after the end of the minutes"})
+                    continue
                 waiting = [process for process in processes if process.turn == number]
                 if not waiting:
                     waiting = self._start(turn, number, end)

@@ -137,12 +137,16 @@ class Floor:
 
 
 def calls_of(recipe: Recipe, knobs: Knobs, images: int) -> tuple[int, int]:
-    """(calls without a graph, calls with one and a backward) of `micro_batch` images each, in a round."""
+    """(calls without a graph, calls with one and a backward) of `micro_batch` images each, in a round.
+
+    What is pulled has a forward of its own: the rollout's where its graph is kept or taken in one pass, else another.
+    """
     steps = recipe.sampler.steps
     noisy = steps if recipe.sampler.eta else 0
     work = recipe.method.workload(Chain(steps, noisy, images=images), knobs)
     pieces = -(-images // knobs.micro_batch)
-    return round(pieces * (work.rolled + work.again)), round(pieces * work.pulled)
+    of_the_rollout = work.pulled - work.again if work.by_micro_batch or work.in_one_pass else 0
+    return round(pieces * (work.rolled - of_the_rollout)), round(pieces * work.pulled)
 
 
 def plain_unet(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Any:

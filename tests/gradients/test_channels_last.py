@@ -90,7 +90,7 @@ def call(policy: Any, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, list[torch.Te
 @pytest.mark.parametrize("kind", ["lora", "full", "text"])
 def test_a_unet_computes_the_same_and_stays_channels_last(kind: str, generator: torch.Generator) -> None:
     """fp32, gradients to 1e-5 relative. Every norm of images sees them channels last; those before a SiLU have it."""
-    make = tiny_stable_diffusion if kind == "text" else tiny_policy
+    make: Any = tiny_stable_diffusion if kind == "text" else tiny_policy
     policies = [
         make(adapter=None if kind == "full" else AdapterConfig(rank=2), **options)
         for options in ({}, {"channels_last": True})

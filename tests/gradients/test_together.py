@@ -8,6 +8,7 @@ import torch
 from benchmarks.measures.host_waits import Waits, count_waits
 from memdiff.errors import NumericError
 from memdiff.memory.knobs import resolved
+from memdiff.methods.experience import Clock
 from memdiff.recipe.reading import check_recipe
 from memdiff.runtime import finite_checks
 from memdiff.runtime.half_precision import call_network
@@ -101,11 +102,10 @@ def test_an_error_of_numbers_is_that_of_asking_each_piece_and_others_pass() -> N
         pull(torch.ones(1))
         raise KeyError("of a user's reward")
 
+    first, second = Pieces(Gradients([weight], names=["layer.weight"])), Pieces(Gradients([weight]))
     with pytest.raises(NumericError, match=r"layer\.weight is not finite"):
-        first = Pieces(Gradients([weight], names=["layer.weight"]))
         first.together(broken, first, 0.0)
     with pytest.raises(KeyError, match="of a user's reward"):
-        second = Pieces(Gradients([weight]))
         second.together(broken, second, 1.0)
     assert runs == [0.0, 0.0, 1.0]
     assert float(second.gradients.sums[0]) == 0.5  # d sqrt(w + 1) / dw at w = 0, added before the second one's bug
@@ -122,6 +122,39 @@ def test_memory_that_runs_out_takes_back_what_was_told() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         pieces.together(work, undo=[told])
     assert float(told.total) == 0.0
+
+
+class Event:
+    """In the place of CUDA's: a second between one record and the next."""
+
+    recorded, waited = 0, 0
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+        self.at = 0
+
+    def record(self, stream: object) -> None:
+        Event.recorded += 1
+        self.at = Event.recorded
+
+    def synchronize(self) -> None:
+        Event.waited += 1
+
+    def elapsed_time(self, other: "Event") -> float:
+        return 1000.0 * (other.at - self.at)
+
+
+def test_phases_on_a_card_wait_when_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records 1 to 6, of which a phase takes two: rollout 1 + 1 s, train 1 s; no wait before `read`."""
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    clock = Clock(torch.device("cuda", 0))
+    for name in ("rollout", "train", "rollout"):
+        with clock.phase(name):
+            pass
+    assert Event.waited == 0 and clock.seconds == {}
+    assert clock.read() == {"rollout": 2.0, "train": 1.0}
+    assert clock.read() == {"rollout": 2.0, "train": 1.0} and Event.waited == 3
 
 
 MEMORY = {

@@ -4,7 +4,7 @@ torch's GroupNorm on CUDA makes its input contiguous and gives a contiguous outp
 turns it again, and a plan made on fake tensors of a CPU would not see the copies. Here norm and the SiLU behind it are
 one operator that reads and writes channels last and says, by `register_fake`, what it allocates (but for a few numbers
 an image and channel): plan and card hold the same bytes. It is made of torch's own operators. Sums are taken in fp32
-(fp64 of fp64) without a copy of the images: the variance as E x^2 - (E x)^2, off by some 2^-24 (mean / std)^2 of itself.
+(fp64 of fp64) without a copy of the images: the variance as E x^2 - (E x)^2, off by 2^-24 (mean / std)^2 of itself.
 The backward goes image by image through one fp32 buffer, eight kernels an image and norm, which costs launches: a fused
 kernel would go in its place.
 
