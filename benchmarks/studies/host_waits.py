@@ -52,7 +52,7 @@ def waits_of(row: Mapping[str, Any]) -> int:
 def table(rows: list[dict[str, Any]]) -> str:
     """Now beside before."""
     lines = [
-        "| method, 4 images a micro-batch | a step | a micro-batch | a round besides | a micro-batch of 50 steps | before |",
+        "| 4 images a micro-batch | a step | a micro-batch | a round besides | a micro-batch of 50 steps | before |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
