@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: setup demo test test-slow test-gpu faults soak fuzz lint format docs bench bench-digits bench-queries bench-rewards bench-lora-scale bench-sft_pg \
-	bench-value_baseline bench-planning bench-host_memory bench-watching bench-peers bench-gpu record-check rooms clean
+	bench-value_baseline bench-planning bench-host_memory bench-watching bench-host_waits bench-peers bench-gpu bench-gpu-peers record-check rooms clean
 
 setup: $(READY)
 
@@ -68,7 +68,7 @@ bench: $(READY)
 	for suite in cpu chain world plan; do $(BIN)/python -m benchmarks run $$suite || exit 1; done
 	$(MAKE) bench-digits bench-queries
 
-bench-digits bench-queries bench-rewards bench-sft_pg bench-value_baseline bench-planning bench-host_memory bench-watching: bench-%: $(READY)
+bench-digits bench-queries bench-rewards bench-sft_pg bench-value_baseline bench-planning bench-host_memory bench-watching bench-host_waits: bench-%: $(READY)
 	$(BIN)/python -m benchmarks.studies.$*
 
 bench-lora-scale: $(READY)
@@ -79,8 +79,14 @@ bench-peers: $(READY)
 	PYTHON=$(PYTHON) sh benchmarks/peers/make_env.sh
 	$(BIN)/python -m benchmarks run peers --repeats 3
 
+# the card's own minutes: --minutes N; without a card: --dry-run
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks run gpu
+
+# what TRL's rows of bench-gpu need, before the card's minutes begin (about 4 GB)
+bench-gpu-peers: $(READY)
+	PYTHON=$(PYTHON) sh benchmarks/peers/make_env.sh
+	.cache/peers-venv/bin/python -m benchmarks.peers.make_pipeline .cache/peers-pipeline-sd15 --shape sd15
 
 record-check: $(READY)
 	$(BIN)/python -m benchmarks.recorder check

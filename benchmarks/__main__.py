@@ -9,14 +9,17 @@ from pathlib import Path
 
 from benchmarks import baseline, runner, tables
 from benchmarks.case import Case
-from benchmarks.cases import chain, cpu, gpu, peers, peers_sd15, plan, world
+from benchmarks.cases import chain, cpu, peers, peers_sd15, plan, world
+from benchmarks.gpu.rows import rows
+from benchmarks.gpu.run import run_suite
+from memdiff.errors import ConfigError
 
 SUITES: Mapping[str, Callable[[], list[Case]]] = {
     "cpu": cpu.cases,
     "chain": chain.cases,
     "world": world.cases,
     "plan": plan.cases,
-    "gpu": gpu.cases,
+    "gpu": lambda: [row.case() for row in rows()],
     "peers": peers.cases,
     "peers_sd15": peers_sd15.cases,
 }
@@ -47,6 +50,8 @@ def _run(options: argparse.Namespace) -> int:
         return 2
     if options.threads:
         chosen = [replace(case, threads=options.threads) for case in chosen]
+    if options.suite == "gpu":
+        return _run_gpu(options, {case.name for case in chosen})
     file, order = options.results / f"{options.suite}.jsonl", [case.name for case in every]
     rows = runner.run_cases(
         chosen,
@@ -61,6 +66,31 @@ def _run(options: argparse.Namespace) -> int:
     if not options.check:
         return 0
     return _check([options.suite], options.results, options.against, {case.name for case in chosen})
+
+
+def _run_gpu(options: argparse.Namespace, names: set[str]) -> int:
+    """Within its minutes, in processes of its own; a dry run's rows never lie with a card's."""
+    results = options.results
+    if options.dry_run and results == runner.RESULTS:
+        results = runner.ROOT / ".cache" / "gpu_dry_run"
+    file, every = results / "gpu.jsonl", rows(dry=options.dry_run)
+    try:
+        known = run_suite(
+            [row for row in every if row.name in names],
+            minutes=options.minutes,
+            dry=options.dry_run,
+            say=lambda line: print(line, flush=True),
+            done=lambda so_far: runner.keep(file, so_far, [row.name for row in every]),
+            profiles=options.profiles,
+        )
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if results == runner.RESULTS:
+        tables.write_all()
+    else:
+        print(tables.gpu_table(known))
+    return int(any(row["outcome"] == "failed" for row in known))
 
 
 def _check(suites: Sequence[str], results: Path, against: str, only: set[str] | None = None) -> int:
@@ -90,6 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--against", default="HEAD", metavar="COMMIT", help="whose results; default: HEAD")
     run.add_argument("--threads", type=int, help="in the place of the cases' own")
     run.add_argument("--results", type=Path, default=runner.RESULTS, help="elsewhere: the tables are left alone")
+    run.add_argument("--minutes", type=float, default=7.0, help="suite gpu: what does not fit is left out, by name")
+    run.add_argument("--dry-run", action="store_true", help="suite gpu: on the CPU, with the embedded models")
+    run.add_argument(
+        "--profiles", type=Path, metavar="FOLDER", help="suite gpu: traces of memdiff's rows, for a browser"
+    )
     run.add_argument("--list", action="store_true", help="name the cases and stop")
     check = commands.add_parser("check", help="compare results with those of a commit")
     check.add_argument("suites", nargs="*", help=f"default: all that have results, of {', '.join(SUITES)}")

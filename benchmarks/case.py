@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Measure = Literal["training", "untrained", "plan", "trl_alignprop", "trl_ddpo", "bare", "simulated_loop"]
+Measure = Literal["training", "untrained", "plan", "trl_alignprop", "trl_ddpo", "bare", "simulated_loop", "timing"]
 Environment = Literal["memdiff", "peers"]
 
 

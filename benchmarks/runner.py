@@ -55,12 +55,13 @@ def run_case(case: Case) -> Row:
         if out.is_file():
             result = json.loads(out.read_text())
         else:
-            result = {"outcome": "failed", "message": _why(codes, log), "figures": {}, "process": {}}
+            result = {"outcome": "failed", "message": why_ended(codes, log), "figures": {}, "process": {}}
         provenance = {**before, **result.pop("process"), "seconds_in_all": round(time.monotonic() - start, 1)}
-        return {"suite": case.suite, "case": case.name, **_data(case), **result, "provenance": provenance}
+        return {"suite": case.suite, "case": case.name, **data_of(case), **result, "provenance": provenance}
 
 
-def _data(case: Case) -> dict[str, Any]:
+def data_of(case: Case) -> dict[str, Any]:
+    """What of a case stands in its row."""
     data = json.loads(json.dumps(asdict(case)))  # as it will be read again: lists, not tuples
     return {key: data[key] for key in ("measure", "environment", "ranks", "threads", "about", "settings")}
 
@@ -71,7 +72,7 @@ def _processes(case: Case, out: Path, log: Path) -> list[int | None]:
     started = []
     case_file = out.with_name("case.json")
     case_file.write_text(json.dumps(asdict(case)))
-    port = str(_free_port())
+    port = str(free_port())
     with log.open("w") as output:
         for rank in range(case.ranks):
             threads = str(case.threads)
@@ -97,14 +98,16 @@ def _processes(case: Case, out: Path, log: Path) -> list[int | None]:
     return codes
 
 
-def _why(codes: Sequence[int | None], log: Path) -> str:
+def why_ended(codes: Sequence[int | None], log: Path) -> str:
+    """Of processes that left no row: their codes, None for one that had to be stopped, and the log's last line."""
     if None in codes:
         return "took longer than its time"
     last = [line for line in log.read_text().splitlines() if line.strip()][-1:]
     return f"exit codes {list(codes)}: {''.join(last)[:300]}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens on now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

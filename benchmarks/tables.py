@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import pictures
+from benchmarks.gpu.table import gpu_table, reported_table
 from benchmarks.peers.verdict import peers_table
 from benchmarks.provenance import ROOT
 from benchmarks.runner import RESULTS, Row, read_rows
@@ -212,29 +213,6 @@ def sd15_table(rows: Sequence[Row]) -> str:
     return markdown(["who", "peak, live (GiB)", "TFLOP an update", "moved over PCIe (s)"], lines)
 
 
-def gpu_table(rows: Sequence[Row]) -> str:
-    """Suite gpu: measured beside planned."""
-    lines = []
-    for row in rows:
-        numbers, about = row["figures"], row["about"]
-        measured, planned = numbers.get("allocated_bytes"), numbers.get("planned_bytes")
-        off = f"{planned / numbers['reserved_bytes'] - 1:+.1%}" if measured and planned else ""
-        phases = numbers.get("seconds_phases", {})
-        lines.append(
-            [
-                about["recipe"], about["setting"], row["outcome"], figure(row, "allocated_bytes", GIB, 2),
-                figure(row, "reserved_bytes", GIB, 2), figure(row, "planned_bytes", GIB, 2), off,
-                "; ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items()),
-                figure(row, "images_per_second", digits=3), figure(row, "largest_micro_batch", digits=0),
-            ]
-        )  # fmt: skip
-    heads = [
-        "recipe", "setting", "outcome", "allocated (GiB)", "reserved (GiB)", "planned (GiB)", "plan off by",
-        "seconds by phase", "images a second", "largest micro-batch",
-    ]  # fmt: skip
-    return markdown(heads, lines)
-
-
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "peers": ("peers", peers_table),
     "peers_sd15": ("peers_sd15", sd15_table),
@@ -245,4 +223,5 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "world": ("world", world_table),
     "plan": ("plan", plan_table),
     "gpu": ("gpu", gpu_table),
+    "gpu_reported": ("gpu_reported", reported_table),
 }

@@ -93,7 +93,7 @@ def alignprop(bare: Bare, *, again: bool, reward: Reward = score) -> None:
 
 def ddpo(bare: Bare) -> None:
     """A round of one batch: sampled, scored, then one step's graph at a time."""
-    x = torch.randn(bare.shape)
+    x = torch.randn(bare.shape, dtype=bare.text_BLD.dtype).to(bare.text_BLD.device)
     states = [x]
     with torch.no_grad():
         for timestep in bare.scheduler.timesteps:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from memdiff.runtime.memory_tags import memory_tag
-from memdiff.runtime.placement import HOST, download, host_buffer, settle, upload
+from memdiff.runtime.placement import HOST, download, host_buffer, numbers_on, settle, upload
 
 
 class Trajectory:
@@ -80,8 +80,8 @@ class Trajectory:
         if not self._settled:
             settle(self.device)
             self._settled = True
-        rows = torch.tensor([state * self.images + image for state, image in cells])
+        rows = [state * self.images + image for state, image in cells]
         flat = self._states_KnCHW.flatten(0, 1)
         if self.on_host:
             return upload(flat[rows], self.device)
-        return flat[rows.to(self.device)]
+        return flat[numbers_on(self.device, rows)]

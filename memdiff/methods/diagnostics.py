@@ -9,6 +9,7 @@ import torch
 
 from memdiff.methods.experience import Metrics
 from memdiff.methods.scoring import Rows
+from memdiff.runtime.placement import numbers_on
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import OnGradients
 
@@ -25,7 +26,7 @@ class Diagnostics:
         norm_B = costate_BCHW.flatten(start_dim=1).norm(dim=1) / rows.weight
         for step in sorted({steps[row] for row in taking_part}):
             members = [row for row in taking_part if steps[row] == step]
-            self._sums_4K[0, step] += norm_B[members].square().sum()
+            self._sums_4K[0, step] += norm_B[numbers_on(norm_B.device, members)].square().sum()
             self._sums_4K[1, step] += len(members)
 
     def gradient(self, step: int, rows: Rows) -> OnGradients:
@@ -45,7 +46,9 @@ class Diagnostics:
 
     def distance(self, distance_B: torch.Tensor, taking_part: Sequence[int]) -> None:
         """Of predictions to those of the base."""
-        self._distance += torch.stack([distance_B[taking_part].sum(), distance_B.new_tensor(len(taking_part))])
+        taken_b = distance_B[numbers_on(distance_B.device, taking_part)]
+        self._distance[0] += taken_b.sum()
+        self._distance[1] += len(taking_part)
 
     def copied(self) -> Sequence[torch.Tensor]:
         """The sums as they stand."""

@@ -26,7 +26,7 @@ from memdiff.methods.scoring import Rows, Scored
 from memdiff.methods.sweep import Sweep
 from memdiff.models.policy import Policy
 from memdiff.rewards.weighted_sum import WeightedReward
-from memdiff.runtime.placement import place
+from memdiff.runtime.placement import upload
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import Pieces
 
@@ -60,7 +60,7 @@ class Draft(RewardGradient[DraftConfig]):
         each = replace(rows, weight=rows.weight / self.config.noise_samples)
         scored, scores = None, []
         for sample in range(self.config.noise_samples):
-            e_BCHW = place(renoise.step(rows.images, sample), policy.device)
+            e_BCHW = upload(renoise.step(rows.images, sample), policy.device)
             x_t_BCHW = ab_t**0.5 * group.x_BCHW + (1 - ab_t) ** 0.5 * e_BCHW
             scored = sweep.run(policy, this_round, each, x_t_BCHW, begin=last, pull_back=self.scoring.pull_back)
             scores.append(scored.raw_PB)

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 import torch
 
 from memdiff.methods.experience import Batch
-from memdiff.runtime.placement import place
+from memdiff.runtime.placement import upload
 
 
 def drawn_noise(batch: Batch, pairs: Sequence[tuple[int, int]], device: torch.device) -> torch.Tensor:
     """z of each pair (image of this rank, step): B C H W fp32."""
     drawn = [batch.noise.step([batch.images[image]], step) for image, step in pairs]
-    return place(torch.cat(drawn), device)
+    return upload(torch.cat(drawn), device)

@@ -19,7 +19,7 @@ from memdiff.chain.ddim import LogProbReduction, log_prob, step_sigma
 from memdiff.chain.noise import Noise
 from memdiff.methods.experience import Round
 from memdiff.models.policy import Policy, StoreState, sample_step, with_noise
-from memdiff.runtime.placement import place
+from memdiff.runtime.placement import place, upload
 from memdiff.runtime.vjp import Gradients, Pieces, fixed_batches
 
 
@@ -40,11 +40,11 @@ class Eligibilities:
         weights_B = weights_b.new_zeros(batch)
         weights_B[: len(self.images)] = weights_b
         weights_B = place(weights_B.to(first.dtype), first.device)
-        one_by_one = weights_b.tolist()
         for total, own in zip(gradients.sums, self.sums.sums, strict=True):
             own_BP = own.view(batch, -1)
             if not _added(total, weights_B, own_BP):
-                for weight, own_P in zip(one_by_one, own_BP, strict=False):  # what only fills the batch up is left out
+                # What only fills the batch up is left out.
+                for weight, own_P in zip(weights_b.tolist(), own_BP, strict=False):
                     total.add_(place(own_P.view_as(total), total.device), alpha=weight)
 
 
@@ -74,31 +74,50 @@ def sample_with_eligibilities(
 
     `weights`: of each step; 0 where it takes no part. `storage` and `store` as in `rollout`. `on_host`: e_i wait there.
     """
-    made, finished, eligibilities = this_round.batch, [], []
-    for padded, count in fixed_batches(range(len(made.images)), batch):
-        numbers, texts = [made.images[row] for row in padded], [made.prompts[row] for row in padded]
-        rows, log_probs = range(padded[0], padded[0] + count), []
+    finished, eligibilities = [], []
+    for padded, count in fixed_batches(range(len(this_round.batch.images)), batch):
+        rows = range(padded[0], padded[0] + count)
         with policy.per_image_weights(batch) as trained:
             into = pieces.into(Gradients(trained, on_host=on_host))
-            x_BCHW = place(made.noise.initial(numbers).to(storage), policy.device)
-            store(0, rows, x_BCHW[:count])
-            for step, weight in enumerate(weights):
-                if weight:
-                    drawn = _Step(policy, made.noise, step, numbers, texts, reduction, storage)
-                    log_prob_B, pull = into.vjp(drawn, x_BCHW, keep=True)
-                    d_log_prob_B = torch.full_like(log_prob_B, weight)
-                    d_log_prob_B[count:] = 0  # what only fills the batch up
-                    pull(d_log_prob_B)
-                    log_probs.append(log_prob_B)
-                    x_BCHW = drawn.x_s()
-                else:
-                    x_BCHW = sample_step(policy, made.noise, x_BCHW, step, numbers, texts).to(storage)
-                store(step + 1, rows, x_BCHW[:count])
-                this_round.advance(count)
-        pieces.redone += into.redone
+            sampled = _Sampled(policy, this_round, weights, into, reduction, storage, store)
+            x_BCHW, log_probs_KB = into.together(sampled, padded, rows)
         finished.append(x_BCHW[:count])
-        eligibilities.append(Eligibilities(rows, into.gradients, torch.stack(log_probs)))
+        eligibilities.append(Eligibilities(rows, into.gradients, log_probs_KB))
     return torch.cat(finished), eligibilities
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """One batch from noise to x_0: its eligibilities are added to the sums of `into`."""
+
+    policy: Policy
+    this_round: Round
+    weights: Sequence[float]
+    into: Pieces
+    reduction: LogProbReduction
+    storage: torch.dtype
+    store: StoreState
+
+    def __call__(self, padded: Sequence[int], rows: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x_0: B C H W, log-probs: K B). `padded` are numbers of this rank's images, `rows` the valid ones."""
+        policy, batch, count, log_probs = self.policy, self.this_round.batch, len(rows), []
+        numbers, texts = [batch.images[row] for row in padded], [batch.prompts[row] for row in padded]
+        x_BCHW = upload(batch.noise.initial(numbers).to(self.storage), policy.device)
+        self.store(0, rows, x_BCHW[:count])
+        for step, weight in enumerate(self.weights):
+            if weight:
+                drawn = _Step(policy, batch.noise, step, numbers, texts, self.reduction, self.storage)
+                log_prob_B, pull = self.into.vjp(drawn, x_BCHW, keep=True)
+                d_log_prob_B = torch.full_like(log_prob_B, weight)
+                d_log_prob_B[count:] = 0  # what only fills the batch up
+                pull(d_log_prob_B)
+                log_probs.append(log_prob_B)
+                x_BCHW = drawn.x_s()
+            else:
+                x_BCHW = sample_step(policy, batch.noise, x_BCHW, step, numbers, texts).to(self.storage)
+            self.store(step + 1, rows, x_BCHW[:count])
+            self.this_round.advance(count)
+        return x_BCHW, torch.stack(log_probs)
 
 
 class _Step:

@@ -9,13 +9,13 @@ is a function of its own because a failed call's frames hold its graph: they mus
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from memdiff.errors import OutOfMemoryError
 from memdiff.runtime import incidents
-from memdiff.runtime.vjp import fixed_batches
+from memdiff.runtime.vjp import Sums, fixed_batches
 
 Item = TypeVar("Item")
 
@@ -36,18 +36,6 @@ class PieceSize:
         incidents.counts[incidents.HALVED] += 1
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the failed piece's blocks are of sizes that the next one does not use
-
-
-class Sums(Protocol):
-    """What a micro-batch adds to, and can be put back to what it was."""
-
-    def copied(self) -> Sequence[torch.Tensor]:
-        """As it stands, in memory that is not short."""
-        ...
-
-    def restore(self, sums: Sequence[torch.Tensor]) -> None:
-        """Back to what `copied` gave, without memory for it."""
-        ...
 
 
 @dataclass

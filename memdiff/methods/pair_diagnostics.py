@@ -13,6 +13,7 @@ from memdiff.chain.schedule import mean_per_prediction
 from memdiff.methods.config import ReinforceConfig
 from memdiff.methods.experience import Metrics
 from memdiff.models.policy import Policy
+from memdiff.runtime.placement import numbers_on
 from memdiff.runtime.ranks import Ranks
 
 
@@ -37,10 +38,8 @@ class PairDiagnostics:
         self._to_base = config.kl_weight > 0
         zeros_4, zeros_K = torch.zeros(4, device=device), torch.zeros(schedule.steps, device=device)
         self.sums = PairSums(zeros_4, zeros_K, torch.zeros((), device=device))
-        self._sigma_K = torch.tensor(schedule.sigma, dtype=torch.float32, device=device)
-        self._per_prediction_K = torch.tensor(
-            [mean_per_prediction(schedule, k) for k in range(schedule.steps)], device=device
-        )
+        self._sigma_K = numbers_on(device, schedule.sigma, dtype=torch.float32)
+        self._per_prediction_K = numbers_on(device, [mean_per_prediction(schedule, k) for k in range(schedule.steps)])
 
     def after(
         self,
@@ -54,7 +53,7 @@ class PairDiagnostics:
         to_base_B: torch.Tensor | None = None,
     ) -> PairSums:
         """The sums with one piece more; only its first `count` rows are valid. `to_base_B`: the KL to the base."""
-        step_B = torch.tensor(steps, device=log_prob_B.device)
+        step_B = numbers_on(log_prob_B.device, steps)
         per_dimension_B = log_prob_B if self._reduction == "mean" else log_prob_B / self._dimensions
         clipped = ((slope_B == 0) & (advantage_B != 0)).float()
         approx_kl_B = ratio_B - 1 - torch.log(ratio_B)  # Schulman's low-variance estimator

@@ -20,6 +20,7 @@ from memdiff.methods.reward_gradient import Group, RewardGradient
 from memdiff.methods.scoring import Rows, Scored
 from memdiff.methods.sweep import Sweep
 from memdiff.models.policy import Policy, sample_step
+from memdiff.runtime.placement import numbers_on
 
 
 class Refl(RewardGradient[ReflConfig]):
@@ -42,9 +43,9 @@ class Refl(RewardGradient[ReflConfig]):
         x_BCHW, steps = group.x_BCHW, list(rows.starts)
         with this_round.clock.phase("rollout"):
             for step in range(group.begin, max(steps)):
-                later_B = x_BCHW.new_tensor([float(own > step) for own in steps]).view(-1, 1, 1, 1)
+                later_B = numbers_on(x_BCHW.device, [own > step for own in steps]).view(-1, 1, 1, 1)
                 further_BCHW = sample_step(policy, this_round.batch.noise, x_BCHW, step, rows.images, rows.prompts)
-                x_BCHW = torch.where(later_B > 0, further_BCHW, x_BCHW)
+                x_BCHW = torch.where(later_B, further_BCHW, x_BCHW)
             x0_BCHW, pull = self.pieces.vjp(
                 lambda x: policy.x0(x, steps, rows.prompts), x_BCHW, keep=self.knobs.kept_steps > 0
             )

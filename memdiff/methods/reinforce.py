@@ -50,9 +50,10 @@ from memdiff.models.policy import Policy, decode_what_fits, sample_step
 from memdiff.rewards.guards import diversity
 from memdiff.rewards.non_finite import settle
 from memdiff.rewards.weighted_sum import WeightedReward
-from memdiff.runtime.placement import place
+from memdiff.runtime.half_precision import widen
+from memdiff.runtime.placement import numbers_on, place
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Pieces, Pull, widen
+from memdiff.runtime.vjp import Pieces, Pull
 
 Pair = tuple[int, int]  # (image of this rank, step)
 
@@ -231,18 +232,19 @@ class Reinforce:
         terms_RB, pull = self._piece(policy, pieces, x_t_BCHW, x_s_BCHW, drawn_BCHW, steps, prompts)
         log_prob_B, to_base_B = terms_RB[0], terms_RB[1] if kl_weight else None
         # Scored in this grouping, not taken from the rollout's: another one is off by 1e-3 in fp16.
-        old_B = log_prob_B if replay.is_first else replay.old_P[numbers]
+        number_B = numbers_on(policy.device, numbers)
+        old_B = log_prob_B if replay.is_first else replay.old_P[number_B]
         advantage_B = experience.advantages_of(images, steps)
-        weight_B = advantage_B.new_tensor([replay.weights[step] for step in steps])
-        weight_B[count:] = 0  # what only fills the batch up
-        for row in (row for row, image in enumerate(images) if image in experience.left_out):
-            weight_B[row] = 0
+        # 0 for what only fills the batch up.
+        counted = [row < count and image not in experience.left_out for row, image in enumerate(images)]
+        weights = [replay.weights[step] if counts else 0.0 for step, counts in zip(steps, counted, strict=True)]
+        weight_B = numbers_on(advantage_B.device, weights, dtype=advantage_B.dtype)
         scale = self.ranks.world_size / experience.num_counted
         ratio_B, slope_B = clipped_slope(log_prob_B, old_B, advantage_B, self.config.ratio_clip)
         d_loss_B = -slope_B * weight_B * scale
         d_terms = [d_loss_B, kl_weight * weight_B * scale] if kl_weight else [d_loss_B]
         if replay.is_first:
-            replay.old_P[numbers[:count]] = log_prob_B[:count].detach()
+            replay.old_P[number_B[:count]] = log_prob_B[:count].detach()
         sums = replay.diagnostics.after(log_prob_B, ratio_B, slope_B, d_loss_B, advantage_B, steps, count, to_base_B)
         pull(torch.stack(d_terms))
         return sums

@@ -12,6 +12,7 @@ from memdiff.chain.trajectory import Trajectory
 from memdiff.methods.eligibility import Eligibilities
 from memdiff.methods.experience import Batch, Metrics, Round
 from memdiff.rewards.non_finite import Settled
+from memdiff.runtime.placement import numbers_on
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Experience:
 
     def advantages_of(self, images: Sequence[int], steps: Sequence[int]) -> torch.Tensor:
         """Advantages of (image, step) pairs, B: by step where there is a baseline, else by image."""
+        image_B = numbers_on(self.advantages_n.device, images)
         if self.step_advantages_Kn is None:
-            return self.advantages_n[images]
-        return self.step_advantages_Kn[steps, images]
+            return self.advantages_n[image_B]
+        return self.step_advantages_Kn[numbers_on(image_B.device, steps), image_B]

@@ -23,6 +23,7 @@ from memdiff.methods.reinforce import Pair, Reinforce
 from memdiff.methods.reinforce_experience import Experience
 from memdiff.methods.sampling import new_trajectory
 from memdiff.models.policy import Policy
+from memdiff.runtime.placement import numbers_on
 from memdiff.runtime.vjp import Gradients, Pieces, fixed_batches
 
 
@@ -79,7 +80,8 @@ class ReinforceOnePass(Reinforce):
         """The first pass, whose gradients are known: -1/N sum_i A_i e_i."""
         scale = self.ranks.world_size / experience.num_counted
         steps, weights = self._steps(policy), self._weights(policy)
-        weight_K1 = experience.advantages_n.new_tensor([[weights[step]] for step in steps])
+        like = experience.advantages_n
+        weight_K1 = numbers_on(like.device, [weights[step] for step in steps], dtype=like.dtype)[:, None]
         log_probs = []
         while experience.eligibilities:
             own = experience.eligibilities[0]
@@ -119,7 +121,6 @@ class ReinforceOnePass(Reinforce):
         parameters = self.pieces.gradients.parameters
         summed = [s.view(rows, *p.shape).sum(dim=0) for s, p in zip(into.gradients.sums, parameters, strict=True)]
         self.pieces.gradients.add(summed, None)
-        self.pieces.redone += into.redone
 
     def _rows(self, policy: Policy) -> int:
         """Several where the images of one call can have weights of their own."""

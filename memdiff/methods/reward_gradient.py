@@ -33,7 +33,7 @@ from memdiff.methods.sweep import Sweep
 from memdiff.models.policy import Policy, decode_what_fits, rollout, sample_step
 from memdiff.rewards.guards import diversity
 from memdiff.rewards.weighted_sum import WeightedReward, refuse_non_finite
-from memdiff.runtime.placement import HOST, place
+from memdiff.runtime.placement import download, host_buffer, numbers_on, place, settle
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import Pieces
 
@@ -48,7 +48,7 @@ class GradientRound:
     starts_n: Sequence[int]  # first differentiated step
     observed: bool = False  # whether its scores are in the reward's statistics already
     raw_nP: dict[int, torch.Tensor] = field(default_factory=dict)  # by image of this rank, as they are scored
-    images_nCHW: dict[int, torch.Tensor] = field(default_factory=dict)  # on the host
+    images_nCHW: dict[int, torch.Tensor] = field(default_factory=dict)  # on the host, once the device is settled
     raw_PN: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     rewards_N: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     metrics: Metrics = field(default_factory=dict)
@@ -125,13 +125,12 @@ class RewardGradient(ABC, Generic[C]):
             group = self._denoised(policy, experience, order[at : at + group_size])
             size = PieceSize(even_size(len(group.members), self.size.rows))
             for batch in micro_batches(range(len(group.members)), size):
-                sums = (self.pieces.gradients, diagnostics)
-                batch.run(self._micro_batch, policy, experience, group, sweep, undo=sums)
+                batch.run(self._micro_batch, policy, experience, group, sweep, undo=[self.pieces.gradients])
             if size.halved:
                 self.size = PieceSize(size.rows)
         self._conclude(policy, experience)
         differentiated = sum(policy.schedule.steps - start for start in starts_n)
-        total = self.ranks.sum(torch.tensor(float(differentiated), device=self.ranks.device))
+        total = self.ranks.sum(numbers_on(self.ranks.device, [float(differentiated)]))
         return {"last_steps_mean": float(total) / this_round.batch.num_images, **diagnostics.metrics(self.ranks)}
 
     def _denoised(self, policy: Policy, experience: GradientRound, members: Sequence[int]) -> Group:
@@ -157,11 +156,15 @@ class RewardGradient(ABC, Generic[C]):
         """Rows of a group, by their numbers in it."""
         images = [group.members[number] for number in numbers]
         rows = self._rows(experience.round, images, count, [experience.starts_n[image] for image in images])
-        theirs = Group(images, group.begin, group.x_BCHW[numbers])
-        scored = self.forward_backward(policy, experience.round, rows, theirs, sweep)
+        theirs = Group(images, group.begin, group.x_BCHW[numbers_on(policy.device, numbers)])
+        work = (self.forward_backward, policy, experience.round, rows, theirs, sweep)
+        scored = self.pieces.together(*work, undo=[sweep.diagnostics])
         for row, image in enumerate(images[:count]):
             experience.raw_nP[image] = scored.raw_PB[:, row]
-            experience.images_nCHW[image] = place(scored.images_BCHW[row], HOST)
+            image_CHW = scored.images_BCHW[row]
+            waiting_CHW = host_buffer(tuple(image_CHW.shape), image_CHW.dtype, policy.device)
+            download(image_CHW, waiting_CHW)
+            experience.images_nCHW[image] = waiting_CHW
 
     def _conclude(self, policy: Policy, experience: GradientRound) -> None:
         """Scores over all ranks, what was lost, and how much the images differ."""
@@ -176,6 +179,7 @@ class RewardGradient(ABC, Generic[C]):
                 "reward_queries": num_images * self.queries,
             }
             with scoring(self.reward, self.knobs):
+                settle(policy.device)
                 images_nCHW = place(torch.stack([experience.images_nCHW[image] for image in mine]), self.ranks.device)
                 experience.metrics |= diversity(self.reward, images_nCHW, self.ranks, num_images=num_images)
             if not experience.observed:

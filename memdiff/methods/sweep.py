@@ -25,6 +25,7 @@ from memdiff.methods.diagnostics import Diagnostics
 from memdiff.methods.experience import Round
 from memdiff.methods.scoring import Rows, Scored
 from memdiff.models.policy import Policy, with_noise
+from memdiff.runtime.placement import numbers_on
 from memdiff.runtime.vjp import Pieces, Pull
 
 PullBack = Callable[[Policy, torch.Tensor, Rows], Scored]  # x_0 to its scores and d loss / d x_0
@@ -113,8 +114,9 @@ class Sweep:
             return (policy.predict(x_BCHW, steps, rows.prompts) - base_BCHW).square().flatten(start_dim=1).mean(dim=1)
 
         distance_B, pull = self.pieces.vjp(distance, x_BCHW.detach(), keep=True)
-        weight_B = torch.zeros_like(distance_B)
-        weight_B[taking_part] = self.base_distance * rows.weight
+        weight = self.base_distance * rows.weight
+        weights = [weight if row in taking_part else 0.0 for row in range(len(rows.images))]
+        weight_B = numbers_on(distance_B.device, weights, dtype=distance_B.dtype)
         self.diagnostics.distance(distance_B, taking_part)
         pull(weight_B)
 
@@ -139,6 +141,5 @@ class Sweep:
 
 def _of(costate_BCHW: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     """The costate of these rows, zero for the others."""
-    kept_B111 = costate_BCHW.new_zeros(len(costate_BCHW), 1, 1, 1)
-    kept_B111[rows] = 1
-    return costate_BCHW * kept_B111
+    kept = [float(row in rows) for row in range(len(costate_BCHW))]
+    return costate_BCHW * numbers_on(costate_BCHW.device, kept, dtype=costate_BCHW.dtype).view(-1, 1, 1, 1)

@@ -12,6 +12,7 @@ import torch
 
 from memdiff.methods.learner import Learner, start
 from memdiff.methods.learners_config import ValueConfig
+from memdiff.runtime.placement import numbers_on
 from memdiff.runtime.ranks import Ranks
 
 LAYERS = 3  # gated ones; a fourth gives the value
@@ -31,7 +32,7 @@ class ValueFunction(torch.nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor, steps: Sequence[int]) -> torch.Tensor:
         """The expected worth of each state at its step: B fp32."""
-        step_B = torch.tensor(list(steps)).to(x_BCHW.device)
+        step_B = numbers_on(x_BCHW.device, steps)
         hidden_BW = x_BCHW.float().flatten(start_dim=1)
         for layer, gate_KW in zip(self.layers, self.gates, strict=True):
             hidden_BW = torch.nn.functional.softplus(gate_KW[step_B] * layer(hidden_BW))

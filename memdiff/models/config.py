@@ -18,6 +18,11 @@ Precision = Literal["auto", "fp16", "bf16", "fp32"]
 VaeCheckpointing = Literal["none", "blocks", "layers"]
 ActivationCheckpointing = Literal["none", "feed_forwards", "blocks"]  # of the UNet
 
+CHANNELS_LAST = (
+    "Whether the UNet's images and frozen kernels lie channels last, as convolutions in half precision on GPUs want "
+    "them. Nothing but rounding changes. Off until a card has shown what it is worth."
+)
+
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTION_TARGETS = ("conv1", "conv2", "conv_shortcut")
 
@@ -37,6 +42,7 @@ class PipelineConfig(Section):
     precision: Precision = Field(
         default="auto", description="Of the network. auto: fp16 on a CUDA device, fp32 on a CPU."
     )
+    channels_last: bool = Field(default=False, description=CHANNELS_LAST)
     resolution: Side | None = Field(
         default=None, description="Side of square images in pixels. None: what the model was made for."
     )
@@ -137,6 +143,7 @@ class EmbeddedConfig(Section):
         description="digits: a 16x16 DDPM of handwritten digits. digits_text: a small Stable Diffusion of them.",
     )
     precision: Precision = Field(default="auto", description="As for ddpm.")
+    channels_last: bool = Field(default=False, description=CHANNELS_LAST)
 
 
 ModelConfig = Annotated[DdpmConfig | StableDiffusionConfig | SdxlConfig | EmbeddedConfig, Field(discriminator="kind")]

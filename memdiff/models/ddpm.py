@@ -20,9 +20,9 @@ from memdiff.models.scheduler import ddim_scheduler, sampling_chain, tell_of_cha
 from memdiff.models.sizes import image_size
 from memdiff.models.source import no_pipeline, read_config, read_scheduler
 from memdiff.models.unet_policy import UnetPolicy
+from memdiff.runtime.half_precision import call_network, widen
 from memdiff.runtime.memory_tags import memory_tag
 from memdiff.runtime.placement import HOST
-from memdiff.runtime.vjp import call_network, widen
 
 
 class DdpmPolicy(UnetPolicy):

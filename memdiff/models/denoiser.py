@@ -16,6 +16,7 @@ from memdiff.errors import ConfigError
 from memdiff.models.lora import inject
 from memdiff.models.lora.inject import Steps
 from memdiff.models.lora.per_image import per_image_weights
+from memdiff.models.low_memory.channels_last import make_channels_last
 from memdiff.models.low_memory.feed_forwards import recompute_feed_forwards
 from memdiff.models.low_memory.layers import make_lean
 from memdiff.models.options import ModelOptions
@@ -48,6 +49,9 @@ class Denoiser:
             # A module of its own without checkpointing: its graph then holds the copied weights themselves.
             self._twin = copy.deepcopy(torch.nn.Module.to(unet, dtype=options.dtype)).requires_grad_(False)
         cast_and_place(unet, options.dtype, device)
+        self._channels_last = options.channels_last
+        if options.channels_last:
+            make_channels_last(unet)
         self.device = device
         self._base_weights: Mapping[str, torch.Tensor] | None = None  # on the device, inside `base` only
         self._windows: dict[str, Steps | None] = {inject.TRAINED: adapter.steps} if adapter else {}
@@ -85,6 +89,8 @@ class Denoiser:
 
     def __call__(self, x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, **conditioning: Any) -> torch.Tensor:
         """The network's prediction, in the network's dtype; `at_steps` or `base` has set the adapter."""
+        if self._channels_last:
+            x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
         if self._base_weights is not None:
             assert self._twin is not None
             arguments = (x_BCHW, timesteps_B)

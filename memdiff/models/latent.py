@@ -25,9 +25,10 @@ from memdiff.models.sizes import image_size
 from memdiff.models.text_encoders import Conditioning, TextEncoders
 from memdiff.models.unet_policy import UnetPolicy
 from memdiff.models.vae_decoder import LatentDecoder
+from memdiff.runtime.finite_checks import AllFinite, all_finite
+from memdiff.runtime.half_precision import call_network, widen
 from memdiff.runtime.memory_tags import memory_tag
 from memdiff.runtime.placement import HOST, place
-from memdiff.runtime.vjp import AllFinite, all_finite, call_network, widen
 
 PIXELS_DECODED = 512 * 512  # pixels of the images decoded at once: one at 512 x 512 and above
 

@@ -19,4 +19,5 @@ class ModelOptions:
     activation_checkpointing: ActivationCheckpointing = "none"  # what the backward through the UNet recomputes
     guidance_passes: Literal[1, 2] = 1  # calls of the network for one guided prediction
     vae_checkpointing: VaeCheckpointing = "none"  # what the backward through the decoder recomputes at a time
+    channels_last: bool = False  # how the UNet's images and frozen kernels lie
     keep_base: bool = False  # the untrained weights, in host memory where all of the UNet is trained

@@ -14,7 +14,7 @@ from memdiff.chain.ddim import step_sigma
 from memdiff.chain.noise import Noise
 from memdiff.chain.schedule import Schedule
 from memdiff.models.batches_that_fit import batches_that_fit
-from memdiff.runtime.placement import place
+from memdiff.runtime.placement import upload
 
 StoreState = Callable[[int, range, torch.Tensor], None]
 
@@ -130,7 +130,7 @@ def rollout(
         numbers = [images[row] for row in padded]
         texts = [prompts[row] for row in padded]
         rows = range(padded[0], padded[0] + count)
-        x = place(noise.initial(numbers).to(storage), policy.device)
+        x = upload(noise.initial(numbers).to(storage), policy.device)
         if store:
             store(0, rows, x[:count])
         for step in range(policy.schedule.steps if until is None else until):
@@ -173,5 +173,5 @@ def with_noise(
     """mean + sigma z of a step, z drawn for these images: B C H W. Just the mean where sigma is 0."""
     if schedule.sigma[step] == 0:
         return mean_BCHW
-    drawn_BCHW = place(noise.step(images, step), mean_BCHW.device)
+    drawn_BCHW = upload(noise.step(images, step), mean_BCHW.device)
     return mean_BCHW + step_sigma([step] * len(images), schedule, mean_BCHW) * drawn_BCHW

@@ -147,8 +147,8 @@ class TextEncoders:
             pooled = None if like.pooled_BP is None else torch.zeros_like(like.pooled_BP)
             return replace(like, tokens_BLD=torch.zeros_like(like.tokens_BLD), pooled_BP=pooled)
         row, count = self._known[self.negative], len(like.tokens_BLD)
-        pooled = None if row.pooled_BP is None else place(row.pooled_BP, self.device).expand(count, -1)
-        return replace(like, tokens_BLD=place(row.tokens_BLD, self.device).expand(count, -1, -1), pooled_BP=pooled)
+        pooled = None if row.pooled_BP is None else upload(row.pooled_BP, self.device).expand(count, -1)
+        return replace(like, tokens_BLD=upload(row.tokens_BLD, self.device).expand(count, -1, -1), pooled_BP=pooled)
 
     def _run(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
         tokens, pooled = [], None

@@ -14,7 +14,7 @@ from memdiff.chain.ddim import predict_x0_and_eps, step_mean
 from memdiff.chain.schedule import Schedule
 from memdiff.models.denoiser import Denoiser
 from memdiff.models.lora.inject import Steps
-from memdiff.runtime.vjp import widen
+from memdiff.runtime.half_precision import widen
 
 
 class UnetPolicy(ABC):

@@ -16,7 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from memdiff.errors import ConfigError, NumericError
 from memdiff.models.config import VaeCheckpointing
 from memdiff.models.low_memory.layers import make_lean
-from memdiff.runtime.vjp import AllFinite, all_finite, call_network, fixed_batches, widen
+from memdiff.runtime.finite_checks import AllFinite, all_finite
+from memdiff.runtime.half_precision import call_network, widen
+from memdiff.runtime.vjp import fixed_batches
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
 

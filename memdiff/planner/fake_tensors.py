@@ -29,11 +29,17 @@ _ANSWERS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzer
 @contextmanager
 def fake_gpu() -> Iterator[FakeTensorMode]:
     """Inside, every tensor is fake, on the host unless it is made on or moved to `GPU`; modules can be moved."""
+    with no_initialisation(), _fake_gpu() as mode:  # nothing to fill, and trunc_normal_ asks numbers whether it is done
+        yield mode
+
+
+@contextmanager
+def no_initialisation() -> Iterator[None]:
+    """Inside, torch's initialisers leave what they are given as it is."""
     with ExitStack() as replaced:
-        for name in _INITIALISERS:  # nothing to fill, and trunc_normal_ asks its numbers whether it is done
+        for name in _INITIALISERS:
             replaced.enter_context(_in_place_of(torch.nn.init, name, _leave_as_it_is))
-        with _fake_gpu() as mode:
-            yield mode
+        yield
 
 
 _INITIALISERS = (

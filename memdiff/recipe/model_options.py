@@ -15,5 +15,6 @@ def model_options(recipe: Recipe, knobs: Knobs, *, precision: str) -> ModelOptio
         activation_checkpointing=knobs.activation_checkpointing,
         guidance_passes=knobs.guidance_passes,
         vae_checkpointing=knobs.vae_checkpointing,
+        channels_last=recipe.model.channels_last,
         keep_base=recipe.method.needs_base,
     )

@@ -10,7 +10,7 @@ import torch
 from memdiff.digits.classifiers import DigitClassifier, load_classifier, new_classifier
 from memdiff.rewards.confidence import confidence_score, has_gradient
 from memdiff.rewards.config import DigitsConfig
-from memdiff.runtime.placement import place
+from memdiff.runtime.placement import numbers_on, place
 
 
 class DigitsReward:
@@ -30,7 +30,7 @@ class DigitsReward:
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """What `mode` makes of the probability of the configured digits, B fp32; prompts play no part."""
         log_probabilities_BK = self._network(images_BCHW).log_softmax(dim=1)
-        group_BK = log_probabilities_BK[:, list(self.config.digits)]
+        group_BK = log_probabilities_BK[:, numbers_on(log_probabilities_BK.device, self.config.digits)]
         pooled_B = group_BK.logsumexp(dim=1) if self.config.pool == "sum" else group_BK.amax(dim=1)
         return confidence_score(pooled_B, self.config)
 

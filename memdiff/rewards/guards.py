@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from memdiff.rewards.guards_config import GuardsConfig
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
-from memdiff.runtime.placement import place
+from memdiff.runtime.placement import numbers_on, place
 from memdiff.runtime.ranks import Ranks
 
 MOST_EMBEDDED = 64  # images over all ranks that are embedded for their diversity: one more forward of a network each
@@ -28,7 +28,7 @@ def pixel_diversity(images_nCHW: torch.Tensor, ranks: Ranks) -> torch.Tensor:
 
     NaN for a single image.
     """
-    count = ranks.sum(torch.tensor(float(len(images_nCHW)), device=images_nCHW.device))
+    count = ranks.sum(numbers_on(images_nCHW.device, [float(len(images_nCHW))]))[0]
     mean_CHW = ranks.sum(images_nCHW.sum(dim=0)) / count
     squares = ranks.sum((images_nCHW - mean_CHW).square().sum())
     return (2 * squares / ((count - 1) * mean_CHW.numel())).sqrt()
@@ -36,7 +36,7 @@ def pixel_diversity(images_nCHW: torch.Tensor, ranks: Ranks) -> torch.Tensor:
 
 def feature_diversity(features_nD: torch.Tensor, ranks: Ranks) -> torch.Tensor:
     """Mean cosine distance, 1 - cosine, over all pairs of embeddings: a scalar, 0 to 2. Collective. NaN for one."""
-    count = ranks.sum(torch.tensor(float(len(features_nD)), dtype=torch.float64, device=features_nD.device))
+    count = ranks.sum(numbers_on(features_nD.device, [float(len(features_nD))], dtype=torch.float64))[0]
     sum_D = ranks.sum(normalize(features_nD.double(), dim=1).sum(dim=0))
     return 1 - (sum_D.square().sum() - count) / (count * (count - 1))
 

@@ -22,9 +22,9 @@ from memdiff.rewards.families_config import ImageRewardConfig
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, resize, standardise, to_rgb
 from memdiff.rewards.pretrained import network_dtype
 from memdiff.rewards.weights import find_weights, load_weights
+from memdiff.runtime.half_precision import call_network
 from memdiff.runtime.placement import place, upload
 from memdiff.runtime.state_dicts import assign_strictly
-from memdiff.runtime.vjp import call_network
 
 WEIGHTS = "ImageReward.pt"
 VOCABULARY = "vocab.txt"

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch.nn.functional import interpolate
 
+from memdiff.runtime.placement import numbers_on
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -30,6 +32,7 @@ def resize(images_BCHW: torch.Tensor, size: tuple[int, int], interpolation: Inte
 
 def standardise(images_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """(images - mean) / std by channel: B 3 H W."""
-    mean_311 = images_BCHW.new_tensor(mean).view(-1, 1, 1)
-    std_311 = images_BCHW.new_tensor(std).view(-1, 1, 1)
+    mean_311, std_311 = (
+        numbers_on(images_BCHW.device, values, dtype=images_BCHW.dtype).view(-1, 1, 1) for values in (mean, std)
+    )
     return (images_BCHW - mean_311) / std_311

@@ -18,9 +18,9 @@ from memdiff.errors import ConfigError
 from memdiff.models.config import Precision
 from memdiff.models.precision import DTYPES, resolve_precision
 from memdiff.rewards.weights import find_weights
+from memdiff.runtime.half_precision import call_network
 from memdiff.runtime.placement import cast_and_place
 from memdiff.runtime.small_files import read_small_file
-from memdiff.runtime.vjp import call_network
 
 MOST_CONFIG_BYTES = 10**7
 

@@ -11,7 +11,7 @@ import torch
 from memdiff.errors import RewardError
 from memdiff.models.batches_that_fit import batches_that_fit
 from memdiff.processes import landmarks
-from memdiff.runtime.vjp import widen
+from memdiff.runtime.half_precision import widen
 
 
 class Reward(Protocol):

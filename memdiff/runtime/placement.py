@@ -4,6 +4,7 @@ Everything that leaves or enters a GPU goes through `place`, so that a plan on f
 invisible) can see the moves, and so that the rules of asynchronous copies stand in one place.
 """
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -17,12 +18,13 @@ HOST = torch.device("cpu")
 def place(thing: T, device: torch.device) -> T:
     """`thing` on `device`: modules are moved in place, tensors are copied if they are elsewhere.
 
-    To a CUDA device the copy is asynchronous when the source is pinned (torch keeps a pinned block alive until its copy
-    is done). To the host it is synchronous: a pageable or freshly pinned target read too early holds garbage.
+    A tensor's copy to a CUDA device is not waited for: torch keeps a pinned block alive until its copy is done, and the
+    driver has taken pageable memory into buffers of its own when it returns (for which it may wait where that is more
+    than some 64 KiB: `upload`). To the host it is waited for: a target that is read too early holds garbage.
     """
     if isinstance(thing, torch.nn.Module):
         return thing.to(device)
-    return thing.to(device, non_blocking=thing.device.type == "cpu" and thing.is_pinned())
+    return thing.to(device, non_blocking=device != HOST)
 
 
 def cast_and_place(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
@@ -43,13 +45,20 @@ def host_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 
 
 def upload(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Rows gathered in host memory, on `device`, without waiting for the copy."""
+    """Rows gathered or drawn in host memory, on `device`, without waiting for the copy however large they are."""
     return place(rows.pin_memory() if device.type == "cuda" else rows, device)
+
+
+def numbers_on(
+    device: torch.device, numbers: Sequence[float | bool], *, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Python's numbers as a tensor on `device`, without waiting: an index that is a list is copied there, and waits."""
+    return place(torch.tensor(numbers, dtype=dtype), device)
 
 
 def download(source: torch.Tensor, target: torch.Tensor) -> None:
     """Copies into a host buffer without waiting where it is pinned; `settle` before the host reads it."""
-    target.copy_(source, non_blocking=target.is_pinned())
+    target.copy_(source, non_blocking=True)
 
 
 def settle(device: torch.device) -> None:

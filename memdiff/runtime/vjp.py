@@ -5,45 +5,42 @@
 `keep=True` holds the graph until the pull. `keep=False` runs without a graph, and the pull computes it again: memory
 for time. Either way one graph lives at a time, unless the caller keeps several.
 
-Half precision. A network that runs in fp16 sits between fp32 mathematics (`call_network`). Gradients enter it scaled by
-a power of two that is a function of their own largest element, never of history, and leave it unscaled in fp32: nothing
-underflows, and the same piece always gives the same bits. A piece whose gradients overflow all the same is made again
-at a lower scale.
+A network in fp16 has a scale for the gradients of each piece (`half_precision`). A piece whose gradients overflow all
+the same is made again at a lower one. Whether they do is asked once for the pieces of a micro-batch (`together`).
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch.autograd import Function
 
 from memdiff.errors import NumericError
+from memdiff.runtime.finite_checks import AllFinite, all_finite, noted, notes_here
+from memdiff.runtime.half_precision import Scale, scaled_by, widen
 from memdiff.runtime.memory_tags import memory_tag
-from memdiff.runtime.placement import HOST, place
+from memdiff.runtime.placement import HOST, download, host_buffer, place
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 Pull = Callable[[torch.Tensor], torch.Tensor | None]
-AllFinite = Callable[[Sequence[torch.Tensor]], bool]
 # Told one piece's parameter gradients (None where it took no part) and what they are still to be multiplied by.
 OnGradients = Callable[[Sequence[torch.Tensor | None], torch.Tensor | None], None]
 
-LARGEST_HALF_GRADIENT = 1.0  # where a gradient enters fp16: leaves 2^16 for sums over pixels, 2^-24 for small elements
 STEPS_DOWN = (0, 6, 12, 18)  # powers of two taken off, in turn, when a piece overflows
 
 
-def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether no element is infinite or NaN. Waits for the device."""
-    if not tensors:
-        return True
-    largest = torch._foreach_norm(list(tensors), ord=math.inf)
-    return bool(torch.stack([norm.float() for norm in largest]).isfinite().all())
+class Sums(Protocol):
+    """What work adds to, and can be put back to what it was."""
 
+    def copied(self) -> Sequence[torch.Tensor]:
+        """As it stands, in memory that is not short."""
+        ...
 
-def widen(x: torch.Tensor) -> torch.Tensor:
-    """At least fp32: half precisions are widened, fp64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    def restore(self, sums: Sequence[torch.Tensor]) -> None:
+        """Back to what `copied` gave, without memory for it."""
+        ...
 
 
 class Gradients:
@@ -59,14 +56,26 @@ class Gradients:
                 for p in parameters
             ]
 
-    def add(self, gradients: Sequence[torch.Tensor | None], unscale: torch.Tensor | None) -> None:
+    def add(
+        self,
+        gradients: Sequence[torch.Tensor | None],
+        unscale: torch.Tensor | None,
+        *,
+        only_if: torch.Tensor | None = None,
+    ) -> None:
         """Adds one piece's gradients, one a parameter, None where it took no part; `unscale` is a scalar tensor.
 
         All of them: memory for a widened or unscaled copy may run out when some are added already, and a piece that is
         made again would count those twice. That gradient is then added without a copy, to the same bits.
+
+        Where the bool scalar `only_if` is false zeros are added in the place of half precisions, without asking which
+        it is. In fp32 nothing is made again: the error that follows ends the run.
         """
+        dropped = None if only_if is None else only_if.logical_not()
         for total, gradient in zip(self._sums, gradients, strict=True):
-            if gradient is not None and not _added(total, gradient, unscale):
+            if gradient is None or _added(total, gradient, unscale, dropped):
+                continue
+            if dropped is None or not bool(dropped):  # memory is short: a wait is the least of it
                 _add_without_a_copy(total, gradient, unscale)
 
     @property
@@ -75,13 +84,17 @@ class Gradients:
         return self._sums
 
     def copied(self) -> Sequence[torch.Tensor]:
-        """The sums as they stand, on the host."""
-        return [place(total, HOST).clone() for total in self._sums]
+        """The sums as they stand, on the host, once the device has come to them: for `restore` alone."""
+        copies = [host_buffer(tuple(total.shape), total.dtype, total.device) for total in self._sums]
+        for total, copy in zip(self._sums, copies, strict=True):
+            download(total, copy)
+        return copies
 
     def restore(self, sums: Sequence[torch.Tensor]) -> None:
         """Back to what `copied` gave."""
         for total, saved in zip(self._sums, sums, strict=True):
-            total.copy_(saved)  # not through `place`: this is called where memory has run out
+            # Not through `place`: this is called where memory has run out. It comes behind the copy out, in order.
+            total.copy_(saved, non_blocking=True)
 
     def zero(self) -> None:
         """Forgets everything, for the next update."""
@@ -94,15 +107,24 @@ class Gradients:
         ).max()
 
     @property
+    def device(self) -> torch.device:
+        """Of the parameters, where their gradients are made."""
+        return self.parameters[0].device
+
+    @property
     def num_bytes(self) -> int:
         """Size of the sums."""
         return sum(total.numel() * total.element_size() for total in self._sums)
 
 
-def _added(total: torch.Tensor, gradient: torch.Tensor, unscale: torch.Tensor | None) -> bool:
+def _added(
+    total: torch.Tensor, gradient: torch.Tensor, unscale: torch.Tensor | None, dropped: torch.Tensor | None
+) -> bool:
     """False where memory ran out: `total` is as it was, and the copies are gone."""
     try:
         full = widen(gradient)
+        if dropped is not None and full is not gradient:
+            full.masked_fill_(dropped, 0.0)
         total.add_(place(full if unscale is None else full * unscale, total.device))
     except torch.OutOfMemoryError:
         return False
@@ -118,61 +140,12 @@ def _add_without_a_copy(total: torch.Tensor, gradient: torch.Tensor, unscale: to
         total.addcmul_(gradient, place(unscale, total.device))
 
 
-class _Scale:
-    """The power of two by which one piece's gradients are scaled inside fp16; set by its own backward."""
+@dataclass
+class _Overflows:
+    """What all pieces of a process that share a network have seen of it."""
 
-    def __init__(self, steps_down: int) -> None:
-        self.steps_down = steps_down
-        self.value: torch.Tensor | None = None
-
-    def of(self, gradient: torch.Tensor) -> torch.Tensor:
-        if self.value is None:
-            largest = gradient.abs().amax()
-            exponent = torch.floor(math.log2(LARGEST_HALF_GRADIENT) - torch.log2(largest)) - self.steps_down
-            # All-zero gradients have no size of their own; the bounds keep scale and 1 / scale finite in fp32.
-            self.value = torch.exp2(torch.where(largest > 0, exponent, 0.0).clamp(-100, 100))
-        return self.value
-
-
-_scale_of_this_piece: ContextVar[_Scale | None] = ContextVar("scale_of_this_piece", default=None)
-
-
-class _Enter(Function):
-    """fp32 -> network dtype; its gradient is unscaled back into fp32."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype, scale: _Scale) -> torch.Tensor:
-        ctx.scale = scale
-        return x.to(dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        assert ctx.scale.value is not None, "the network's output came back without its gradient being scaled"
-        return gradients[0].float() / ctx.scale.value, None, None
-
-
-class _Leave(Function):
-    """Network dtype -> fp32; its gradient is scaled into the network dtype."""
-
-    @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, scale: _Scale) -> torch.Tensor:
-        ctx.scale, ctx.dtype = scale, y.dtype
-        return y.float()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return (gradients[0] * ctx.scale.of(gradients[0])).to(ctx.dtype), None
-
-
-def call_network(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`network(x)` with x cast from fp32 to `dtype` and the result cast back, gradients scaled where fp16 needs it.
-
-    A piece may call several fp16 networks or one several times: they share the scale that the last call's gradient set.
-    """
-    scale = _scale_of_this_piece.get()
-    if dtype != torch.float16 or scale is None:
-        return widen(network(x.to(dtype)))
-    return _Leave.apply(network(_Enter.apply(x, dtype, scale)), scale)  # pyright: ignore[reportReturnType]
+    redone: int = 0
+    expected: bool = False  # the latest micro-batch had one
 
 
 class Pieces:
@@ -184,11 +157,67 @@ class Pieces:
     def __init__(self, gradients: Gradients, *, all_finite: AllFinite = all_finite) -> None:
         self.gradients = gradients
         self._all_finite = all_finite
-        self.redone = 0  # pieces that overflowed and were made again, since the start
+        self._overflows = _Overflows()
+        self._there_already = 0  # of the next pieces, those whose gradients the sums hold
 
     def into(self, gradients: Gradients) -> "Pieces":
         """The same, but for where the pulls add."""
-        return Pieces(gradients, all_finite=self._all_finite)
+        pieces = Pieces(gradients, all_finite=self._all_finite)
+        pieces._overflows = self._overflows
+        return pieces
+
+    @property
+    def redone(self) -> int:
+        """Pieces that overflowed and were made again, since the start."""
+        return self._overflows.redone
+
+    def together(self, work: Callable[..., Result], *arguments: Any, undo: Sequence[Sums] = ()) -> Result:
+        """`work(*arguments)`, of whose pieces it is asked once, at the end, whether their gradients are finite.
+
+        From the first that is not on, nothing has been added: then `undo` is taken back and all of it done again, each
+        piece asked as it comes, without adding a second time what was added before. The sums are bit for bit those of
+        asking each piece. What `work` raises about numbers that are not finite it raises the second time. Where memory
+        runs out `undo` is taken back, too.
+
+        After a micro-batch with such a piece each piece of the next is asked as it comes, since one rarely comes alone.
+        """
+        before = [sums.copied() for sums in undo]
+        try:
+            return self._together(work, arguments, undo, before)
+        except torch.OutOfMemoryError:
+            _restore(undo, before)
+            raise
+
+    def _together(
+        self,
+        work: Callable[..., Result],
+        arguments: Sequence[Any],
+        undo: Sequence[Sums],
+        before: Sequence[Sequence[torch.Tensor]],
+    ) -> Result:
+        if self._overflows.expected:
+            return self._asked_one_by_one(work, arguments)
+        results: list[Result] = []
+        with noted(self.gradients.device) as notes:
+            error = _attempted(results, work, arguments)
+        if notes.good():
+            if error is not None:
+                raise error
+            return results.pop()
+        del error
+        results.clear()  # its tensors go before they are made again
+        _restore(undo, before)
+        self._there_already = notes.added
+        try:
+            return self._asked_one_by_one(work, arguments)
+        finally:
+            self._there_already = 0
+
+    def _asked_one_by_one(self, work: Callable[..., Result], arguments: Sequence[Any]) -> Result:
+        before = self._overflows.redone
+        result = work(*arguments)
+        self._overflows.expected = self._overflows.redone > before
+        return result
 
     def are_finite(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether no element is infinite or NaN, as far as that can be asked."""
@@ -207,7 +236,7 @@ class Pieces:
         `on_gradients` is told what a pull adds, before it adds it.
         Raises NumericError from the pull where no scale makes the gradients finite.
         """
-        kept: tuple[torch.Tensor, torch.Tensor, _Scale] | None = None
+        kept: tuple[torch.Tensor, torch.Tensor, Scale] | None = None
         if keep:
             kept = self._with_graph(fn, x, 0)
             y = kept[0].detach()
@@ -226,17 +255,28 @@ class Pieces:
                 if self._all_finite([gradient for gradient in every if gradient is not None]):
                     if on_gradients is not None:
                         on_gradients(gradients, unscale)
-                    self.gradients.add(gradients, unscale)
+                    self._add(gradients, unscale)
                     return dx
                 if unscale is None:
                     break
-                self.redone += 1
+                self._overflows.redone += 1
             raise NumericError(
                 f"the gradient of {self._first_not_finite(every)} is not finite at any loss scale; look at the reward, "
                 "lower the learning rate, or set model.precision to fp32"
             )
 
         return y, pull
+
+    def _add(self, gradients: Sequence[torch.Tensor | None], unscale: torch.Tensor | None) -> None:
+        """To the sums, if no piece so far was bad and they don't hold it already."""
+        notes = notes_here()
+        if notes is not None:
+            self.gradients.add(gradients, unscale, only_if=notes.flag)
+            notes.count_added()
+        elif self._there_already:
+            self._there_already -= 1
+        else:
+            self.gradients.add(gradients, unscale)
 
     def _first_not_finite(self, gradients: Sequence[torch.Tensor | None]) -> str:
         """The first parameter with such a gradient, by name where it has one; else what goes into the piece."""
@@ -247,18 +287,14 @@ class Pieces:
 
     def _with_graph(
         self, fn: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, steps_down: int
-    ) -> tuple[torch.Tensor, torch.Tensor, _Scale]:
+    ) -> tuple[torch.Tensor, torch.Tensor, Scale]:
         leaf = x.detach().requires_grad_(x.requires_grad)
-        scale = _Scale(steps_down)
-        token = _scale_of_this_piece.set(scale)
-        try:
-            with torch.enable_grad():
-                return fn(leaf), leaf, scale
-        finally:
-            _scale_of_this_piece.reset(token)
+        scale = Scale(steps_down)
+        with scaled_by(scale), torch.enable_grad():
+            return fn(leaf), leaf, scale
 
     def _pull_once(
-        self, graph: tuple[torch.Tensor, torch.Tensor, _Scale], dy: torch.Tensor
+        self, graph: tuple[torch.Tensor, torch.Tensor, Scale], dy: torch.Tensor
     ) -> tuple[Sequence[torch.Tensor | None], torch.Tensor | None, torch.Tensor | None]:
         y, leaf, scale = graph
         inputs = (*self.gradients.parameters, *([leaf] if leaf.requires_grad else []))
@@ -266,6 +302,22 @@ class Pieces:
         parameters = gradients[: len(self.gradients.parameters)]
         unscale = None if scale.value is None else 1 / scale.value
         return parameters, unscale, gradients[-1] if leaf.requires_grad else None
+
+
+def _restore(undo: Sequence[Sums], before: Sequence[Sequence[torch.Tensor]]) -> None:
+    for sums, copy in zip(undo, before, strict=True):
+        sums.restore(copy)
+
+
+def _attempted(results: list[Result], work: Callable[..., Result], arguments: Sequence[Any]) -> Exception | None:
+    """Appends what `work` gives; an error is returned without its frames, which hold a graph. Memory's is raised."""
+    try:
+        results.append(work(*arguments))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return error
+    return None
 
 
 def fixed_batches(items: Sequence[Item], size: int) -> Iterator[tuple[list[Item], int]]:

@@ -27,7 +27,7 @@ def round_row(
     """
     ranks, rewards_N, raw_PN = parts.ranks, outcome.rewards_N, outcome.raw_PN
     phases = ("rollout", "reward", "train")
-    slowest = ranks.max(torch.tensor([clock.seconds.get(phase, 0.0) for phase in phases], device=ranks.device)).tolist()
+    slowest = ranks.max(torch.tensor([clock.read().get(phase, 0.0) for phase in phases], device=ranks.device)).tolist()
     update = updates[-1] if updates else Update(math.nan, math.nan, False, math.nan)
     has_parts = bool(parts.reward.parts)
     row: Metrics = {

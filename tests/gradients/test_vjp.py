@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from memdiff.errors import NumericError
-from memdiff.runtime.vjp import Gradients, Pieces, all_finite, call_network, fixed_batches
+from memdiff.runtime.finite_checks import all_finite
+from memdiff.runtime.half_precision import call_network
+from memdiff.runtime.vjp import Gradients, Pieces, fixed_batches
 
 
 class Net(torch.nn.Module):

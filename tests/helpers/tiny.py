@@ -45,6 +45,7 @@ def tiny_policy(
     clip: bool = False,
     keep_base: bool = False,
     side: int = 8,
+    channels_last: bool = False,
     device: torch.device = CPU,
     **sampler: Any,
 ) -> DdpmPolicy:
@@ -53,7 +54,9 @@ def tiny_policy(
     options = SamplerConfig.model_validate({"steps": steps, "eta": eta, **sampler})
     schedule = sampling_chain(scheduler, options)
     how = "blocks" if checkpointing else "none"
-    model_options = ModelOptions(dtype, adapter, activation_checkpointing=how, keep_base=keep_base)
+    model_options = ModelOptions(
+        dtype, adapter, activation_checkpointing=how, channels_last=channels_last, keep_base=keep_base
+    )
     return DdpmPolicy(tiny_unet(seed, side), scheduler, schedule, model_options, device=device)
 
 

@@ -113,6 +113,8 @@ class LeanSilu(torch.nn.SiLU):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """SiLU of each element, any shape; behind a lean norm only that norm's input is kept."""
+        if getattr(input, "silu_is_done", False):  # by `channels_last.NormSiluLast`
+            return input
         normed: _Normed | None = getattr(input, "normed", None)
         if normed is None or normed.version != input._version:
             return super().forward(input)
