@@ -8,7 +8,7 @@ is the one that `memdiff train` starts to measure in (memdiff.planner.warm_up); 
 import gc
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -27,11 +27,18 @@ def processes_here() -> int:
 
 
 def side_by_side(
-    call: Callable[..., T], tasks: Sequence[tuple[Any, ...]], processes: int, *, done: Callable[[], None]
+    call: Callable[..., T],
+    tasks: Sequence[tuple[Any, ...]],
+    processes: int,
+    *,
+    lanes: Sequence[Hashable] | None = None,
+    done: Callable[[], None],
 ) -> list[T]:
-    """`call(*task)` of each, in order, at most `processes` at a time; `done` is told of each, and twice a second.
+    """`call(*task)` of each, in order, at most `processes` at a time; `done` is told of each.
 
-    What one raises is raised here. `call` is a module's own function.
+    Tasks of the same lane (one a task) go to the same process as far as none would have to wait for it: what one of
+    them keeps in that process's memory serves the next. What one raises is raised here. `call` is a module's own
+    function.
     """
     if processes <= 1 or len(tasks) <= 1:
         results = []
@@ -42,15 +49,44 @@ def side_by_side(
     context = multiprocessing.get_context("fork")
     gc.collect()
     gc.freeze()  # or each fork's collections would go through, and copy, the libraries' million objects
-    with ProcessPoolExecutor(min(processes, len(tasks)), mp_context=context) as pool:
-        try:
-            waiting = {pool.submit(call, *task): number for number, task in enumerate(tasks)}
-            answers: dict[int, T] = {}
-            while waiting:
-                for future in wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).done:
-                    answers[waiting.pop(future)] = future.result()
-                    done()
-        finally:
+    pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(min(processes, len(tasks)))]
+    try:
+        return _distributed(call, tasks, list(lanes or range(len(tasks))), pools, done)
+    finally:
+        for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
-            gc.unfreeze()
+        gc.unfreeze()
+
+
+def _distributed(
+    call: Callable[..., T], tasks: Sequence[tuple[Any, ...]], lanes: list[Hashable],
+    pools: Sequence[ProcessPoolExecutor], done: Callable[[], None],
+) -> list[T]:  # fmt: skip
+    """One task at a time to each pool of one process."""
+    left, working, answers = list(range(len(tasks))), {}, {}
+    last: dict[int, Hashable] = {}  # lane of each pool
+
+    def begin(pool: int) -> None:
+        if left:
+            number = _next(left, lanes, last, pool)
+            left.remove(number)
+            last[pool] = lanes[number]
+            working[pools[pool].submit(call, *tasks[number])] = (pool, number)
+
+    for pool in range(len(pools)):
+        begin(pool)
+    while working:
+        for future in wait(working, timeout=0.5, return_when=FIRST_COMPLETED).done:
+            pool, number = working.pop(future)
+            answers[number] = future.result()
+            begin(pool)
+            done()
     return [answers[number] for number in range(len(tasks))]
+
+
+def _next(left: Sequence[int], lanes: Sequence[Hashable], last: dict[int, Hashable], pool: int) -> int:
+    """The first task that is left of the pool's own lane, else of one that no pool is in, else of the fullest."""
+    own = [number for number in left if pool in last and lanes[number] == last[pool]]
+    free = [number for number in left if lanes[number] not in last.values()]
+    fullest = max(left, key=lambda number: sum(lanes[other] == lanes[number] for other in left))
+    return next(iter(own or free), fullest)

@@ -12,6 +12,7 @@ from typing import Any
 from memdiff.memory.knobs import TABLE, Knobs, resolved
 from memdiff.methods.workload import Workload
 from memdiff.models.config import takes_prompts
+from memdiff.planner.libraries import load_libraries
 from memdiff.planner.measured import Measured
 from memdiff.planner.processes import side_by_side
 from memdiff.planner.rank_round import RankRound, sizes_to_measure
@@ -35,11 +36,15 @@ class ShortRound:
 
 @dataclass(frozen=True)
 class Measuring:
-    """How rounds are measured: in how many processes, in which cache they are, and who hears how far it is."""
+    """How rounds are measured: in how many processes, in which cache they are, and who hears how far it is.
+
+    `alone`: the process that measures does nothing else (memdiff.planner.libraries).
+    """
 
     processes: int = 1
     cache: RoundCache | None = None
     progress: Progress = lambda done, total: None
+    alone: bool = False
 
 
 def measure_recomputes(
@@ -90,18 +95,15 @@ def measure_rounds(
 
     measuring.progress(finished, len(rounds))
     if missing:
-        _load_libraries()  # once, for all forks
+        scored = any(not rounds[number].blank for number in missing)
+        load_libraries(recipe, scored=scored, alone=measuring.alone)
     tasks = [(recipe, rank_round, precision, rounds[number]) for number in missing]
-    for number, measured in zip(missing, side_by_side(_measured, tasks, measuring.processes, done=done), strict=True):
+    lanes = [rounds[number].images for number in missing]  # rounds of a size have operators in common
+    measured_now = side_by_side(_measured, tasks, measuring.processes, lanes=lanes, done=done)
+    for number, measured in zip(missing, measured_now, strict=True):
         cache.write(keys[number], measured)
         results[number] = measured
     return [measured for measured in results if measured is not None]
-
-
-def _load_libraries() -> None:
-    from memdiff.models.quiet import quiet_libraries
-
-    quiet_libraries()
 
 
 def _measured(recipe: Recipe, rank_round: RankRound, precision: str, one: ShortRound) -> Measured:
