@@ -8,8 +8,9 @@ is the one that `memdiff train` starts to measure in (memdiff.planner.warm_up); 
 import gc
 import multiprocessing
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from memdiff.runtime.cores import cores_here
@@ -24,6 +25,21 @@ def processes_here() -> int:
     if not hasattr(os, "fork"):
         return 1
     return min(MOST, cores_here())
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No search for cyclic garbage meanwhile, here and in forks, where what little there is goes with the process.
+
+    It goes through the libraries' million objects again and again while they are loaded, and a fork would copy them.
+    """
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 def side_by_side(
@@ -47,15 +63,12 @@ def side_by_side(
             done()
         return results
     context = multiprocessing.get_context("fork")
-    gc.collect()
-    gc.freeze()  # or each fork's collections would go through, and copy, the libraries' million objects
     pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(min(processes, len(tasks)))]
     try:
         return _distributed(call, tasks, list(lanes or range(len(tasks))), pools, done)
     finally:
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
-        gc.unfreeze()
 
 
 def _distributed(
@@ -68,7 +81,7 @@ def _distributed(
 
     def begin(pool: int) -> None:
         if left:
-            number = _next(left, lanes, last, pool)
+            number = next_of(left, lanes, last, pool)
             left.remove(number)
             last[pool] = lanes[number]
             working[pools[pool].submit(call, *tasks[number])] = (pool, number)
@@ -84,7 +97,7 @@ def _distributed(
     return [answers[number] for number in range(len(tasks))]
 
 
-def _next(left: Sequence[int], lanes: Sequence[Hashable], last: dict[int, Hashable], pool: int) -> int:
+def next_of(left: Sequence[int], lanes: Sequence[Hashable], last: dict[int, Hashable], pool: int) -> int:
     """The first task that is left of the pool's own lane, else of one that no pool is in, else of the fullest."""
     own = [number for number in left if pool in last and lanes[number] == last[pool]]
     free = [number for number in left if lanes[number] not in last.values()]

@@ -11,6 +11,7 @@ import termios
 
 import pytest
 
+from memdiff.runtime.units import duration
 from tests.helpers.processes import ROOT, ended
 
 CHILD = """
@@ -66,3 +67,16 @@ def test_a_run_on_a_terminal(columns: int) -> None:
     assert not any("ends about" in line for line in lines if "evaluating" in line)
     said = " ".join(" ".join(lines).split())
     assert "(rollout 100.0 s, reward 3.0 s, train 200.0 s)" in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0421, "0.0421 s"), (4.2, "4.2 s"), (59.94, "59.9 s"), (59.97, "1 min 0 s"), (119.6, "2 min 0 s"),
+        (200, "3 min 20 s"), (3599.6, "1 h 0 min"), (4320, "1 h 12 min"), (27 * 3600 + 59, "27 h 1 min"),
+        (51 * 3600, "2 d 3 h"),
+    ],
+)  # fmt: skip
+def test_a_duration_in_its_two_largest_units(seconds: float, words: str) -> None:
+    """No unit is full: 119.6 s are two minutes, and not one and sixty seconds."""
+    assert duration(seconds) == words
