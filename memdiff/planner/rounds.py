@@ -98,7 +98,7 @@ def measure_rounds(
     if missing:
         with uncollected() if measuring.alone else nullcontext():
             scored = any(not rounds[number].blank for number in missing)
-            load_libraries(recipe, scored=scored, alone=measuring.alone)
+            load_libraries(recipe, scored=scored and measuring.processes > 1, alone=measuring.alone)
             tasks = [(recipe, rank_round, precision, rounds[number]) for number in missing]
             lanes = [rounds[number].images for number in missing]  # rounds of a size have operators in common
             measured_now = side_by_side(_measured, tasks, measuring.processes, lanes=lanes, done=done)
