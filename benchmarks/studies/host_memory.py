@@ -150,8 +150,23 @@ def run_rank(folder: Path, ranks: int) -> None:
 
 
 def say(phase: str) -> None:
-    """A line on stdout: what has been done, and this process's memory then."""
-    print(json.dumps({"phase": phase, "anonymous": memory_of(os.getpid()).get("RssAnon", 0)}), flush=True)
+    """A line on stdout: what has been done, this process's memory then, and the mappings that hold most of it."""
+    anonymous = memory_of(os.getpid()).get("RssAnon", 0)
+    print(json.dumps({"phase": phase, "anonymous": anonymous, "largest": largest_mappings()}), flush=True)
+
+
+def largest_mappings(most: int = 5) -> list[dict[str, Any]]:
+    """Of this process: name ("" without a file), bytes of anonymous memory, of them in huge pages; Linux alone."""
+    mappings: list[dict[str, Any]] = []
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            mappings.append({"name": words[5] if len(words) > 5 else "", "anonymous": 0, "huge": 0})
+        elif words[0] == "Anonymous:":
+            mappings[-1]["anonymous"] = int(words[1]) * 1024
+        elif words[0] == "AnonHugePages:":
+            mappings[-1]["huge"] = int(words[1]) * 1024
+    return sorted(mappings, key=lambda mapping: -mapping["anonymous"])[:most]
 
 
 def changes(folder: Path, ranks: int) -> list[str]:

@@ -100,7 +100,7 @@ def two_rounds(parts: Parts) -> tuple[float, int, int | None]:
         clock = Clock(device)
         with clock.phase("all"):
             run_round(parts, next(numbers), Clock(device), progress)
-        seconds = clock.seconds["all"]
+        seconds = clock.read()["all"]
         if on_gpu:
             return seconds, torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         with counted(device) as ledger:

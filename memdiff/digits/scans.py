@@ -10,8 +10,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -32,6 +30,9 @@ def real_digits(split: Literal["train", "held_out"]) -> tuple[Tensor, Tensor]:
 
     Returns: images_N1HW, float32 in [0, 1], the scans upscaled bilinearly, and labels_N, int64.
     """
+    from sklearn.datasets import load_digits  # a second, which a network of these images without them does not need
+    from sklearn.model_selection import train_test_split
+
     pixels, targets = load_digits(return_X_y=True)
     labels = np.asarray(targets, dtype=np.int64)
     train, held_out = train_test_split(

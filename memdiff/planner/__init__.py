@@ -9,6 +9,7 @@ fake_tensors    A GPU that isn't there: fake tensors on a device of their own
 flops           Floating-point operations of one operator, by torch's own formulas (torch.utils.flop_counter
 for_run         The plan that a run makes for itself, on the GPUs it finds
 ledger          Live bytes of running code, counted storage by storage, on real tensors or fake ones
+libraries       The libraries that short rounds take, loaded once for all forks, without those that no plan uses
 measured        What a short round on fake tensors came to: bytes, FLOPs and sizes, as they are kept between starts
 operator_cache  Operators on fake tensors, answered from memory once one of the same shapes has run
 piece_costs     What the pieces of one way of recomputing need, as functions of their rows, from measured short rounds

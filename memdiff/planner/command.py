@@ -46,7 +46,7 @@ def plan_recipe(
     with PlanningProgress(file.name) as progress:
         from memdiff.planner.plan import make_plan
 
-        measuring = Measuring(processes_here(), RoundCache(recipe, users_cache()), progress.update)
+        measuring = Measuring(processes_here(), RoundCache(recipe, users_cache()), progress.update, alone=True)
         plan = make_plan(
             recipe, budget_bytes=budget, ranks=ranks, gpu=card, measuring=measuring, host_limit_bytes=host_limit
         )

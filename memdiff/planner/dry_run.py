@@ -9,6 +9,7 @@ Shapes: B images of the round.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from memdiff.memory.peak import Peak
 from memdiff.methods.build import build_method
 from memdiff.methods.experience import Batch, Clock, Round
 from memdiff.methods.workload import Chain
+from memdiff.models.config import takes_prompts
 from memdiff.models.load import skeleton_policy
 from memdiff.models.pixels import to_uint8
 from memdiff.models.policy import Policy
@@ -59,7 +61,7 @@ def measure(
     decoded nor scored, for `Measured.with_images_of` another round's.
     """
     prompts = [PROMPT] * images
-    with fake_gpu():
+    with fake_gpu() as gpu:
         policy = make_policy(recipe, knobs, precision, steps)
         scoring = HOST if knobs.rewards == "cpu" else GPU
         if blank:
@@ -68,7 +70,7 @@ def measure(
         else:
             reward = build_weighted(recipe.reward, device=scoring, skeleton=True)
             held_out = build_weighted(recipe.evaluate.rewards, device=scoring, skeleton=True)
-        ledger = Ledger(device=GPU, networks=_named(policy, reward) if paths else None)
+        ledger = Ledger(device=GPU, networks=_named(policy, reward) if paths else None, run=gpu.answer)
         own_networks = recipe.method.own_bytes(policy.shape, recipe.sampler.steps)
         sizes = replace(enter(ledger, policy, reward, held_out), own_networks=own_networks)
         with ledger:
@@ -101,6 +103,18 @@ def measure(
             evaluated_images=evaluated,
             evaluated=evaluation_bytes,
         )
+
+
+def import_all(recipe: Recipe, *, scored: bool) -> None:
+    """The modules that are imported where a recipe asks for them; `scored`: those of its rewards as well.
+
+    Raises ConfigError as measuring does.
+    """
+    if takes_prompts(recipe.model):
+        import_module("memdiff.models.latent_files")
+    if scored:
+        with fake_gpu():
+            build_weighted([*recipe.reward, *recipe.evaluate.rewards], device=GPU, skeleton=True)
 
 
 def _evaluation(

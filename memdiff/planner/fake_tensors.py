@@ -23,14 +23,15 @@ from memdiff.runtime.placement import put_in_place
 
 GPU = torch.device("cpu", 0)
 _DEVICE = torch.ops.prim.device.default  # the commonest operator
-_ANSWERS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default}
+_ANSWERS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
 
 
 @contextmanager
-def fake_gpu() -> Iterator[FakeTensorMode]:
+def fake_gpu() -> Iterator["Answers"]:
     """Inside, every tensor is fake, on the host unless it is made on or moved to `GPU`; modules can be moved."""
-    with no_initialisation(), _fake_gpu() as mode:  # nothing to fill, and trunc_normal_ asks numbers whether it is done
-        yield mode
+    # Nothing is to be filled, and trunc_normal_ asks its numbers whether it is done.
+    with no_initialisation(), _fake_gpu() as answers:
+        yield answers
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def _leave_as_it_is(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _fake_gpu() -> Iterator[FakeTensorMode]:
+def _fake_gpu() -> Iterator["Answers"]:
     with (
         # torch's own swaps the objects of fake parameters, which it refuses once they have been used.
         _in_place_of(torch.nn.Module, "_apply", _apply),
@@ -63,9 +64,9 @@ def _fake_gpu() -> Iterator[FakeTensorMode]:
         # torch's own looks for the data.
         _in_place_of(FakeTensor, "__deepcopy__", _deep_copy),
         FakeTensorMode() as mode,
-        _Answers(OperatorCache(mode)),
+        Answers(OperatorCache(mode)) as answers,
     ):
-        yield mode
+        yield answers
 
 
 @contextmanager
@@ -118,17 +119,26 @@ def _apply(module: torch.nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], 
     return module
 
 
-class _Answers(TorchDispatchMode):
-    """Answers what reads numbers."""
+class Answers(TorchDispatchMode):
+    """Answers what reads numbers, and runs the rest on fake tensors."""
 
     def __init__(self, cache: OperatorCache) -> None:
         super().__init__()
         self._run = cache
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: nothing is compiled here, and torch's guard against it takes as long as an operator does."""
+        return False
+
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Runs the operator, or answers in its place."""
+        return self.answer(func, args, kwargs or {})
+
+    def answer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What `func(*args, **kwargs)` returns: also for a mode above this one, which saves a dispatch for each."""
         if func is _DEVICE and isinstance(args[0], FakeTensor):
             return args[0].fake_device
         if func in _ANSWERS and isinstance(args[0], FakeTensor) and args[0].constant is None:
@@ -136,7 +146,6 @@ class _Answers(TorchDispatchMode):
             return True if dtype == torch.bool or func is torch.ops.aten.is_nonzero.default else dtype_one(dtype)
         if func is torch.ops.aten.nonzero.default:
             return torch.empty(0, args[0].ndim, dtype=torch.int64, device=args[0].device)
-        kwargs = kwargs or {}
         result = self._run(func, args, kwargs)
         if kwargs.get("device") == GPU and isinstance(result, FakeTensor) and result.constant is not None:
             # A number that torch knows: it would go on computing with it, really, and on the plain cpu.

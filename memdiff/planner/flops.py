@@ -27,12 +27,15 @@ _OF_THE_CPU: dict[Any, Callable[..., int]] = {
 _FORMULAS: dict[Any, Callable[..., int]] = {**flop_registry, **_OF_THE_CPU}
 
 
-def flops_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-    """Of one call; 0 for operators without a formula."""
+Formula = Callable[[tuple[Any, ...], dict[str, Any], Any], int]  # of arguments, named ones and the result
+
+
+def formula_of(func: Any) -> Formula | None:
+    """Of an operator's calls; None where they have no arithmetic that counts."""
     packet = func._overloadpacket
     formula = _FORMULAS.get(packet)
     if formula is None:
-        return 0
+        return None
     if packet in _OF_THE_CPU:
-        return formula(*args, **kwargs)
-    return int(formula(*args, **kwargs, out_val=result))
+        return lambda args, kwargs, result: formula(*args, **kwargs)
+    return lambda args, kwargs, result: int(formula(*args, **kwargs, out_val=result))

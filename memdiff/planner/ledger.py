@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -25,12 +24,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from memdiff.memory.peak import Peak
-from memdiff.planner.flops import flops_of
+from memdiff.planner.flops import Formula, formula_of
 from memdiff.runtime.memory_tags import MEMORY_TAGS, MemoryTag, current_tag
 
 _DEVICE = torch.ops.prim.device.default  # what `tensor.device` dispatches to on fake tensors: the commonest operator
 _RESIZING = {torch.ops.aten.resize_.default, torch.ops.aten.set_.source_Storage_storage_offset}
 _VIEWS_UNSAID = {torch.ops.aten._unsafe_view.default}  # views whose schema doesn't say so
+
+
+Run = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Ledger(TorchDispatchMode):
     `live_bytes` are those entered and alive, `peak_bytes` their maximum. What existed before and is only read does not
     count; `enter` counts it. `device` restricts both to it: to its type, or to one device where it has an index.
     `networks` are the roots of module paths, by name; without them no path is noted. `events` records every change.
+    `run` runs an operator, in the place of calling it.
     """
 
     def __init__(
@@ -57,8 +60,10 @@ class Ledger(TorchDispatchMode):
         device: torch.device | None = None,
         networks: Mapping[str, torch.nn.Module] | None = None,
         events: bool = False,
+        run: Run | None = None,
     ) -> None:
         super().__init__()
+        self._run = run or _call
         self.live_bytes = 0
         self.live: dict[MemoryTag, int] = dict.fromkeys(MEMORY_TAGS, 0)
         self.peaks: dict[str, Peak] = {}  # by phase; "" outside all phases
@@ -75,6 +80,11 @@ class Ledger(TorchDispatchMode):
         self._paths = {module: path for name, root in (networks or {}).items() for module, path in _paths(name, root)}
         self._running: list[str] = []  # paths of the modules whose forward runs, outermost first
         self._hooks: list[Any] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: nothing is compiled here, and torch's guard against it takes as long as an operator does."""
+        return False
 
     @property
     def peak_bytes(self) -> int:
@@ -130,19 +140,21 @@ class Ledger(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Runs the operator and enters what it made."""
-        kwargs = kwargs or {}
         if func is _DEVICE and isinstance(args[0], FakeTensor):
             return args[0].fake_device
+        kwargs = kwargs or {}
         category, module, again = self._whose()
-        result = func(*args, **kwargs)
-        if func in _RESIZING:
+        result = self._run(func, args, kwargs)
+        operator = _operators.get(id(func)) or _read(func)
+        if operator.resizes:
             self._note(args[0], category, module)
-        elif not _aliases(func):
+        elif not operator.aliases:
             # A view or an in-place result has its argument's storage, which was entered when it was made, or not.
             for tensor in (result,) if isinstance(result, torch.Tensor) else tree_iter(result):
                 if isinstance(tensor, torch.Tensor):
                     self._note(tensor, category, module)
-        if flops := flops_of(func, args, kwargs, result):
+        if operator.flops is not None:
+            flops = operator.flops(args, kwargs, result)
             self.flops[self._phase] = self.flops.get(self._phase, 0) + flops
             if again:
                 self.recomputed_flops[self._phase] = self.recomputed_flops.get(self._phase, 0) + flops
@@ -208,10 +220,26 @@ class Ledger(TorchDispatchMode):
             self._running.pop()
 
 
-@cache
-def _aliases(func: Any) -> bool:
-    """Whether what an operator returns has the storage of one of its arguments, as its schema says."""
-    return func in _VIEWS_UNSAID or any(returned.alias_info is not None for returned in func._schema.returns)
+def _call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """What is known of an operator before it runs."""
+
+    func: Any
+    resizes: bool
+    aliases: bool  # what it returns has the storage of one of its arguments, as its schema says
+    flops: Formula | None
+
+
+_operators: dict[int, _Operator] = {}  # by their ids: torch hashes an operator in Python, several times a call
+
+
+def _read(func: Any) -> _Operator:
+    aliases = func in _VIEWS_UNSAID or any(returned.alias_info is not None for returned in func._schema.returns)
+    return _operators.setdefault(id(func), _Operator(func, func in _RESIZING, aliases, formula_of(func)))
 
 
 def _key(tensor: torch.Tensor) -> int:

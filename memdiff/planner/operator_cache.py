@@ -16,6 +16,8 @@ from torch.utils._mode_utils import no_dispatch
 
 _DATA = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view}
 _FAKE: Any = torch._C._TorchDispatchModeKey.FAKE  # pyright: ignore[reportAttributeAccessIssue]
+_SUBCLASS: Any = torch.Tensor._make_subclass  # pyright: ignore[reportAttributeAccessIssue]
+_UNKNOWN = object()
 _AS_THEY_ARE = (bool, torch.dtype)
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
@@ -48,16 +50,18 @@ class _Answer:
 class OperatorCache:
     """Runs operators for one fake mode. What they return is cached for the whole process."""
 
-    _answers: ClassVar[dict[tuple[Any, ...], _Answer | None]] = {}
+    _answers: ClassVar[dict[int, tuple[Any, dict[tuple[Any, ...], _Answer | None]]]] = {}
+    """Of each operator, by its id: torch hashes an operator in Python. It stands beside its answers, to keep its id."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
+        self._attributes: dict[torch.device, dict[str, Any]] = {}  # of a fake tensor on each device
         mode.cache_enabled = False
 
     def __call__(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What `func(*args, **kwargs)` returns."""
         tensors: list[FakeTensor] = []
-        key: list[Any] = [func]
+        key: list[Any] = []
         try:
             _describe(args, key, tensors)
             for name, value in kwargs.items():
@@ -67,12 +71,14 @@ class OperatorCache:
                 raise _UnusualError  # torch has set the mode aside: what is made here is real
         except _UnusualError:
             return func(*args, **kwargs)
+        _, answers = self._answers.get(id(func)) or self._answers.setdefault(id(func), (func, {}))
         whole = tuple(key)
-        if whole in self._answers:
-            answer = self._answers[whole]
-            return func(*args, **kwargs) if answer is None else self._make(answer, tensors)
+        answer = answers.get(whole, _UNKNOWN)
+        if isinstance(answer, _Answer):
+            return self._make(answer, tensors)
         result = func(*args, **kwargs)
-        self._answers[whole] = _answer(func, whole, args, kwargs, tensors, result)
+        if answer is _UNKNOWN:
+            answers[whole] = _answer(func, whole, args, kwargs, tensors, result)
         return result
 
     def _make(self, answer: _Answer, tensors: Sequence[FakeTensor]) -> Any:
@@ -89,7 +95,22 @@ class OperatorCache:
                 tensor = torch.empty((0,), dtype=made.dtype, device="meta")
                 storage = tensors[made.storage_of].untyped_storage()
                 tensor.set_(storage, made.offset, made.shape, made.stride)  # pyright: ignore[reportArgumentType]
-            return FakeTensor(self._mode, tensor, made.device)
+            return self._fake(tensor, made.device)
+
+    def _fake(self, tensor: torch.Tensor, device: torch.device) -> FakeTensor:
+        """`FakeTensor(mode, tensor, device)`, whose checks and some fifteen attributes take most of a cached answer.
+
+        They are the same for all on a device that have no constant: they are copied from the first.
+        """
+        attributes = self._attributes.get(device)
+        if attributes is None:
+            first = FakeTensor(self._mode, tensor, device)
+            self._attributes[device] = dict(vars(first))
+            return first
+        fake = _SUBCLASS(FakeTensor, tensor, False, dispatch_device=True, device_for_backend_keys=device)
+        torch._C._set_throw_on_mutable_data_ptr(fake)  # pyright: ignore[reportAttributeAccessIssue]
+        vars(fake).update(attributes)
+        return fake
 
 
 def _describe(values: Sequence[Any], key: list[Any], tensors: list[FakeTensor]) -> None:
@@ -129,7 +150,7 @@ def _answer(
         return None
     if func._schema.is_mutable and not all(isinstance(one, _Made) and one.itself for one in made):
         return None
-    after: list[Any] = [func]
+    after: list[Any] = []
     _describe(args, after, [])
     for name, value in kwargs.items():
         after.append(name)

@@ -8,8 +8,9 @@ is the one that `memdiff train` starts to measure in (memdiff.planner.warm_up); 
 import gc
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from memdiff.runtime.cores import cores_here
@@ -26,12 +27,34 @@ def processes_here() -> int:
     return min(MOST, cores_here())
 
 
-def side_by_side(
-    call: Callable[..., T], tasks: Sequence[tuple[Any, ...]], processes: int, *, done: Callable[[], None]
-) -> list[T]:
-    """`call(*task)` of each, in order, at most `processes` at a time; `done` is told of each, and twice a second.
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No search for cyclic garbage meanwhile, here and in forks, where what little there is goes with the process.
 
-    What one raises is raised here. `call` is a module's own function.
+    It goes through the libraries' million objects again and again while they are loaded, and a fork would copy them.
+    """
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+def side_by_side(
+    call: Callable[..., T],
+    tasks: Sequence[tuple[Any, ...]],
+    processes: int,
+    *,
+    lanes: Sequence[Hashable] | None = None,
+    done: Callable[[], None],
+) -> list[T]:
+    """`call(*task)` of each, in order, at most `processes` at a time; `done` is told of each.
+
+    Tasks of the same lane (one a task) go to the same process as far as none would have to wait for it: what one of
+    them keeps in that process's memory serves the next. What one raises is raised here. `call` is a module's own
+    function.
     """
     if processes <= 1 or len(tasks) <= 1:
         results = []
@@ -40,17 +63,43 @@ def side_by_side(
             done()
         return results
     context = multiprocessing.get_context("fork")
-    gc.collect()
-    gc.freeze()  # or each fork's collections would go through, and copy, the libraries' million objects
-    with ProcessPoolExecutor(min(processes, len(tasks)), mp_context=context) as pool:
-        try:
-            waiting = {pool.submit(call, *task): number for number, task in enumerate(tasks)}
-            answers: dict[int, T] = {}
-            while waiting:
-                for future in wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).done:
-                    answers[waiting.pop(future)] = future.result()
-                    done()
-        finally:
+    pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(min(processes, len(tasks)))]
+    try:
+        return _distributed(call, tasks, list(lanes or range(len(tasks))), pools, done)
+    finally:
+        for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
-            gc.unfreeze()
+
+
+def _distributed(
+    call: Callable[..., T], tasks: Sequence[tuple[Any, ...]], lanes: list[Hashable],
+    pools: Sequence[ProcessPoolExecutor], done: Callable[[], None],
+) -> list[T]:  # fmt: skip
+    """One task at a time to each pool of one process."""
+    left, working, answers = list(range(len(tasks))), {}, {}
+    last: dict[int, Hashable] = {}  # lane of each pool
+
+    def begin(pool: int) -> None:
+        if left:
+            number = next_of(left, lanes, last, pool)
+            left.remove(number)
+            last[pool] = lanes[number]
+            working[pools[pool].submit(call, *tasks[number])] = (pool, number)
+
+    for pool in range(len(pools)):
+        begin(pool)
+    while working:
+        for future in wait(working, timeout=0.5, return_when=FIRST_COMPLETED).done:
+            pool, number = working.pop(future)
+            answers[number] = future.result()
+            begin(pool)
+            done()
     return [answers[number] for number in range(len(tasks))]
+
+
+def next_of(left: Sequence[int], lanes: Sequence[Hashable], last: dict[int, Hashable], pool: int) -> int:
+    """The first task that is left of the pool's own lane, else of one that no pool is in, else of the fullest."""
+    own = [number for number in left if pool in last and lanes[number] == last[pool]]
+    free = [number for number in left if lanes[number] not in last.values()]
+    fullest = max(left, key=lambda number: sum(lanes[other] == lanes[number] for other in left))
+    return next(iter(own or free), fullest)

@@ -5,6 +5,7 @@ rounds of the first way; in the others' images are blank.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 from memdiff.memory.knobs import TABLE, Knobs, resolved
 from memdiff.methods.workload import Workload
 from memdiff.models.config import takes_prompts
+from memdiff.planner.libraries import load_libraries
 from memdiff.planner.measured import Measured
-from memdiff.planner.processes import side_by_side
+from memdiff.planner.processes import side_by_side, uncollected
 from memdiff.planner.rank_round import RankRound, sizes_to_measure
 from memdiff.planner.round_cache import RoundCache
 from memdiff.planner.search import MEASURED, Recompute, left_open
@@ -35,11 +37,15 @@ class ShortRound:
 
 @dataclass(frozen=True)
 class Measuring:
-    """How rounds are measured: in how many processes, in which cache they are, and who hears how far it is."""
+    """How rounds are measured: in how many processes, in which cache they are, and who hears how far it is.
+
+    `alone`: the process that measures does nothing else (memdiff.planner.libraries).
+    """
 
     processes: int = 1
     cache: RoundCache | None = None
     progress: Progress = lambda done, total: None
+    alone: bool = False
 
 
 def measure_recomputes(
@@ -90,18 +96,16 @@ def measure_rounds(
 
     measuring.progress(finished, len(rounds))
     if missing:
-        _load_libraries()  # once, for all forks
-    tasks = [(recipe, rank_round, precision, rounds[number]) for number in missing]
-    for number, measured in zip(missing, side_by_side(_measured, tasks, measuring.processes, done=done), strict=True):
-        cache.write(keys[number], measured)
-        results[number] = measured
+        with uncollected() if measuring.alone else nullcontext():
+            scored = any(not rounds[number].blank for number in missing)
+            load_libraries(recipe, scored=scored and measuring.processes > 1, alone=measuring.alone)
+            tasks = [(recipe, rank_round, precision, rounds[number]) for number in missing]
+            lanes = [rounds[number].images for number in missing]  # rounds of a size have operators in common
+            measured_now = side_by_side(_measured, tasks, measuring.processes, lanes=lanes, done=done)
+        for number, measured in zip(missing, measured_now, strict=True):
+            cache.write(keys[number], measured)
+            results[number] = measured
     return [measured for measured in results if measured is not None]
-
-
-def _load_libraries() -> None:
-    from memdiff.models.quiet import quiet_libraries
-
-    quiet_libraries()
 
 
 def _measured(recipe: Recipe, rank_round: RankRound, precision: str, one: ShortRound) -> Measured:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from memdiff.memory.knobs import word
 from memdiff.planner.plan import Plan
-from memdiff.runtime.units import GIB
+from memdiff.runtime.units import GIB, duration
 
 TERA = 1e12
 
@@ -37,7 +37,7 @@ def _headline(plan: Plan) -> Text:
         f"recomputed; moves take {plan.moved_seconds:.1f} s\n"
         f"host memory: {gib(plan.host_total_bytes)} GiB for {plan.ranks} rank(s) in all; beside its process a rank has "
         f"{gib(plan.host_load_bytes)} GiB while it loads, {gib(plan.host_bytes)} while it trains\n"
-        f"estimated: {plan.round_seconds:,.0f} s a round, {plan.hours:,.1f} hours in all"
+        f"estimated: {duration(plan.round_seconds)} a round, {duration(3600 * plan.hours)} in all"
     )
 
 

@@ -39,7 +39,7 @@ def main(rank_round: str) -> None:
     precision = planned_precision(recipe.model.precision)
     # What is wrong the first rank comes to as well, and says it.
     with suppress(MemdiffError), PlanningProgress("the run") as progress:
-        measuring = Measuring(processes_here(), RoundCache(recipe, users_cache()), progress.update)
+        measuring = Measuring(processes_here(), RoundCache(recipe, users_cache()), progress.update, alone=True)
         measure_recomputes(
             recipe, rank_round_of(recipe, ranks=ranks, precision=precision), precision, measuring=measuring
         )

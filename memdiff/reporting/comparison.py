@@ -12,8 +12,8 @@ from memdiff.reporting.page import HERE, render_page
 from memdiff.reporting.panel import Panel, make_panel
 from memdiff.reporting.pictures import embed_png
 from memdiff.reporting.plots import Series
-from memdiff.reporting.words import duration, part_title, parts_of, section_of
-from memdiff.runtime.units import GIB
+from memdiff.reporting.words import part_title, parts_of, section_of
+from memdiff.runtime.units import GIB, duration
 
 MOST_RUNS = len(plots.COLOURS)
 MOST_DIFFERENCES = 60

@@ -4,8 +4,8 @@ import math
 
 from memdiff.reporting import sections
 from memdiff.reporting.folder import Row, RunRecord, best_round, column, known, names_of, number
-from memdiff.reporting.words import duration, title_of
-from memdiff.runtime.units import GIB
+from memdiff.reporting.words import title_of
+from memdiff.runtime.units import GIB, duration
 
 DEVICE_WORDS = ("device", "devices", "device_name", "gpu", "gpus", "accelerator")
 VERSION_WORDS = ("memdiff", "python", "torch", "deepspeed", "diffusers")

@@ -6,8 +6,7 @@ import statistics
 from memdiff.reporting import sections
 from memdiff.reporting.folder import Row, RunRecord, column, known, number
 from memdiff.reporting.headline import total_seconds
-from memdiff.reporting.words import duration
-from memdiff.runtime.units import GIB
+from memdiff.runtime.units import GIB, duration
 
 MOST_EVENTS = 100
 LAST = ("complete", "stopped")  # of a round's events

@@ -28,16 +28,6 @@ def short(text: str) -> str:
     return line if len(line) <= LONGEST_NAME else line[:LONGEST_NAME] + "…"
 
 
-def duration(seconds: float) -> str:
-    """`1 h 12 min`, `3 min 20 s`, `4.2 s`."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{int(seconds) // 60} min {seconds % 60:.0f} s"
-    )
-
-
 def reward_words(kinds_and_names: Iterable[tuple[str, str]]) -> str:
     """`aesthetic and digits (0, 1, 2 and 8 more)`: parts by their kinds, with names where they have their own."""
     names_by_kind: dict[str, list[str]] = {}

@@ -20,6 +20,7 @@ from memdiff.processes.stops import Stops
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.normalise import from_json
 from memdiff.runtime.ranks import Ranks, ranks_of_this_process
+from memdiff.runtime.units import duration
 from memdiff.training.bookkeeping import closing, open_loggers
 from memdiff.training.build import Parts, build_parts
 from memdiff.training.environment import describe
@@ -99,7 +100,7 @@ def _train_in(
     with RunProgress(rounds=recipe.run.rounds, shown=ranks.is_first) as progress:
         progress.say(
             f"loading the model and the rewards on {ranks.world_size} rank(s), "
-            f"for which they have {heartbeat.limit / 60:.0f} minutes"
+            f"for which they have {duration(heartbeat.limit)}"
         )
         with stops.leaving():
             parts = build_parts(recipe, ranks, ds_config_file=ds_config_file)

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from memdiff.processes import landmarks
 from memdiff.runtime.screen import screen
+from memdiff.runtime.units import duration
 
 SECONDS_BETWEEN_LINES = 60.0  # where there is no bar
 ENOUGH_SECONDS, ENOUGH_SHARE = 20.0, 0.05  # of a round, before its pace is said: its first pieces warm up
@@ -162,7 +163,7 @@ class RunProgress:
 
     def _estimate(self) -> str:
         pace, left = self._pace.seconds_per_step, self._pace.seconds_left
-        return f"measured: {pace:.3g} s per image-step, so that {left / 3600:.1f} hours are left; {self._end()}"
+        return f"measured: {pace:.3g} s per image-step, so that {duration(left)} are left; {self._end()}"
 
     def _end(self) -> str:
         return f"ends about {clock_time(self._pace.seconds_left)}"

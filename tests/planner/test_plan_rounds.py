@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ import torch
 
 from memdiff.planner import rounds
 from memdiff.planner.fake_tensors import GPU, fake_gpu
+from memdiff.planner.libraries import hidden
 from memdiff.planner.measured import Measured
 from memdiff.planner.piece_costs import Curve, PieceCosts
 from memdiff.planner.plan import make_plan
-from memdiff.planner.processes import side_by_side
+from memdiff.planner.processes import next_of, side_by_side
 from memdiff.planner.rank_round import rank_round_of
 from memdiff.planner.round_cache import RoundCache, users_cache
 from memdiff.planner.rounds import Measuring, ShortRound, measure_rounds, short_rounds
@@ -163,6 +167,26 @@ def test_forks_give_what_one_process_gives() -> None:
     assert len(done_calls) == 5
     with pytest.raises(ValueError, match="negative"):
         side_by_side(double, [(1,), (-1,)], 2, done=lambda: None)
+
+
+def test_a_fork_stays_in_its_lane() -> None:
+    """As long as there are tasks in it; then an untouched lane, then what is left of the other's."""
+    assert side_by_side(double, [(1,), (2,), (3,)], 2, lanes=["a", "b", "a"], done=lambda: None) == [2, 4, 6]
+    lanes = ["a", "b"] * 3
+    assert next_of([2, 3, 4, 5], lanes, {0: "a", 1: "b"}, 0) == 2
+    assert next_of([2, 3, 4, 5], lanes, {0: "a", 1: "b"}, 1) == 3
+    assert next_of([3, 5], lanes, {0: "a", 1: "b"}, 0) == 3
+    assert next_of([0, 1, 2], ["a", "b", "a"], {1: "a"}, 0) == 1
+
+
+def test_hidden_packages_are_hidden_for_a_while() -> None:
+    """Inside they are not installed; what is loaded already stays, and afterwards all can be imported again."""
+    with hidden(("wave", "json")):
+        assert find_spec("wave") is None and find_spec("json") is not None
+        with pytest.raises(ModuleNotFoundError):
+            import_module("wave")
+    assert import_module("wave").Error
+    sys.modules.pop("wave")
 
 
 def test_a_cached_operator_returns_what_it_returned() -> None:

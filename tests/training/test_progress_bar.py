@@ -11,6 +11,7 @@ import termios
 
 import pytest
 
+from memdiff.runtime.units import duration
 from tests.helpers.processes import ROOT, ended
 
 CHILD = """
@@ -82,3 +83,16 @@ def test_a_command_that_a_notebook_starts() -> None:
     assert "\x1b" not in drawn and "\r" not in drawn.replace("\r\n", "")
     assert len([line for line in lines if line.startswith("round    1/500  reward 1.234")]) == 1
     assert not any("evaluating" in line or "━" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0421, "0.0421 s"), (4.2, "4.2 s"), (59.94, "59.9 s"), (59.97, "1 min 0 s"), (119.6, "2 min 0 s"),
+        (200, "3 min 20 s"), (3599.6, "1 h 0 min"), (4320, "1 h 12 min"), (27 * 3600 + 59, "27 h 1 min"),
+        (51 * 3600, "2 d 3 h"),
+    ],
+)  # fmt: skip
+def test_a_duration_in_its_two_largest_units(seconds: float, words: str) -> None:
+    """No unit is full: 119.6 s are two minutes, and not one and sixty seconds."""
+    assert duration(seconds) == words
