@@ -96,8 +96,11 @@ def test_a_bound_process_is_killed_with_its_parent(tmp_path: Path, ended: list) 
 
 
 def test_a_bound_process_ends_where_its_parent_is_gone_already(tmp_path: Path) -> None:
-    """Killed between fork and the call to the kernel: the parent's number no longer fits."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), ancestors.VARIABLE: "memdiff=1:1"}
+    """Killed between fork and the call to the kernel: the parent's number no longer fits.
+
+    Any other number will do; that of init may be this process's own, where it is a container's first.
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), ancestors.VARIABLE: f"memdiff={os.getpid() + 1}:1"}
     done = subprocess.run(bound_command("this"), env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 6 and done.stdout == ""
     environment |= bound_environment()
@@ -170,14 +173,26 @@ def test_a_launcher_that_ended_before_its_rank_looked_is_missed(killed: str, tmp
     assert f"{killed} is gone, so rank 0 ends too" in runner.stderr.read()
 
 
-def test_a_launcher_that_is_ending_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel takes a killed process's command line away before its children are adopted."""
-    monkeypatch.setenv(ancestors.SET_BY_LAUNCH, "0")
-    assert ancestors.ancestors() == {}
-    monkeypatch.setattr(ancestors, "words_of", lambda pid: [])
-    assert ancestors.ancestors() == {"deepspeed's launch.py": ancestors.GONE}
-    monkeypatch.setattr(ancestors, "words_of", lambda pid: [ancestors.LAUNCH] if pid == os.getppid() else [])
-    assert list(ancestors.ancestors().values()) == [identity(os.getppid()), ancestors.GONE]
+ENDING = """
+import os
+from memdiff.processes import ancestors
+assert ancestors.ancestors() == {}, "its parent lives, and is no launcher"
+ancestors.words_of = lambda pid: []
+assert ancestors.ancestors() == {"deepspeed's launch.py": ancestors.GONE}
+ancestors.words_of = lambda pid: [ancestors.LAUNCH] if pid == os.getppid() else []
+assert list(ancestors.ancestors().values()) == [ancestors.identity(os.getppid()), ancestors.GONE]
+"""
+
+
+def test_a_launcher_that_is_ending_has_ended(ended: list) -> None:
+    """The kernel takes a killed process's command line away before its children are adopted.
+
+    In a process that this one started: of this one's own parent, nothing can be seen where it is a container's first.
+    """
+    child = python(ENDING, **{ancestors.SET_BY_LAUNCH: "0"})
+    ended.append(child)
+    _, said = child.communicate(timeout=SECONDS)
+    assert child.returncode == 0, said
 
 
 FORKING_RANK = """
