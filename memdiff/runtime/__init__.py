@@ -3,6 +3,7 @@
 cores           How many processors this process may use
 cuda_allocator  How torch's CUDA allocator holds its memory: in segments that grow
 exit_codes      The outermost frame of every program: errors become one line on stderr and an exit code
+file_errors     Whether an OSError is a line about a file that a person named, or a mistake of ours
 host_allocator  What the C library does with freed host memory
 image_files     Image files in folders: what `memdiff sample` writes, and what is taken from a folder to be scored
 incidents       What this process had to do in another way than it was planned, counted since its start
