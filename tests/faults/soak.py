@@ -21,11 +21,12 @@ WARM = 10  # rounds after which memory has to be flat
 
 
 def other_methods(folder: Path) -> Iterator[Result]:
-    """R1 for the methods that differentiate the reward."""
-    for method in ("draft", "alignprop"):
+    """R1 for the methods that differentiate the reward, and for the one that has no reward."""
+    for method in ("draft", "alignprop", "sft_pg"):
         place = folder / method
         place.mkdir()
-        yield from kills_at_points(place, POINTS, method=method)
+        points = tuple(point for point in POINTS if point != "reward") if method == "sft_pg" else POINTS
+        yield from kills_at_points(place, points, method=method)
 
 
 class Sampled:

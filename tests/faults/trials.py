@@ -11,7 +11,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.faults.results import Result, attempt, struck
-from tests.faults.runs import Run, last_round, rows, signalled, status, to_the_end, train, trained, write_recipe
+from tests.faults.runs import (
+    OF_METHOD,
+    Run,
+    last_round,
+    rows,
+    signalled,
+    status,
+    to_the_end,
+    train,
+    trained,
+    write_recipe,
+)
 
 POINTS = (
     "rollout", "reward", "train", "apply", "save.begin", "save.after_shard", "save.before_manifest",
@@ -32,7 +43,9 @@ def kills_in_a_save(folder: Path) -> Iterator[Result]:
 
 def kills_at_points(folder: Path, points: tuple[str, ...], method: str = "reinforce") -> Iterator[Result]:
     """R1, R5 and R11: kill -9 of a rank at each fault point, one after the other, then to the end."""
-    recipe = write_recipe(folder / f"{method}.yaml", method={"kind": method})
+    sections = OF_METHOD.get(method, {})
+    changes = sections | {"method": sections.get("method", {}) | {"kind": method}}
+    recipe = write_recipe(folder / f"{method}.yaml", **changes)
     out = folder / f"points_{method}"
     for point in points:
         rank = 1 if point.startswith(("rollout", "train", "apply")) else 0  # the first rank writes

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from memdiff.engine.checkpoint import Checkpoints
+from memdiff.engine.checkpoint import STATE, Checkpoints, _write_manifest
 from memdiff.engine.engine import DeepSpeedEngine
 from memdiff.errors import CheckpointError, ConfigError
 from memdiff.processes import ancestors
@@ -157,6 +157,16 @@ def test_copies_that_people_make_are_left_alone(checkpoints: Checkpoints, copies
     assert names(checkpoints.folder) == sorted([*copies, "round_000005", "round_000006"])
     checkpoint = checkpoints.latest()
     assert checkpoint is not None and checkpoint[1]["round"] == 6
+
+
+def test_another_number_of_ranks_is_refused(checkpoints: Checkpoints) -> None:
+    """Its shards are those of as many ranks: both numbers are named, and what to do."""
+    path = checkpoints.folder / "round_000004"
+    (path / STATE).write_text(json.dumps(json.loads((path / STATE).read_text()) | {"world_size": 4}))
+    _write_manifest(path)
+    with pytest.raises(CheckpointError, match=r"by 4 ranks and this run has 1; start it with --gpus 4$") as refused:
+        checkpoints.latest()
+    assert refused.value.exit_code == 5
 
 
 def test_foreign_folders_alone_are_no_checkpoints(tmp_path: Path) -> None:
