@@ -195,6 +195,29 @@ def test_a_launcher_that_is_ending_has_ended(ended: list) -> None:
     assert child.returncode == 0, said
 
 
+WITHOUT_WATCHER = """
+import os, signal, time
+from memdiff.processes.identity import children, kill
+from memdiff.processes.rank import begin_rank
+stops, _ = begin_rank()
+assert len(children(os.getpid())) == 1
+kill(children(os.getpid()))
+while children(os.getpid()):
+    time.sleep(0.02)
+os.kill(os.getpid(), signal.SIGUSR1)
+assert stops.requested
+"""
+
+
+def test_a_signal_after_the_watchers_end_says_nothing(ended: list) -> None:
+    """As launch.py's SIGTERM to a rank that is ending: Python writes each signal into the pipe that the watcher read,
+    and of one that is broken says so in the log, where the cause of a run's end is looked for."""
+    rank = python(WITHOUT_WATCHER, **{ancestors.VARIABLE: f"memdiff={own_identity()}", "RANK": "0"})
+    ended.append(rank)
+    _, said = rank.communicate(timeout=SECONDS)
+    assert rank.returncode == 0 and said == "", said
+
+
 FORKING_RANK = """
 import os, time
 if os.fork() == 0:  # as before the exec of a compiler, on a machine where that takes its time

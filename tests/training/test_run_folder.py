@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from memdiff.engine.checkpoint import STATE, Checkpoints, _write_manifest
+from memdiff.engine.checkpoint import MANIFEST, STATE, Checkpoints, _write_manifest
 from memdiff.engine.engine import DeepSpeedEngine
 from memdiff.errors import CheckpointError, ConfigError
 from memdiff.processes import ancestors
@@ -163,6 +163,7 @@ def test_another_number_of_ranks_is_refused(checkpoints: Checkpoints) -> None:
     """Its shards are those of as many ranks: both numbers are named, and what to do."""
     path = checkpoints.folder / "round_000004"
     (path / STATE).write_text(json.dumps(json.loads((path / STATE).read_text()) | {"world_size": 4}))
+    (path / MANIFEST).unlink()
     _write_manifest(path)
     with pytest.raises(CheckpointError, match=r"by 4 ranks and this run has 1; start it with --gpus 4$") as refused:
         checkpoints.latest()

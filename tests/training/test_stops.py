@@ -199,6 +199,9 @@ ENDS = {
                              "rank 1 (pid 7) was killed by SIGKILL; nothing had been trained"),
     "traceback, then cleared": (False, "cleared rank 1 (pid 7)", -9, "[rank1]: TypeError: no such thing", 6,
                                 "rank 1 (pid 7) ended without a word (launcher exit code -9, TypeError: no such"),
+    "killed, another's traceback, then cleared": (False, "cleared rank 0 (pid 7)", -9,
+                                                  "[rank1]: RuntimeError: Rank 0 left", 6,
+                                                  "rank 0 (pid 7) was killed by SIGKILL; nothing had been trained"),
     "runner ended": (False, None, -15, "", 75, "stopped on request: nothing had been trained"),
 }  # fmt: skip
 
