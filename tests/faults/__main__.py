@@ -30,6 +30,7 @@ EACH_COMMIT: dict[str, Trial] = {
 MORE: dict[str, Trial] = {
     "stops_more": trials.more_stops,
     "frozen_more": trials.more_hung,
+    "orphans_more": trials.more_orphans,
     "namespaces": several_hosts.in_namespaces,
     "disks": disks.small_and_read_only,
     "mistakes": mistakes.under_the_bare_launcher,

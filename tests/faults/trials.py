@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.faults.results import Result, attempt, struck
+from tests.faults.results import PATIENCE, SECONDS_FOR_ORPHANS, Result, attempt, struck
 from tests.faults.runs import (
     OF_METHOD,
     Run,
@@ -191,14 +191,31 @@ def more_hung(folder: Path) -> Iterator[Result]:
 
 def orphans(folder: Path) -> Iterator[Result]:
     """R8: kill -9 of memdiff, the runner or launch.py; nothing lives 5 s later, and memdiff does not say 0."""
+    yield from _orphans(folder, ("launch.py", "runner", "memdiff"))
+
+
+def more_orphans(folder: Path) -> Iterator[Result]:
+    """R8: the same kills again, and those of ranks."""
+    yield from _orphans(folder, 3 * ("launch.py", "runner", "memdiff", "rank 0", "rank 1"))
+
+
+def _orphans(folder: Path, victims: tuple[str, ...]) -> Iterator[Result]:
     recipe = write_recipe(folder / "orphans.yaml", run={"rounds": 500})
     out = folder / "orphans"
-    for whom in ("launch.py", "runner"):
+    for whom in victims:
         run, before = train(recipe, out), last_round(out)
 
         def action(run: Run = run, whom: str = whom, before: int = before) -> float:
             run.until(trained(out, before + 1 if before >= 0 else 1))
-            return struck(run, signalled(run, whom, signal.SIGKILL), 6, "is gone, so rank", 10.0)
+            strike = signalled(run, whom, signal.SIGKILL)
+            if whom != "memdiff":
+                words = "was killed by SIGKILL" if whom.startswith("rank") else "is gone, so rank"
+                return struck(run, strike, 6, words, 10.0)
+            strike()
+            begun = time.monotonic()
+            run.process.wait()
+            assert run.orphans(PATIENCE * SECONDS_FOR_ORPHANS) == [], "processes live on"
+            return time.monotonic() - begun
 
         yield attempt("R8", f"kill -9 of {whom}", run, action)
 
