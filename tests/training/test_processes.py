@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -226,6 +227,40 @@ if os.fork() == 0:  # as before the exec of a compiler, on a machine where that 
 time.sleep(1.5 + 9)
 os._exit(3)
 """
+
+
+DEAF_RANK = """
+import pathlib, signal, sys, time
+from memdiff.processes.stops import BLOCKED
+for number in BLOCKED:
+    signal.signal(number, signal.SIG_IGN)
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(300)
+"""
+
+
+def test_a_second_request_ends_what_the_first_did_not(tmp_path: Path, ended: list) -> None:
+    """A rank that no request reaches, as one that hangs in C: the first leaves it time, the second kills it."""
+    file = tmp_path / "deaf"
+    command = [sys.executable, "-c", DEAF_RANK, str(file), "memdiff", "--local_rank=0"]
+    environment = os.environ | {"RANK": "0", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, start_new_session=True, env=environment)
+    ended.append(process)
+    until(file.is_file, "the rank did not start")
+    stops = Stops(lambda: None)
+    launched = Launched(process, stops)
+    stops.ask(signal.SIGTERM)
+    alive: list[bool] = []
+
+    def asks_again() -> None:
+        alive.append(process.poll() is None)
+        launched.end_at_once()
+
+    timer = threading.Timer(2.0, asks_again)
+    timer.start()
+    assert launched.wait() == -signal.SIGKILL and alive == [True]
+    assert [pid_of(rank) for rank in launched.ranks] == [process.pid] and launched.is_urgent
+    timer.join()
 
 
 def test_the_end_of_a_ranks_child_is_not_a_ranks() -> None:

@@ -159,6 +159,31 @@ def test_copies_that_people_make_are_left_alone(checkpoints: Checkpoints, copies
     assert checkpoint is not None and checkpoint[1]["round"] == 6
 
 
+class _Loaded(_Shards):
+    """One whose shards of some rounds can't be read, though their manifests verify."""
+
+    def __init__(self, *damaged: int) -> None:
+        self.damaged, self.tried = damaged, []
+
+    def load(self, folder: Path) -> None:
+        self.tried.append(int(folder.name.removeprefix("round_")))
+        if self.tried[-1] in self.damaged:
+            raise RuntimeError("PytorchStreamReader failed reading zip archive")
+
+
+def test_what_verifies_and_can_not_be_loaded_is_passed_over(checkpoints: Checkpoints) -> None:
+    """The one before is taken, with a line; where there is none, exit code 5 and never a start from nothing."""
+    said: list[str] = []
+    checkpoints._say = said.append
+    engine = _Loaded(4)
+    restored = checkpoints.restore(cast(DeepSpeedEngine, engine))
+    assert restored is not None and restored[1]["round"] == 3 and engine.tried == [4, 3]
+    assert len(said) == 1 and "round_000004: rank 0 can't load it: PytorchStreamReader failed" in said[0]
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints in .* can be loaded") as refused:
+        checkpoints.restore(cast(DeepSpeedEngine, _Loaded(3, 4)))
+    assert refused.value.exit_code == 5
+
+
 def test_another_number_of_ranks_is_refused(checkpoints: Checkpoints) -> None:
     """Its shards are those of as many ranks: both numbers are named, and what to do."""
     path = checkpoints.folder / "round_000004"
