@@ -1,6 +1,6 @@
-"""`python -m tests.faults [--all | --soak] [--only NAMES] [--jobs N] [--seconds S] [--json FILE]`: trials on real runs, and a table.
+"""`python -m tests.faults [--all | --soak] [--only NAMES] [--jobs N] [--seconds S] [--json FILE]`: trials, and a table.
 
-Exit code 1 where one failed. Without a flag: those of every commit, in minutes. `--all`: what takes an hour or needs a
+They strike real runs. Exit code 1 where one failed. Without a flag: those of every commit, in minutes. `--all`: what takes an hour or needs a
 machine of one's own (root, namespaces, mounts); `--soak`: hours.
 """
 

@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import statistics
 import threading
 import time
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from memdiff.processes.identity import PROC
+from memdiff.processes.identity import PROC, kill
 from tests.faults.results import Result, attempt
 from tests.faults.runs import Run, fingerprint, last_round, train, trained, write_recipe
 from tests.faults.trials import POINTS, kills_at_points
@@ -93,7 +92,8 @@ def random_kills(folder: Path, rounds: int = ROUNDS, seconds: float = SECONDS) -
         run = train(recipe, out)
         _wait(run, out, draw, rounds - 2)
         kills += 1
-        killed = [(pid, os.kill(pid, signal.SIGKILL)) for pid in run.alive()] if run.process.poll() is None else []
+        killed = run.alive()
+        kill(killed)
         what = f"kill -9 of all {len(killed)} processes, number {kills}, after round {max(0, last_round(out))}"
         yield attempt("R24", what, run, lambda run=run: float(_none_left(run)))
     run = train(recipe, out)
