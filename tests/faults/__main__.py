@@ -1,7 +1,7 @@
 """`python -m tests.faults [--all | --soak] [--only NAMES] [--jobs N] [--seconds S] [--json FILE]`: trials, and a table.
 
-They strike real runs. Exit code 1 where one failed. Without a flag: those of every commit, in minutes. `--all`: what takes an hour or needs a
-machine of one's own (root, namespaces, mounts); `--soak`: hours.
+They strike real runs. Exit code 1 where one failed. Without a flag: those of every commit, in minutes. `--all`: what
+takes an hour or needs a machine of one's own (root, namespaces, mounts); `--soak`: hours.
 """
 
 import argparse
