@@ -13,6 +13,7 @@ from memdiff import __version__, library
 from memdiff.errors import ConfigError
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.runtime.exit_codes import guarded
+from memdiff.runtime.quiet_imports import quiet_imports
 
 app = typer.Typer(
     name="memdiff",
@@ -119,6 +120,9 @@ def sample(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     height: Annotated[int | None, typer.Option(help="Pixels. Default: the run's own, or the model's.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels. Default: the run's own, or the model's.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="For a model in one file: a folder or hub id for configs and tokenizer.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="auto, fp16, bf16 or fp32.")] = "auto",
     best: Annotated[bool, typer.Option("--best", help="The best evaluated weights of a run, not the last.")] = False,
     out: Annotated[Path | None, typer.Option(help="Default: samples in the run folder, or ./samples.")] = None,
@@ -131,7 +135,7 @@ def sample(
     samples = library.sample(
         source, best=best, num_images=num_images, batch_size=batch_size, steps=steps, eta=eta, guidance=guidance,
         seed=seed, prompt=prompt, prompts=prompts, lora_scale=lora_scale, mix=mix or (), adapter_steps=adapter_steps,
-        precision=precision, out=out, height=height, width=width, gpus=gpus,
+        precision=precision, out=out, height=height, width=width, config=config, gpus=gpus,
     )  # fmt: skip
     typer.echo(str(samples.folder))
 
@@ -169,7 +173,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="[NAME=]SOURCE...",
-            help="Run folders, pipeline folders, hub ids, digits, digits_text; or folders, globs or files of images.",
+            help="Runs, pipeline folders or files, hub ids, digits, digits_text; or folders, globs or files of images.",
         ),
     ],
     num_images: Annotated[
@@ -204,6 +208,11 @@ def evaluate(
     eta: Annotated[float | None, typer.Option(min=0, max=1, help="Default: each run's own, or 1.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Default: each run's own, or 7.5.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    height: Annotated[int | None, typer.Option(help="Pixels. Default: each run's own, or model's.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. Default: each run's own, or model's.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="For models in one file: a folder or hub id for configs and tokenizer.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="auto, fp16, bf16 or fp32.")] = "auto",
     best: Annotated[bool, typer.Option("--best", help="The best evaluated weights of runs, not the last.")] = False,
     out: Annotated[Path, typer.Option(help="eval.json, eval.html, eval.png and the samples.")] = Path("evaluation"),
@@ -213,8 +222,10 @@ def evaluate(
     from memdiff.evaluation.request import CLIP, INCEPTION, Options, prepare
 
     options = Options(
-        sources, num_images, prompt, prompts or (), reward or (), real, inception or INCEPTION, resize, digits,
-        diversity or (), clip or CLIP, detector, size, batch_size, steps, eta, guidance, seed, precision, best, out,
+        sources, num_images=num_images, prompt=prompt, prompts=prompts or (), rewards=reward or (), real=real,
+        inception=inception or INCEPTION, resize=resize, digits=digits, diversity=diversity or (), clip=clip or CLIP,
+        detector=detector, size=size, batch_size=batch_size, steps=steps, eta=eta, guidance=guidance, seed=seed,
+        height=height, width=width, config=config, precision=precision, best=best, out=out,
     )  # fmt: skip
     prepared = prepare(options)
 
@@ -351,8 +362,7 @@ def schema() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits."""
-    for name in ("TRANSFORMERS", "DIFFUSERS"):  # read when they are imported, which some of their advice precedes
-        os.environ.setdefault(f"{name}_VERBOSITY", "error")
+    quiet_imports()
     use_expandable_segments()
     command: Any = typer.main.get_command(app)
     words = list(arguments) if arguments is not None else None

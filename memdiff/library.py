@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from memdiff.runtime.quiet_imports import quiet_imports
+
 if TYPE_CHECKING:
     from memdiff.planner.plan import Plan
     from memdiff.recipe.recipe import Recipe
@@ -87,6 +89,7 @@ def read_recipe(recipe: RecipeLike, changes: Mapping[str, Any] | None = None) ->
 
     Raises ConfigError with the key, what was got and what is allowed.
     """
+    quiet_imports()
     from memdiff.recipe.reading import check_recipe, laid_over, read_recipe_data
     from memdiff.recipe.recipe import Recipe
 
@@ -113,6 +116,7 @@ def plan(
 
     `budget_gib` in the place of the card: what torch's allocator may hold on each. Takes up to minutes.
     """
+    quiet_imports()
     from memdiff.memory.gpus import find_gpu
     from memdiff.models.quiet import quiet_libraries
     from memdiff.planner.plan import make_plan
@@ -144,6 +148,7 @@ def train(
     process; several are started by DeepSpeed's launcher, and take functions from files alone. `gpus`: every GPU there
     is, or one CPU rank. Raises what the command line would end with; a run that was asked to stop is `stopped`.
     """
+    quiet_imports()
     from memdiff.errors import EXIT_STOPPED, ConfigError, MemdiffError
     from memdiff.rewards.handed_over import HERE, hand_over
     from memdiff.training.before_launch import check_arguments, check_before_launch
@@ -189,12 +194,13 @@ def sample(source: "str | Path | Run", *, num_images: int = 16, gpus: int | None
 
     `options` are those of `memdiff sample`, with underscores: prompt, steps, guidance, lora_scale, mix, seed, out, ...
     """
+    quiet_imports()
     from memdiff.runtime.image_files import GRID, sampled_images
     from memdiff.sampling.processes import sample_over_processes
     from memdiff.sampling.request import make_request
 
     names = ("batch_size", "steps", "eta", "guidance", "prompt", "prompts", "lora_scale", "adapter_steps")
-    names += ("height", "width")
+    names += ("height", "width", "config")
     known: dict[str, Any] = {
         **dict.fromkeys(names),
         "best": False,
@@ -224,6 +230,7 @@ def score(
 
     `reward`: KIND or KIND:key=value,..., as `memdiff score` takes it. Without `prompt`: those beside sampled images.
     """
+    quiet_imports()
     from memdiff.runtime.image_files import find_images, prompts_beside
     from memdiff.scoring.request import given_parts
     from memdiff.scoring.score import score_rows
@@ -247,6 +254,7 @@ def evaluate(
     `sources`: one, several, or several by name. `reward` as `score` takes it. `options` are those of `memdiff eval`,
     with underscores: num_images, prompts (files), real, inception, diversity, digits, detector, size, seed, out, ...
     """
+    quiet_imports()
     from memdiff.evaluation.request import Options, prepare
 
     known = Options.__dataclass_fields__.keys() - {"sources", "rewards"}

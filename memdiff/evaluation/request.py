@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from memdiff.errors import ConfigError
 from memdiff.evaluation.prompt_sets import Prompt, PromptFile, read_prompt_set
 from memdiff.models.config import EMBEDDED
+from memdiff.models.single_file_kinds import SUFFIXES
 from memdiff.rewards.config import AnyPart
 from memdiff.runtime.image_files import find_images, images_of, prompts_beside
 from memdiff.sampling.request import SampleRequest, make_request
@@ -53,6 +54,9 @@ class Options:
     eta: float | None = None
     guidance: float | None = None
     seed: int = 0
+    height: int | None = None
+    width: int | None = None
+    config: str | None = None
     precision: str = "auto"
     best: bool = False
     out: Path = Path("evaluation")
@@ -101,6 +105,8 @@ def prepare(options: Options) -> Evaluation:
     if options.best and not any(RunFolder(Path(source)).exists() for source in named.values()):
         raise ConfigError("--best needs a run folder among the sources")
     places = {name: _images_at(source) for name, source in named.items()}
+    if options.config is not None and not any(Path(source).suffix in SUFFIXES for source in named.values()):
+        raise ConfigError("--config goes with a model in one file, and no source is one; leave it out")
     count = _number_of_images(options, places, len(prompts) if files else 0)
     warnings: list[str] = []
     subjects = [
@@ -179,6 +185,8 @@ def _images_at(source: str) -> list[Path] | None:
                 "(model_index.json), nor a folder with images in it"
             )
         return images
+    if path.is_file() and path.suffix in SUFFIXES:  # a model
+        return None
     if path.is_file() or any(letter in source for letter in "*?["):
         return find_images([source])
     return None
@@ -196,10 +204,12 @@ def _number_of_images(options: Options, places: Mapping[str, list[Path] | None],
 def _model(name: str, source: str, options: Options, count: int, prompts: Sequence[Prompt]) -> Subject:
     texts = tuple(prompt.text for prompt in prompts)
     best = options.best and RunFolder(Path(source)).exists()
+    config = options.config if Path(source).is_file() else None
     request = make_request(
         source, best=best, num_images=count, batch_size=options.batch_size, steps=options.steps, eta=options.eta,
         guidance=options.guidance, seed=options.seed, prompt=texts[0] if texts else None, prompts=None, lora_scale=None,
         mix=(), adapter_steps=None, precision=options.precision, out=options.out / name,
+        height=options.height, width=options.width, config=config,
     )  # fmt: skip
     if texts:
         request = request.model_copy(update={"prompts": texts})  # all of the set, not its first alone

@@ -26,6 +26,7 @@ source            What is said, and what is not, where diffusers loads something
 stable_diffusion  Stable Diffusion 1.x and 2.x: one CLIP text encoder, whose last hidden state conditions the UNet
 text_encoders     Prompts to what a denoiser is conditioned on: encoded once, kept in host memory
 unet_policy       What the policies around a diffusers UNet share: the chain's formulas on its predictions
+variants          Which files of a network's weights are read: the plain ones, or those of a variant such as fp16
 vae_decoder       From latents to images: the decoder half of a VAE, differentiable, recomputed part by part where asked
 vae_files         VAEs from folders and hub ids: AutoencoderKL, and TAESD's AutoencoderTiny; what each of them runs in
 lora/             LoRA adapters: put into a network, switched, mixed, saved, loaded

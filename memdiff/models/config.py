@@ -13,6 +13,7 @@ from memdiff.runtime.section import Float, Int, Section
 
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"  # of Stable Diffusion 1.x and of both of SDXL's text encoders
 HUB_ID = re.compile(r"(?=.{1,96}$)(\w[\w.-]*/)?\w([\w.-]*\w)?", re.ASCII)
+EMBEDDED = ("digits", "digits_text")  # models that ship
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 VaeCheckpointing = Literal["none", "blocks", "layers"]
 ActivationCheckpointing = Literal["none", "feed_forwards", "blocks"]  # of the UNet
@@ -45,7 +46,10 @@ class PipelineConfig(Section):
     @field_validator("path")
     @classmethod
     def _folder_or_hub_id(cls, path: str, info: ValidationInfo) -> str:
-        return resolve_source(path, info.context, files=issubclass(cls, LatentConfig))
+        source = resolve_source(path, info.context, files=issubclass(cls, LatentConfig))
+        if source in EMBEDDED:  # and no folder is: a folder's path is absolute by now
+            raise ValueError(f"no such folder: {path}; the model that ships is model: {{kind: embedded, name: {path}}}")
+        return source
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -82,7 +86,8 @@ class LatentConfig(PipelineConfig):
         default=None,
         min_length=1,
         description="Another VAE, a folder or hub id such as madebyollin/sdxl-vae-fp16-fix, or TAESD, small and nearly "
-        "as good: madebyollin/taesd, taesdxl for SDXL. None: the pipeline's own.",
+        "as good: madebyollin/taesd, taesdxl for SDXL. Or one file, a VAE of the model's own architecture. None: its "
+        "own.",
     )
     vae_precision: Precision = Field(
         default="auto", description="Of the VAE. auto: the network's, or fp32 where SDXL's own VAE overflows in fp16."
@@ -91,7 +96,8 @@ class LatentConfig(PipelineConfig):
     @field_validator("vae", "config")
     @classmethod
     def _another_folder_or_hub_id(cls, source: str | None, info: ValidationInfo) -> str | None:
-        return None if source is None else resolve_source(source, info.context)
+        files = info.field_name == "vae"
+        return None if source is None else resolve_source(source, info.context, files=files)
 
     @model_validator(mode="after")
     def _config_of_a_file(self) -> Self:
@@ -104,6 +110,11 @@ class LatentConfig(PipelineConfig):
         """Whether `path` is a checkpoint in one file."""
         return self.path.endswith(SUFFIXES) and Path(self.path).is_file()
 
+    @property
+    def vae_file(self) -> Path | None:
+        """`vae` where it is one file."""
+        return Path(self.vae) if self.vae is not None and Path(self.vae).is_file() else None
+
 
 class StableDiffusionConfig(LatentConfig):
     """Stable Diffusion 1.x or 2.x: `StableDiffusionPipeline`."""
@@ -115,9 +126,6 @@ class SdxlConfig(LatentConfig):
     """Stable Diffusion XL: `StableDiffusionXLPipeline`."""
 
     kind: Literal["sdxl"]
-
-
-EMBEDDED = ("digits", "digits_text")  # models that ship
 
 
 class EmbeddedConfig(Section):

@@ -21,7 +21,7 @@ from memdiff.models.config import (
     SdxlConfig,
     StableDiffusionConfig,
 )
-from memdiff.models.single_file_kinds import check_shapes, shapes_of
+from memdiff.models.single_file_kinds import check_shapes, check_vae_shapes, shapes_of
 
 INDEX = "model_index.json"
 WORDS = "vocab.json"  # of CLIP's tokenizer
@@ -73,6 +73,10 @@ def check_folder(model: ModelConfig) -> None:
     """
     if isinstance(model, EmbeddedConfig):
         return
+    if isinstance(model, LatentConfig) and model.vae_file is not None:
+        shapes = shapes_of(model.vae_file)
+        if shapes is not None:
+            check_vae_shapes(model.vae_file, shapes)
     if isinstance(model, LatentConfig) and model.in_one_file:
         shapes = shapes_of(Path(model.path))
         if shapes is not None:

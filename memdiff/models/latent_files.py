@@ -1,5 +1,6 @@
 """Stable Diffusion and SDXL policies from pipeline folders, hub ids and single files."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def load_latent(
     if model.in_one_file:
         parts, vae_dtype = _read_one_file(model, options.dtype)
     else:
-        vae, vae_dtype, vae_name = read_vae(model, options.dtype)
+        vae, vae_dtype, vae_name = _read_vae(model, options.dtype, None)
         parts = read_parts(model, vae, vae_name, dtype=options.dtype)
     policy = _policy_class(model)(parts, sampler, options, device=device, vae_dtype=vae_dtype)
     tell_of_chain(parts.scheduler, sampler, policy.schedule)
@@ -58,9 +59,24 @@ def _read_one_file(model: StableDiffusionConfig | SdxlConfig, dtype: torch.dtype
     if model.vae is None:
         vae, vae_dtype = None, choose_vae_dtype(model, architecture.vae, dtype)
     else:
-        network, vae_dtype, name = read_vae(model, dtype)
+        network, vae_dtype, name = _read_vae(model, dtype, architecture.vae)
         vae = network, name
     return read_single_file(model, architecture, tokenizers, dtype=dtype, vae=vae, vae_dtype=vae_dtype), vae_dtype
+
+
+def _read_vae(
+    model: StableDiffusionConfig | SdxlConfig, dtype: torch.dtype, own: Mapping[str, Any] | None
+) -> tuple[Any, torch.dtype, str]:
+    """As `read_vae`, one file among what it may come from; `own` is the config of the model's VAE, None: to be read."""
+    file = model.vae_file
+    if file is None:
+        return read_vae(model, dtype)
+    from memdiff.models.single_file import read_vae_file
+
+    if own is None:
+        own = read_vae_config(model.path, key="model.path", subfolder="vae", revision=model.revision)
+    vae_dtype = choose_vae_dtype(model, own, dtype)
+    return read_vae_file(file, own, vae_dtype), vae_dtype, f"the VAE {file}"
 
 
 def skeleton_latent(
@@ -72,7 +88,7 @@ def skeleton_latent(
     """
     with unset_fake_temporarily():
         architecture = LATENTS.get(model.path) or read_architecture(model)
-        if model.vae is not None:
+        if model.vae is not None and model.vae_file is None:  # one file has the architecture of the model's own
             architecture = replace(architecture, vae=vae_architecture(model.vae, architecture.vae))
     parts = skeleton_parts(architecture, size=model.size)
     with unset_fake_temporarily():

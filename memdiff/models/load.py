@@ -21,10 +21,12 @@ from memdiff.models.config import (
     StableDiffusionConfig,
 )
 from memdiff.models.ddpm import load_ddpm, skeleton_ddpm
+from memdiff.models.folder import NETWORKS
 from memdiff.models.options import ModelOptions
 from memdiff.models.policy import Policy
 from memdiff.models.single_file_kinds import kind_of_file, shapes_of
 from memdiff.models.source import no_pipeline, quiet_hub
+from memdiff.models.variants import with_its_variant
 
 PIPELINE_KINDS = {
     "DDPMPipeline": "ddpm",
@@ -65,11 +67,13 @@ def check_kind(model: DdpmConfig | StableDiffusionConfig | SdxlConfig) -> None:
         raise ConfigError(f"model.path {model.path} holds a pipeline of kind {kind}; set model.kind: {kind}")
 
 
-def model_of(source: str, *, revision: str | None = None, variant: str | None = None) -> ModelConfig:
-    """The recipe section that a pipeline folder or hub id would have, everything else at its default."""
-    return TypeAdapter(ModelConfig).validate_python(
-        {"kind": pipeline_kind(source, revision=revision), "path": source, "revision": revision, "variant": variant}
-    )
+def model_of(
+    source: str, *, revision: str | None = None, variant: str | None = None, config: str | None = None
+) -> ModelConfig:
+    """The recipe section that a pipeline folder, a hub id or, with a `config`, one file would have, else by default."""
+    section = {"kind": pipeline_kind(source, revision=revision), "path": source, "revision": revision}
+    section |= {"variant": variant} | ({} if config is None else {"config": config})
+    return TypeAdapter(ModelConfig).validate_python(section)
 
 
 @contextmanager
@@ -92,6 +96,7 @@ def load_policy(model: ModelConfig, sampler: SamplerConfig, options: ModelOption
         model = embedded_source(model)
     check_kind(model)
     with told_in_one_line(model.path):
+        model = with_its_variant(model, NETWORKS)
         match model:
             case DdpmConfig():
                 return load_ddpm(model, sampler, options, device=device)

@@ -5,7 +5,6 @@ one or one without memory (on the meta device). What they report is read here, a
 """
 
 import logging
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,8 @@ from diffusers import DiffusionPipeline
 
 from memdiff.errors import ConfigError
 from memdiff.models.source import no_pipeline, quiet_hub
+from memdiff.models.variants import chosen_variant, variant_of, variants_in
 from memdiff.runtime.state_dicts import another_shape, kinds_of_numbers, refuse_other_weights
-
-# Plain, of a variant, one of several shards: diffusers has put the variant on either side of the shard's number.
-WEIGHTS = re.compile(
-    r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<before>[\w-]+?))?(-\d+-of-\d+)?(\.(?P<after>[\w-]+))?"
-    r"\.(safetensors|bin)"
-)
 
 _log = logging.getLogger(__name__)
 
@@ -133,15 +127,7 @@ def _files(folder: Path, variant: str | None) -> dict[str, Any]:
     """
     if not folder.is_dir():
         return {"variant": variant}
-    there = variants_in(folder)
-    if variant not in there:
-        variant = None
-    if there and None not in there and variant is None:
-        if len(there) > 1:
-            raise ConfigError(
-                f"{folder} holds weights of the variants {', '.join(sorted(map(str, there)))} alone; set model.variant"
-            )
-        (variant,) = there
+    variant = chosen_variant(variants_in(folder), variant, where=folder)
     options: dict[str, Any] = {"variant": variant}
     if not any(folder.glob("*.safetensors")):
         options["use_safetensors"] = False  # else diffusers speaks of an error before it reads the .bin file
@@ -150,16 +136,6 @@ def _files(folder: Path, variant: str | None) -> dict[str, Any]:
 
 def _in_full(folder: Path, variant: str | None) -> bool:
     """Whether a local folder's safetensors of the variant hold fp32, and floats of no other width."""
-    files = [file for file in folder.glob("*.safetensors") if _variant_of(file) == (variant,)]
+    files = [file for file in folder.glob("*.safetensors") if variant_of(file) == (variant,)]
     kinds = {kind for file in files for kind in kinds_of_numbers(file)}
     return {kind for kind in kinds if kind.startswith(("F", "BF"))} == {"F32"}
-
-
-def _variant_of(file: Path) -> tuple[str | None] | None:
-    match = WEIGHTS.fullmatch(file.name)
-    return (match["before"] or match["after"],) if match else None
-
-
-def variants_in(folder: Path) -> set[str | None]:
-    """Of the weights in a folder: `fp16` for diffusion_pytorch_model.fp16.safetensors, None for the plain file."""
-    return {variant[0] for file in folder.iterdir() if (variant := _variant_of(file)) is not None}

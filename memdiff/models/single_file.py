@@ -30,7 +30,7 @@ from memdiff.models.architectures import LatentArchitecture
 from memdiff.models.config import CLIP_TOKENIZER, SdxlConfig, StableDiffusionConfig
 from memdiff.models.latent import LatentParts
 from memdiff.models.networks import check_report, own_memory
-from memdiff.models.single_file_kinds import OPEN_CLIP, check_shapes
+from memdiff.models.single_file_kinds import OPEN_CLIP, check_shapes, check_vae_shapes
 from memdiff.models.source import quiet_hub
 from memdiff.models.vae_files import vae_class
 from memdiff.runtime.state_dicts import assign_strictly, read_safetensors
@@ -94,7 +94,7 @@ def read_single_file(
     if any(name.startswith("model_ema.") for name in tensors):
         _log.info("%s holds averaged weights (EMA) too; the plain ones are read, as diffusers does", file)
     tensors = {FLAT_CLIP.sub(r"\1text_model.", name): tensor for name, tensor in tensors.items()}
-    with _one_line(file):
+    with _one_line(f"model.path {file}", "a model"):
         weights = translated(tensors, architecture)
         del tensors
         unet = _network(UNet2DConditionModel, architecture.unet, weights["unet"], f"model.path {file}: unet", dtype)
@@ -115,6 +115,19 @@ def read_single_file(
         zero_negative=architecture.zero_negative,
         vae_name=vae[1],
     )
+
+
+def read_vae_file(file: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """A VAE of this config from one file: alone or within a whole model, by the original code's names or diffusers'.
+
+    Raises ConfigError in one line where the file holds none, or one of another architecture.
+    """
+    tensors = read_tensors(file)
+    check_vae_shapes(file, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    with _one_line(f"model.vae {file}", "a VAE"):
+        if not any("decoder.up_blocks." in name for name in tensors):
+            tensors = convert_ldm_vae_checkpoint(tensors, dict(config))
+        return _network(vae_class(config), config, tensors, f"model.vae {file}", dtype)
 
 
 def translated(tensors: Tensors, architecture: LatentArchitecture) -> dict[str, Tensors]:
@@ -155,15 +168,15 @@ def _text_encoder(kind: Any, config: CLIPTextConfig, tensors: Tensors, name: str
 
 
 @contextmanager
-def _one_line(file: Path) -> Iterator[None]:
+def _one_line(name: str, what: str) -> Iterator[None]:
     """diffusers' conversion ends in whatever exception an unusual file leads to."""
     try:
         yield
     except (KeyError, IndexError, AttributeError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ConfigError(
-            f"model.path {file}: diffusers can't translate its tensors' names ({type(error).__name__}: {reason}); it "
-            "must be a model in the layout of the original code, of the architecture that model.config says"
+            f"{name}: diffusers can't translate its tensors' names ({type(error).__name__}: {reason}); it must be "
+            f"{what} in the layout of the original code, of the model's architecture (model.config says which)"
         ) from None
 
 

@@ -109,6 +109,16 @@ def check_shapes(file: Path, shapes: Shapes, kind: str, *, with_vae: bool, with_
         )
 
 
+def check_vae_shapes(file: Path, shapes: Shapes) -> None:
+    """Raises ConfigError where the file holds no AutoencoderKL: alone, or within a whole model."""
+    own = {name.removeprefix(VAE) for name in shapes if name.startswith(VAE) or not any(VAE in name for name in shapes)}
+    if not {"decoder.conv_in.weight", "post_quant_conv.weight"} <= own:
+        raise ConfigError(
+            f"model.vae {file} holds no VAE of Stable Diffusion or SDXL; TAESD is read as a folder or hub id, such as "
+            "madebyollin/taesd"
+        )
+
+
 def _has(shapes: Shapes, part: str) -> bool:
     return any(name.startswith(UNET + part) for name in shapes)
 

@@ -10,6 +10,7 @@ incidents       What this process had to do in another way than it was planned, 
 memory_tags     What memory is for: a word that code may put on what it allocates, and that a ledger reads
 numbered        Files and folders that memdiff numbers: `round_000003`, `image_000012.png`, and no other name
 placement       The one function that moves things between a device and the host
+quiet_imports   Keeps from a person the advice that libraries give while they are imported. Imports none of them
 ranks           The ranks of a run and the few collectives it needs, one process or many
 section         The base of every recipe section. Imports pydantic only
 shipped_folder  Folders of data that ship with memdiff: beside the package in a checkout, inside it where installed

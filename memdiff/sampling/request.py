@@ -65,6 +65,7 @@ def make_request(
     out: Path | None,
     height: int | None = None,
     width: int | None = None,
+    config: str | None = None,
 ) -> SampleRequest:
     """Fills what was not given from the run's recipe, or from the sampler's defaults. Raises ConfigError."""
     if prompt is not None and prompts is not None:
@@ -72,7 +73,7 @@ def make_request(
     texts = read_prompt_file(prompts) if prompts is not None else () if prompt is None else (prompt,)
     mixed = [_mixed(word) for word in mix]
     window = None if adapter_steps is None else _window(adapter_steps)
-    resolved_source = locate(source, best=best, own_adapter=not mixed)
+    resolved_source = locate(source, best=best, own_adapter=not mixed, config=config)
     if resolved_source.adapter is not None:
         mixed = [(resolved_source.adapter, 1.0)]
     if not mixed and (lora_scale is not None or window is not None):

@@ -35,18 +35,24 @@ class Source:
     trained_in_full: bool = False
 
 
-def locate(source: str, *, best: bool, own_adapter: bool) -> Source:
+def locate(source: str, *, best: bool, own_adapter: bool, config: str | None = None) -> Source:
     """Of a run folder, a pipeline folder or file, a hub id or an embedded model's name. Raises ConfigError.
 
     `best`: the best evaluated weights of a run, not the last. Without `own_adapter` a run's adapter is left out, and
-    need not exist.
+    need not exist. `config`: as `model.config` of a recipe, for a model in one file.
     """
     run = RunFolder(Path(source))
+    if config is not None and not Path(source).is_file():
+        raise ConfigError(f"--config goes with a model in one file, and {source} is none; leave it out")
     if run.exists():
         return _of_run(source, run, best=best, own_adapter=own_adapter)
     if best:
         raise ConfigError(f"--best needs a run folder, got {source}")
-    model = EmbeddedConfig.model_validate({"kind": "embedded", "name": source}) if source in EMBEDDED else _of(source)
+    model = (
+        EmbeddedConfig.model_validate({"kind": "embedded", "name": source})
+        if source in EMBEDDED
+        else _of(source, config)
+    )
     guidance = GUIDANCE if takes_prompts(model) else None
     return Source(model, SamplerConfig(guidance=guidance), Path("samples"))
 
@@ -90,14 +96,15 @@ def _saved_as(folder: Path, model: ModelConfig) -> ModelConfig:
             return model.model_copy(update={"path": path, "revision": None, "variant": None, **kept})
 
 
-def _of(source: str) -> ModelConfig:
+def _of(source: str, config: str | None) -> ModelConfig:
     """A pipeline folder's, a checkpoint's in one file, or a hub id's."""
     try:
         pipeline = resolve_source(source, None, files=True)
+        config = None if config is None else resolve_source(config, None)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if Path(pipeline).is_dir() and not (Path(pipeline) / "model_index.json").is_file():
         raise ConfigError(f"{source} is neither a run folder (config.yaml) nor a pipeline folder (model_index.json)")
     from memdiff.models.load import model_of
 
-    return model_of(pipeline)
+    return model_of(pipeline, config=config)

@@ -123,6 +123,16 @@ def test_what_a_function_of_a_program_can_not_do() -> None:
         memdiff.sample("digits", guidence=2.0)
 
 
+def test_libraries_give_no_advice_while_they_are_imported() -> None:
+    """bitsandbytes does on processors of one kind alone, so that its logger is looked at, in the place of its words."""
+    code = (
+        "import logging, os, sys, memdiff; memdiff.read_recipe('digits_ddpo'); "
+        "print(*sorted({'torch', 'bitsandbytes'} & set(sys.modules)), os.environ['TRANSFORMERS_VERBOSITY'], "
+        "logging.getLogger('bitsandbytes.backends.cpu.ops').isEnabledFor(logging.WARNING))"
+    )
+    assert run_python("-c", code).stdout.split() == ["error", "False"]
+
+
 def test_no_name_of_the_library_is_a_rooms() -> None:
     """`memdiff.train` is a function whatever has been imported."""
     rooms = {path.name for path in Path(memdiff.__file__).parent.iterdir() if path.is_dir()}

@@ -96,6 +96,7 @@ BAD_VALUES = [
     ("reward.0={kind: python}", "reward.0.file is missing", ""),
     ("reward.0={kind: classifier, path: ./nowhere, label: male}", "reward.0.path:", "no such folder: ./nowhere"),
     ("model={kind: ddpm, path: /no/where}", "model.path:", "no such folder: /no/where"),
+    ("model={kind: ddpm, path: digits}", "model.path:", "model: {kind: embedded, name: digits}"),
     ("sampler.eta=0", "sampler.eta 0 has no density", "set sampler.eta to 1"),
     ("sampler.guidance=7.5", "sampler.guidance needs a text-to-image model", "embedded has no prompt"),
     ("method.per_prompt=true", "method.per_prompt needs prompts", "embedded has none"),

@@ -87,6 +87,7 @@ def test_fewer_images_the_second_time_leaves_none_over(tmp_path: Path) -> None:
         (["google/nothing-here"], "hf download google/nothing-here"),
         (["digits", "--num-images", "0"], "--num-images"),
         (["digits", "--steps", "1001"], "steps"),
+        (["digits", "--config", "digits_text"], "--config goes with a model in one file"),
         (["digits", "--best"], "--best needs a run folder"),
         (["digits", "--precision", "fp8"], "precision"),
     ],

@@ -228,6 +228,8 @@ MISTAKES = [
     (["a", "--reward", "pickscore"], "give --prompt"),
     (["a", "digits", "--prompt", "x"], "makes images without prompts"),
     (["digits_text", "digits"], "makes images from texts; give --prompt TEXT"),
+    (["a", "digits", "--height", "32"], "digits makes images of one size alone"),
+    (["a", "digits", "--config", "a"], "--config goes with a model in one file, and no source is one"),
     (["a", "digits", "--best"], "--best needs a run folder among the sources"),
     (["a", "a=digits", "--out", "."], "two sources are named a"),
     (["x=a", "a=digits", "--out", "."], "would be sampled into"),

@@ -4,20 +4,23 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
+from huggingface_hub import HfApi
 
 from memdiff.errors import ConfigError
 from memdiff.models.config import DdpmConfig, SamplerConfig, StableDiffusionConfig
+from memdiff.models.folder import NETWORKS
 from memdiff.models.load import load_policy, model_of, skeleton_policy
-from memdiff.models.networks import variants_in
 from memdiff.models.options import ModelOptions
 from memdiff.models.quiet import quiet_libraries
 from memdiff.models.scheduler import ddim_scheduler
+from memdiff.models.variants import variants_in, with_its_variant
 from memdiff.sampling.source import locate
 from tests.helpers.tiny import CPU, tiny_stable_diffusion_pipeline, tiny_unet
 
@@ -137,13 +140,15 @@ def test_other_vaes_are_refused_by_name(pipelines: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt", "model.gguf"])
 def test_files_where_folders_are_needed(name: str, tmp_path: Path):
-    """Of an unconditional model, of a VAE; a suffix that nothing is read from."""
+    """Of an unconditional model, of configs; a suffix that nothing is read from."""
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"is a file; (only the model of|give a diffusers)"):
         DdpmConfig(kind="ddpm", path=str(tmp_path / name))
     with pytest.raises(ValueError, match="is a file; "):
-        StableDiffusionConfig(kind="stable_diffusion", path="a/b", vae=str(tmp_path / name))
+        StableDiffusionConfig(kind="stable_diffusion", path="a/b", config=str(tmp_path / name))
     if name.endswith("gguf"):
+        with pytest.raises(ValueError, match="is a file; "):
+            StableDiffusionConfig(kind="stable_diffusion", path="a/b", vae=str(tmp_path / name))
         said = refusal(lambda: locate(str(tmp_path / name), best=False, own_adapter=True))
         assert "give a diffusers pipeline folder or a checkpoint in one file (.safetensors, .ckpt) or a hub id" in said
 
@@ -188,3 +193,27 @@ def test_a_pickle_among_the_weights_runs_nothing(pipelines: Path, tmp_path: Path
     file.unlink()
     assert "unet: " in refusal(lambda: load(folder))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "variant"),
+    [
+        (["unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"], None),
+        (["unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.fp16.safetensors"], "fp16"),
+        (["unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.safetensors"], "fp16"),
+        (["safety_checker/model.fp16.safetensors", "unet/diffusion_pytorch_model.bin"], None),
+        (["unet/diffusion_pytorch_model.fp16.bin", "unet/diffusion_pytorch_model.ema.bin"], ConfigError),
+    ],
+)
+def test_a_hub_id_without_plain_weights(files: list[str], variant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers fetches plain files alone where no variant is named: the only one that there is, is named for it."""
+    siblings = [SimpleNamespace(rfilename=name) for name in [*files, "model_index.json"]]
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=siblings))
+    model = StableDiffusionConfig(kind="stable_diffusion", path="nobody/half")
+    if variant is ConfigError:
+        with pytest.raises(ConfigError, match=r"variants ema, fp16 alone; set model\.variant"):
+            with_its_variant(model, NETWORKS)
+    else:
+        assert with_its_variant(model, NETWORKS).variant == variant
+    asked = model.model_copy(update={"variant": "ema"})
+    assert with_its_variant(asked, NETWORKS) is asked

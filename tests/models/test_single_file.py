@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
 from memdiff.errors import ConfigError
+from memdiff.evaluation.request import Options, prepare
 from memdiff.models import architectures, single_file
 from memdiff.models.config import SamplerConfig, SdxlConfig, StableDiffusionConfig
 from memdiff.models.folder import check_folder
@@ -307,3 +308,56 @@ def test_commands_take_a_file(tmp_path: Path) -> None:
     assert "is a file; give a diffusers pipeline folder or a checkpoint in one file" in refusal(
         lambda: locate(str(tmp_path / "notes.txt"), best=False, own_adapter=True)
     )
+
+
+def bare(tensors: Tensors) -> Tensors:
+    """A VAE's file as it was shared beside Stable Diffusion: without a prefix, with what only its training needs."""
+    own = {name.removeprefix("first_stage_model."): each for name, each in tensors.items() if "first_stage" in name}
+    return own | {"loss.logvar": torch.zeros(())}
+
+
+@pytest.mark.parametrize("layout", ["alone", "within a model", "by diffusers' names"])
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_a_vae_in_one_file(kind: str, layout: str, folders: Path, tmp_path: Path) -> None:
+    """The same decoder, bit for bit, for a pipeline's folder and for a model in one file."""
+    pipeline, file = PIPELINES[kind](), tmp_path / "vae.safetensors"
+    for parameter in pipeline.vae.parameters():
+        parameter.data.mul_(1.25)  # another VAE than the folder's
+    changed = {name: tensor.clone().contiguous() for name, tensor in in_one_file(pipeline).items()}
+    own = {name: tensor.contiguous() for name, tensor in pipeline.vae.state_dict().items()}
+    save_file({"alone": bare(changed), "within a model": changed}.get(layout, own), file)
+    of_folder = KINDS[kind](kind=kind, path=str(folders / kind), vae=str(file))
+    check_folder(of_folder)
+    save_file(tensors_of(kind), tmp_path / "model.safetensors")
+    for model in (of_folder, of_file(kind, tmp_path / "model.safetensors", folders, vae=str(file))):
+        decoder = load(model).networks["vae"].state_dict()
+        assert decoder and all(torch.equal(decoder[name], own[name]) for name in decoder)
+        skeleton = skeleton_policy(model, SamplerConfig(steps=3, guidance=2), ModelOptions(), device=CPU)
+        shapes = {name: tensor.shape for name, tensor in skeleton.networks["vae"].state_dict().items()}
+        assert shapes == {name: tensor.shape for name, tensor in decoder.items()}
+
+
+def test_what_is_no_vae_of_the_model_is_told(folders: Path, tmp_path: Path) -> None:
+    """Before anything is loaded where the names say it, in one line."""
+    model: dict[str, Any] = {"kind": "stable_diffusion", "path": str(folders / "stable_diffusion")}
+    tensors = tensors_of("stable_diffusion")
+    save_file({name: each for name, each in tensors.items() if "first_stage" not in name}, tmp_path / "no.safetensors")
+    said = refusal(lambda: check_folder(StableDiffusionConfig(**model, vae=str(tmp_path / "no.safetensors"))))
+    assert "no.safetensors holds no VAE of Stable Diffusion or SDXL" in said
+    narrow = {name: each for name, each in bare(tensors).items() if name != "decoder.mid.block_1.norm1.weight"}
+    save_file(narrow, tmp_path / "less.safetensors")
+    said = refusal(lambda: load(StableDiffusionConfig(**model, vae=str(tmp_path / "less.safetensors"))))
+    assert "less.safetensors" in said and "mid_block.resnets.0.norm1" in said
+
+
+def test_sample_and_eval_take_a_file_with_a_config(folders: Path, tmp_path: Path) -> None:
+    """The folder's configs and tokenizers, as a recipe's model.config; each image in the size that was asked for."""
+    file, config = tmp_path / "model.safetensors", str(folders / "stable_diffusion")
+    save_file(tensors_of("stable_diffusion"), file)
+    model = of_file("stable_diffusion", file, folders)
+    assert locate(str(file), best=False, own_adapter=True, config=config).model == model
+    (subject,) = prepare(
+        Options([f"mine={file}"], num_images=1, prompt="a", config=config, height=16, width=32)
+    ).subjects
+    assert subject.request is not None
+    assert subject.request.model == model.model_copy(update={"height": 16, "width": 32})
