@@ -69,7 +69,8 @@ class Sampled:
             "rounds": rows[-1]["round"],
             "rss_mib": [[round(_mean(some, "rss_mib", rank)) for some in (early, late)] for rank in (0, 1)],
             "rss_mib_a_round": [round(grown / rounds, 3) for grown in growth],
-            "descriptors": [[max(r["descriptors"][rank] for r in some) for some in (early, late)] for rank in (0, 1)],
+            # the fewest: a file that is being written just then is none that stays open
+            "descriptors": [[min(r["descriptors"][rank] for r in some) for some in (early, late)] for rank in (0, 1)],
             "seconds_a_round": round((rows[-1]["seconds"] - rows[0]["seconds"]) / (len(rows) - 1), 2),
         }
 
