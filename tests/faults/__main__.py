@@ -85,7 +85,7 @@ def verdict(result: Result) -> str:
     if result.skipped:
         return f"skipped: {result.skipped}"
     figures = f" {result.figures}" if result.figures else ""
-    return f"failed: {result.failure}" if result.failure else f"held, {result.seconds:.1f} s{figures}"
+    return f"failed: {result.failure}" if result.failure is not None else f"held, {result.seconds:.1f} s{figures}"
 
 
 def say(line: str) -> None:
