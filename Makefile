@@ -35,9 +35,9 @@ test-slow: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-# real runs, killed, stopped, frozen and starved, two at a time; `python -m tests.faults --all` and `make soak` take longer
+# real runs, killed, stopped, frozen and starved, two at a time; ONLY=early,orphans chooses; `make soak` takes longer
 faults: $(READY)
-	$(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.faults $(if $(ONLY),--only $(ONLY))
 
 soak: $(READY)
 	$(BIN)/python -m tests.faults --soak

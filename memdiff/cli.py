@@ -380,4 +380,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     use_expandable_segments()
     command: Any = typer.main.get_command(app)
     words = list(arguments) if arguments is not None else None
-    guarded(lambda: command(args=words, prog_name="memdiff", standalone_mode=False))
+    guarded(lambda: command(args=words, prog_name="memdiff", standalone_mode=False), words or sys.argv[1:])

@@ -62,8 +62,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"| {waits_of(row)} | {micro_batch + STEPS * step} |"
         )
     return "\n".join(lines) + (
-        "\n\nSimulated: operators of the training code on fake tensors, Stable Diffusion 1.5 at 512 x 512. A replay has "
-        "a piece a step here, each asked before it is added. What a wait costs on a card is not measured.\n"
+        "\n\nSimulated: operators of the training code on fake tensors, Stable Diffusion 1.5 at 512 x 512. A replay "
+        "has a piece a step here, each asked before it is added. What a wait costs on a card is not measured.\n"
     )
 
 

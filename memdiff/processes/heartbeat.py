@@ -16,7 +16,8 @@ WAITING = "waiting for the other ranks"
 LOADING_SECONDS = 7200.0  # until the first round: downloads, compilers
 STOPPING_SECONDS = 20.0  # without a landmark, once a stop was asked for
 MEETING, MEETING_SECONDS = "meeting the other ranks", 2.0  # the same where there is nothing yet to let go of
-UNHURRIED = ("apply", "save")  # a stop does not shorten these
+OF_DEEPSPEED = ("apply", "save")  # places of which DeepSpeed's own work, with collectives in it, is a part
+UNHURRIED = OF_DEEPSPEED  # a stop does not shorten these
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Beat:
 
     @property
     def waits(self) -> bool:
-        """Whether other ranks are what it waits for."""
-        return self.place.startswith(WAITING)
+        """Whether other ranks may be what it waits for: DeepSpeed meets them too, and says nothing of it."""
+        return self.place.startswith((WAITING, *OF_DEEPSPEED))
 
 
 class Heartbeat:

@@ -22,7 +22,7 @@ def begin_rank() -> tuple[Stops, Heartbeat]:
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # the watchdog's; it needs no Python to run
     landmarks.show(heartbeat.beat)
     landmarks.go_to("loading")
-    read, write = os.pipe()
+    read, write = os.pipe()  # both ends stay open here: a pipe that breaks with the watcher is a line for each signal
     for descriptor in (read, write):
         os.set_blocking(descriptor, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # written to even while this process hangs in C
@@ -30,7 +30,6 @@ def begin_rank() -> tuple[Stops, Heartbeat]:
     watch_ancestors(
         f"--page={heartbeat.descriptor}", f"--requests={read}", descriptors=(heartbeat.descriptor, read)
     )  # fmt: skip
-    os.close(read)
     landmarks.observe(lambda _: stops.check())
     if VARIABLE in os.environ:
         landmarks.observe(Fault.parse(os.environ[VARIABLE]).strike)

@@ -63,7 +63,7 @@ def watch(
     label: str, rank: str, ancestors: dict[str, str], watchdog: Watchdog | None = None, connection: str | None = None
 ) -> None:
     """Waits for the end of the rank, of an ancestor or of patience; then the rank, all it started, and its launcher are
-    killed."""
+    killed, the latter not where the rank had been asked to stop."""
     while lives(rank):
         if first_gone(ancestors) is not None:
             # Asked again: another rank's watcher may have ended a launcher since the outermost one was looked at.
@@ -75,11 +75,12 @@ def watch(
             kill([pid_of(rank)], signal.SIGHUP)
             connection = None
         problem = watchdog.problem(pid_of(rank), time.monotonic()) if watchdog else None
-        if problem is not None:
+        if problem is not None and watchdog is not None:
             _say(f"{label} {problem}; the ranks' stacks follow, and the same command goes on from the last checkpoint")
             kill(_ranks_beside(pid_of(rank)), SHOW_STACKS)
             time.sleep(SECONDS_FOR_STACKS)
-            _kill(rank, ancestors)
+            # A launcher that asks, since another rank has ended, knows with which exit code, and waits for this one.
+            _kill(rank, ancestors if watchdog.asked is None else {})
             return
         time.sleep(SECONDS_BETWEEN_LOOKS)
 

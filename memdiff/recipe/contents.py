@@ -49,6 +49,11 @@ def contents_of(recipe: Recipe, ds_config: Path | None = None) -> Contents:
     return contents | {DS_CONFIG: {"": _hash(json.dumps(deciding, sort_keys=True).encode())}}
 
 
+def paths_of(recipe: Recipe) -> list[str]:
+    """Every local file and folder that a recipe names."""
+    return [path for _, path, _ in _paths(recipe)]
+
+
 def changed_contents(before: Mapping[str, Any], after: Contents) -> list[str]:
     """What differs, as a person would look for it: the key and the file. A key that `before` lacks is not compared."""
     changes = []

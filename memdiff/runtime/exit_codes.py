@@ -1,18 +1,21 @@
 """The outermost frame of every program: errors become one line on stderr and an exit code. No torch."""
 
 import logging
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import typer
 
 from memdiff.errors import EXIT_STOPPED, CheckpointError, MemdiffError, StopRequested
+from memdiff.runtime.file_errors import line_about
 
 
-def guarded(action: Callable[[], Any]) -> NoReturn:
-    """Exits with what `action` returns (None: 0); every error of ours is one line on stderr and its exit code."""
+def guarded(action: Callable[[], Any], words: Sequence[str] = ()) -> NoReturn:
+    """Exits with what `action` returns (None: 0); every error of ours is one line on stderr and its exit code.
+
+    So is what the disk does, and a file that `words`, the command line's, name; another file's absence is a bug.
+    """
     quiet_bitsandbytes()
     if logging.lastResort is not None:  # what prints warnings where no handler is set up
         logging.lastResort.setFormatter(HarmlessFormatter())
@@ -27,18 +30,14 @@ def guarded(action: Callable[[], Any]) -> NoReturn:
     except StopRequested as request:
         code = _say(EXIT_STOPPED, str(request))
     except OSError as error:
-        if error.filename is None:  # no file is to blame
+        message = line_about(error, words) if error.errno is not None else None
+        if message is None:
             raise
-        code = _say(CheckpointError.exit_code, f"{_name_of(error.filename)} can't be used: {error.strerror or error}")
+        code = _say(CheckpointError.exit_code, message)
     except (KeyboardInterrupt, typer.Abort):
         code = _say(EXIT_STOPPED, "stopped")
     sys.stdout.flush()
     sys.exit(code or 0)
-
-
-def _name_of(file: object) -> str:
-    """A file's name as an OSError has it, which may be bytes or a descriptor."""
-    return os.fsdecode(file) if isinstance(file, str | bytes) else str(file)
 
 
 def harmless(text: str) -> str:

@@ -13,6 +13,7 @@ from memdiff.processes.stops import Stops
 from memdiff.recipe.mistakes import listed_mistakes
 from memdiff.recipe.reading import read_recipe
 from memdiff.recipe.recipe import Recipe
+from memdiff.runtime.file_errors import line_about
 from memdiff.training.before_launch import check_arguments, check_before_launch
 from memdiff.training.copied_run import bring_run
 from memdiff.training.hostfile import read_hostfile
@@ -54,7 +55,10 @@ def train_recipe(
                 resume_from=resume_from, ds_config=ds_config, dry_run=dry_run,
             )  # fmt: skip
     except OSError as error:
-        raise CheckpointError(f"{error.filename or 'a file'} can't be used: {error.strerror or error}") from None
+        message = line_about(error, [recipe, out or "runs", resume_from or ds_config or hostfile or recipe])
+        if message is None:
+            raise
+        raise CheckpointError(message) from None
 
 
 def _train(

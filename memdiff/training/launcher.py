@@ -173,18 +173,25 @@ def how_it_ended(launched: Launched | OnHosts, code: int, log: Path) -> str:
         return launched.how
     who = launched.first_gone or "the deepspeed launcher"
     signal_number = -code if code < 0 else 256 - code
-    if launched.cleared and last_error(log):
+    if launched.cleared and last_error(log, of=launched.first_gone):
         signal_number = 0  # the launcher's is memdiff's own, which killed it; the rank left a traceback
     if 0 < signal_number < 65 and (code < 0 or launched.first_gone) and signal_number in set(signal.Signals):
         return f"{who} was killed by {signal.Signals(signal_number).name}"
     return f"{who} ended without a word (launcher exit code {code}{last_error(log)}); see {log}"
 
 
-def last_error(log: Path) -> str:
-    """The last line of the log that a traceback may have ended with: `, TypeError: ...`; empty where there is none."""
+def last_error(log: Path, *, of: str | None = None) -> str:
+    """The last line of the log that a traceback may have ended with: `, TypeError: ...`; empty where there is none.
+
+    `of`: a rank, `rank N (pid P)`; lines that torch says are another's, as after the loss of this one, are left out.
+    """
     with suppress(OSError):
         for line in reversed(log.read_text(errors="replace").splitlines()):
-            words = line.removeprefix("[rank").partition("]: ")[2] if line.startswith("[rank") else line
+            whose, _, rest = line.partition("]: ")
+            is_marked = re.fullmatch(r"\[rank\d+", whose) is not None
+            if is_marked and of is not None and not of.startswith(f"rank {whose.removeprefix('[rank')} "):
+                continue
+            words = rest if is_marked else line
             if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", words):
                 return f", {words[:200]}"
     return ""

@@ -17,8 +17,10 @@ from memdiff.methods.micro_batches import fits
 from memdiff.models.policy import decode_what_fits
 from memdiff.processes.heartbeat import Heartbeat
 from memdiff.processes.stops import Stops
+from memdiff.recipe.contents import paths_of
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.normalise import from_json
+from memdiff.runtime.file_errors import line_about
 from memdiff.runtime.ranks import Ranks, ranks_of_this_process
 from memdiff.runtime.units import duration
 from memdiff.training.bookkeeping import closing, open_loggers
@@ -61,7 +63,7 @@ def train_rank(
             start_process_group(ranks)
             ranks.barrier()
             refuse_other_folders(folder, ranks)
-        with one_line():
+        with one_line(folder.path, *paths_of(recipe)):
             return _train_in(folder, recipe, ranks, resume, ds_config_file, stops, heartbeat)
 
 
@@ -75,12 +77,15 @@ def check_launch(recipe: Recipe, ranks: Ranks) -> None:
 
 
 @contextmanager
-def one_line() -> Iterator[None]:
-    """What a disk or a lost rank raises, in the words of ours."""
+def one_line(*named: object) -> Iterator[None]:
+    """What a disk, one of the files that a person `named`, or a lost rank raises, in the words of ours."""
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"{error.filename or 'a file'} can't be used: {error.strerror or error}") from None
+        message = line_about(error, named)
+        if message is None:
+            raise
+        raise CheckpointError(message) from None
     except RuntimeError as error:
         if any(words in str(error) for words in SAID_OF_A_LOST_RANK):
             raise PeerError(f"{LOST}: {str(error).splitlines()[0][:200]}") from None

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from memdiff.chain.noise import Noise, Stream
+from memdiff.runtime.ranks import Ranks
 from tests.helpers.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +97,22 @@ def test_no_two_draws_are_alike():
     draws += [make(round_number=round_number).initial([image]) for round_number in (0, 1) for image in (0, 1)]
     pairs = [tuple(pair) for draw in draws for pair in draw.view(-1, 2).tolist()]
     assert len(set(pairs)) == len(pairs) == 36 * math.prod(SHAPE) // 2
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_the_noise_of_one(world_size: int):
+    """Each draws for its own images: together what one rank draws, no two alike, and in a process that resumes too,
+    which has nothing but the round's number."""
+    images, steps = 10, 3
+
+    def drawn(rank: int, of: int) -> torch.Tensor:
+        noise = Noise(seed=3, stream=Stream.ROLLOUT, round_number=7, shape=(1, 4, 4))
+        block = Ranks(rank, of, torch.device("cpu")).block(images)
+        return torch.cat([noise.initial(block)] + [noise.step(block, step) for step in range(steps)], dim=1)
+
+    together = torch.cat([drawn(rank, world_size) for rank in range(world_size)])
+    assert torch.equal(together, drawn(0, 1))
+    assert len(torch.unique(together.flatten(0, 1).flatten(1), dim=0)) == images * (steps + 1)
 
 
 def test_the_parts_of_the_counter_do_not_mix():

@@ -3,6 +3,7 @@
 The shortest inputs of what `python -m tests.fuzz` came upon, each under the mechanism that answers it.
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -183,6 +184,31 @@ def test_what_cannot_be_opened_is_one_line(tmp_path: Path, capsys: Any) -> None:
     assert "\x1b" not in said
     with pytest.raises(OSError, match="nameless"):
         guarded(lambda: (_ for _ in ()).throw(OSError("nameless")))
+
+
+@pytest.mark.parametrize("word", ["", "{}", "{}/scores.json", "--json={}/scores.json"])
+def test_a_file_that_nobody_named_is_a_bug(word: str, tmp_path: Path, capsys: Any) -> None:
+    """What is not there stays a traceback unless the command line names it, or the folder that it is to be in."""
+    words = ["report", word.format(tmp_path / "place")]
+    with pytest.raises(SystemExit if word else FileNotFoundError):
+        guarded((tmp_path / "place" / "scores.json").read_bytes, words)
+    said = capsys.readouterr().err
+    assert not word or (said.startswith("memdiff: error[5]: ") and "scores.json can't be used: No such file" in said)
+
+
+def test_of_the_machine_and_of_the_package(tmp_path: Path, capsys: Any) -> None:
+    """A full disk is nobody's mistake, whatever it was that was to be written; a file of the package is ours to have,
+    also where a person names the folder of the checkout."""
+
+    def is_full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(SystemExit) as caught:
+        guarded(is_full)
+    assert caught.value.code == 5 and "No space left" in capsys.readouterr().err
+    of_ours = Path(guarded.__code__.co_filename).parents[1] / "no.json"
+    with pytest.raises(FileNotFoundError, match=r"no\.json"):
+        guarded(of_ours.read_bytes, ["report", str(of_ours.parents[1])])
 
 
 @pytest.mark.parametrize("key", ["KIND", "kinds", "knd", "qkind"])

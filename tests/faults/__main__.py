@@ -1,7 +1,7 @@
-"""`python -m tests.faults [--all | --soak] [--only NAMES] [--jobs N] [--json FILE]`: trials on real runs, and a table.
+"""`python -m tests.faults [--all | --soak] [--only NAMES] [--jobs N] [--seconds S] [--json FILE]`: trials, and a table.
 
-Exit code 1 where one failed. Without a flag: those of every commit, in minutes. `--all`: what takes an hour or needs a
-machine of one's own (root, namespaces, mounts); `--soak`: hours.
+They strike real runs. Exit code 1 where one failed. Without a flag: those of every commit, in minutes. `--all`: what
+takes an hour or needs a machine of one's own (root, namespaces, mounts); `--soak`: hours.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from tests.faults import disks, mistakes, several_hosts, soak, trials
@@ -30,6 +31,7 @@ EACH_COMMIT: dict[str, Trial] = {
 MORE: dict[str, Trial] = {
     "stops_more": trials.more_stops,
     "frozen_more": trials.more_hung,
+    "orphans_more": trials.more_orphans,
     "namespaces": several_hosts.in_namespaces,
     "disks": disks.small_and_read_only,
     "mistakes": mistakes.under_the_bare_launcher,
@@ -45,8 +47,10 @@ def main() -> int:
     parser.add_argument("--soak", action="store_true", help="the long ones")
     parser.add_argument("--only", default="", help=f"of {', '.join(every)}; separated by commas")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--seconds", type=float, default=soak.SECONDS, help="of kills at random moments")
     parser.add_argument("--json", type=Path, help="also write the results here")
     arguments = parser.parse_args()
+    every["random"] = partial(soak.random_kills, seconds=arguments.seconds)
     chosen = SOAK if arguments.soak else EACH_COMMIT | MORE if arguments.all else EACH_COMMIT
     names = arguments.only.split(",") if arguments.only else list(chosen)
     results: list[Result] = []
@@ -81,7 +85,7 @@ def verdict(result: Result) -> str:
     if result.skipped:
         return f"skipped: {result.skipped}"
     figures = f" {result.figures}" if result.figures else ""
-    return f"failed: {result.failure}" if result.failure else f"held, {result.seconds:.1f} s{figures}"
+    return f"failed: {result.failure}" if result.failure is not None else f"held, {result.seconds:.1f} s{figures}"
 
 
 def say(line: str) -> None:

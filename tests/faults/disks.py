@@ -2,18 +2,19 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.faults.results import Result, attempt, struck
-from tests.faults.runs import Run, last_round, rows, status, train, trained, write_recipe
+from tests.faults.runs import SECONDS_TO_END, Run, last_round, rows, status, train, trained, write_recipe
 
 
 @contextmanager
 def tmpfs(place: Path, mib: int) -> Iterator[None]:
     """A file system of so many MiB at `place`. OSError where mounts are not permitted."""
-    place.mkdir()
+    place.mkdir(parents=True)
     words = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(place)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -25,8 +26,13 @@ def tmpfs(place: Path, mib: int) -> Iterator[None]:
 
 
 def remount(place: Path, options: str) -> None:
-    """Changes a mounted file system."""
-    subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+    """Changes a mounted file system; to read-only as soon as no file of it is open to be written."""
+    deadline = time.monotonic() + SECONDS_TO_END
+    while subprocess.run(
+        ["mount", "-o", f"remount,{options}", str(place)], capture_output=True, check=False
+    ).returncode:
+        assert time.monotonic() < deadline, f"{place} can't be mounted again with {options}"
+        time.sleep(0.05)
 
 
 def small_and_read_only(folder: Path) -> Iterator[Result]:
@@ -37,12 +43,16 @@ def small_and_read_only(folder: Path) -> Iterator[Result]:
     disk = folder / "disk"
     try:
         with tmpfs(disk, 200):
-            yield from _trials(folder, disk)
+            yield from _small(folder, disk)
+        out = folder / "read_only"
+        # the run's own log stays open, so that not all of its folder can turn read-only
+        with tmpfs(out / "checkpoints", 200):
+            yield from _read_only(folder, out)
     except OSError as error:
         yield Result("R9", "a small disk and a read-only one", 0.0, None, skipped=f"mounts are not permitted: {error}")
 
 
-def _trials(folder: Path, disk: Path) -> Iterator[Result]:
+def _small(folder: Path, disk: Path) -> Iterator[Result]:
     recipe, out, ballast = write_recipe(folder / "disk.yaml", run={"rounds": 12}), disk / "run", disk / "ballast"
     run = train(recipe, out)
 
@@ -69,17 +79,22 @@ def _trials(folder: Path, disk: Path) -> Iterator[Result]:
 
     yield attempt("R9", "a disk fills up and stays full", full, stays_full)
     ballast.unlink(missing_ok=True)
-    again, before = train(recipe, out), last_round(out)
+    last, at = train(recipe, out), last_round(out)
+    yield attempt("R9", "and has room again: the run goes on", last, lambda: _goes_on(last, out, at))
+
+
+def _read_only(folder: Path, out: Path) -> Iterator[Result]:
+    recipe = write_recipe(folder / "read_only.yaml", run={"rounds": 200})
+    run = train(recipe, out)
 
     def turns_read_only() -> float:
-        again.until(trained(out, before + 1))
+        run.until(trained(out, 2))
         try:
-            struck(again, lambda: remount(disk, "ro"), 5, "in a row", 60.0)
+            return struck(run, lambda: remount(out / "checkpoints", "ro"), 5, "in a row", 60.0)
         finally:
-            remount(disk, "rw")
-        return 0.0
+            remount(out / "checkpoints", "rw")
 
-    yield attempt("R9", "a disk turns read-only", again, turns_read_only)
+    yield attempt("R9", "the checkpoints' disk turns read-only", run, turns_read_only)
     last, at = train(recipe, out), last_round(out)
     yield attempt("R9", "and can be written again: the run goes on", last, lambda: _goes_on(last, out, at))
 

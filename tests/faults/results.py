@@ -55,7 +55,7 @@ def attempt(target: str, what: str, run: Run, action: Callable[[], float]) -> Re
     try:
         return Result(target, what, action(), None)
     except AssertionError as error:
-        return Result(target, what, 0.0, " ".join(str(error).split())[:1500])
+        return Result(target, what, 0.0, " ".join((str(error) or "an assertion").split())[:1500])
     finally:
         run.clear()
 

@@ -32,6 +32,19 @@ RECIPE: dict[str, Any] = {
 }
 
 
+# What a method's recipe has in the place of RECIPE's sections.
+OF_METHOD: dict[str, dict[str, Any]] = {
+    "sft_pg": {
+        "sampler": {"steps": 4, "sub_schedule": "quadratic", "final_std": 0.001},
+        "method": {
+            "real": {"kind": "digits"}, "critic_steps": 2, "generator_updates": 2, "minibatch": 8, "warmup_rounds": 1,
+            "critic": {"widths": [8, 16, 16]}, "value": {"width": 16},
+        },
+        "reward": None,
+    },
+}  # fmt: skip
+
+
 class Run:
     """A command, its folder, and all processes that follow from it: they have a mark in their environment."""
 

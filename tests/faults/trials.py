@@ -10,14 +10,26 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.faults.results import Result, attempt, struck
-from tests.faults.runs import Run, last_round, rows, signalled, status, to_the_end, train, trained, write_recipe
+from tests.faults.results import PATIENCE, SECONDS_FOR_ORPHANS, Result, attempt, struck
+from tests.faults.runs import (
+    OF_METHOD,
+    Run,
+    last_round,
+    rows,
+    signalled,
+    status,
+    to_the_end,
+    train,
+    trained,
+    write_recipe,
+)
 
 POINTS = (
     "rollout", "reward", "train", "apply", "save.begin", "save.after_shard", "save.before_manifest",
     "save.before_rename", "save.after_rename", "retention",
 )  # fmt: skip
-WATCHDOG_SECONDS = 12.0
+WATCHDOG_SECONDS = 20.0  # far more than a save of the small model takes on a busy machine
+NO_PROGRESS = f"made no progress for {WATCHDOG_SECONDS:g} s"
 
 
 def kills_before_the_update(folder: Path) -> Iterator[Result]:
@@ -32,7 +44,9 @@ def kills_in_a_save(folder: Path) -> Iterator[Result]:
 
 def kills_at_points(folder: Path, points: tuple[str, ...], method: str = "reinforce") -> Iterator[Result]:
     """R1, R5 and R11: kill -9 of a rank at each fault point, one after the other, then to the end."""
-    recipe = write_recipe(folder / f"{method}.yaml", method={"kind": method})
+    sections = OF_METHOD.get(method, {})
+    changes = sections | {"method": sections.get("method", {}) | {"kind": method}}
+    recipe = write_recipe(folder / f"{method}.yaml", **changes)
     out = folder / f"points_{method}"
     for point in points:
         rank = 1 if point.startswith(("rollout", "train", "apply")) else 0  # the first rank writes
@@ -139,7 +153,7 @@ def frozen_and_hung(folder: Path) -> Iterator[Result]:
 
     def freeze() -> float:
         run.until(trained(out, 1))
-        words, seconds = "rank 1 made no progress for 12 s", WATCHDOG_SECONDS + 15
+        words, seconds = f"rank 1 {NO_PROGRESS}", WATCHDOG_SECONDS + 15
         took = struck(run, signalled(run, "rank 1", signal.SIGSTOP), 6, words, seconds)
         assert "Current thread" in (out / "launcher.log").read_text(), "no stacks in the log"
         return took
@@ -163,7 +177,7 @@ def more_hung(folder: Path) -> Iterator[Result]:
 
     def hang() -> float:
         hung.until(trained(out, 1))
-        return struck(hung, lambda: None, 6, "rank 0 made no progress for 12 s", WATCHDOG_SECONDS + 20)
+        return struck(hung, lambda: None, 6, f"rank 0 {NO_PROGRESS}", WATCHDOG_SECONDS + 20)
 
     yield attempt("R6", "rank 0 hangs in C, in a piece", hung, hang)
     recipe, other = hanging_reward(folder), folder / "reward"
@@ -178,14 +192,31 @@ def more_hung(folder: Path) -> Iterator[Result]:
 
 def orphans(folder: Path) -> Iterator[Result]:
     """R8: kill -9 of memdiff, the runner or launch.py; nothing lives 5 s later, and memdiff does not say 0."""
+    yield from _orphans(folder, ("launch.py", "runner", "memdiff"))
+
+
+def more_orphans(folder: Path) -> Iterator[Result]:
+    """R8: the same kills again, and those of ranks."""
+    yield from _orphans(folder, 3 * ("launch.py", "runner", "memdiff", "rank 0", "rank 1"))
+
+
+def _orphans(folder: Path, victims: tuple[str, ...]) -> Iterator[Result]:
     recipe = write_recipe(folder / "orphans.yaml", run={"rounds": 500})
     out = folder / "orphans"
-    for whom in ("launch.py", "runner"):
+    for whom in victims:
         run, before = train(recipe, out), last_round(out)
 
         def action(run: Run = run, whom: str = whom, before: int = before) -> float:
             run.until(trained(out, before + 1 if before >= 0 else 1))
-            return struck(run, signalled(run, whom, signal.SIGKILL), 6, "is gone, so rank", 10.0)
+            strike = signalled(run, whom, signal.SIGKILL)
+            if whom != "memdiff":
+                words = "was killed by SIGKILL" if whom.startswith("rank") else "is gone, so rank"
+                return struck(run, strike, 6, words, 10.0)
+            strike()
+            begun = time.monotonic()
+            run.process.wait()
+            assert run.orphans(PATIENCE * SECONDS_FOR_ORPHANS) == [], "processes live on"
+            return time.monotonic() - begun
 
         yield attempt("R8", f"kill -9 of {whom}", run, action)
 
@@ -211,7 +242,8 @@ def failing_writes(folder: Path) -> Iterator[Result]:
     )
 
     def ends() -> float:
-        return struck(again, lambda: None, 5, "that is the third time in a row", 600.0)
+        struck(again, lambda: None, 5, "that is the third time in a row", 600.0)
+        return 0.0  # nothing is struck at a moment of its own
 
     yield attempt("R9", "every save fails on rank 0", again, ends)
     after = train(write_recipe(folder / "full.yaml", run={"rounds": 4}), out)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,8 +97,11 @@ def test_a_bound_process_is_killed_with_its_parent(tmp_path: Path, ended: list) 
 
 
 def test_a_bound_process_ends_where_its_parent_is_gone_already(tmp_path: Path) -> None:
-    """Killed between fork and the call to the kernel: the parent's number no longer fits."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), ancestors.VARIABLE: "memdiff=1:1"}
+    """Killed between fork and the call to the kernel: the parent's number no longer fits.
+
+    Any other number will do; that of init may be this process's own, where it is a container's first.
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), ancestors.VARIABLE: f"memdiff={os.getpid() + 1}:1"}
     done = subprocess.run(bound_command("this"), env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 6 and done.stdout == ""
     environment |= bound_environment()
@@ -170,14 +174,49 @@ def test_a_launcher_that_ended_before_its_rank_looked_is_missed(killed: str, tmp
     assert f"{killed} is gone, so rank 0 ends too" in runner.stderr.read()
 
 
-def test_a_launcher_that_is_ending_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel takes a killed process's command line away before its children are adopted."""
-    monkeypatch.setenv(ancestors.SET_BY_LAUNCH, "0")
-    assert ancestors.ancestors() == {}
-    monkeypatch.setattr(ancestors, "words_of", lambda pid: [])
-    assert ancestors.ancestors() == {"deepspeed's launch.py": ancestors.GONE}
-    monkeypatch.setattr(ancestors, "words_of", lambda pid: [ancestors.LAUNCH] if pid == os.getppid() else [])
-    assert list(ancestors.ancestors().values()) == [identity(os.getppid()), ancestors.GONE]
+ENDING = """
+import os
+from memdiff.processes import ancestors
+assert ancestors.ancestors() == {}, "its parent lives, and is no launcher"
+ancestors.words_of = lambda pid: []
+assert ancestors.ancestors() == {"deepspeed's launch.py": ancestors.GONE}
+ancestors.words_of = lambda pid: [ancestors.LAUNCH] if pid == os.getppid() else []
+assert list(ancestors.ancestors().values()) == [ancestors.identity(os.getppid()), ancestors.GONE]
+"""
+
+
+def test_a_launcher_that_is_ending_has_ended(ended: list) -> None:
+    """The kernel takes a killed process's command line away before its children are adopted.
+
+    In a process that this one started: of this one's own parent, nothing can be seen where it is a container's first.
+    """
+    child = python(ENDING, **{ancestors.SET_BY_LAUNCH: "0"})
+    ended.append(child)
+    _, said = child.communicate(timeout=SECONDS)
+    assert child.returncode == 0, said
+
+
+WITHOUT_WATCHER = """
+import os, signal, time
+from memdiff.processes.identity import children, kill
+from memdiff.processes.rank import begin_rank
+stops, _ = begin_rank()
+assert len(children(os.getpid())) == 1
+kill(children(os.getpid()))
+while children(os.getpid()):
+    time.sleep(0.02)
+os.kill(os.getpid(), signal.SIGUSR1)
+assert stops.requested
+"""
+
+
+def test_a_signal_after_the_watchers_end_says_nothing(ended: list) -> None:
+    """As launch.py's SIGTERM to a rank that is ending: Python writes each signal into the pipe that the watcher read,
+    and of one that is broken says so in the log, where the cause of a run's end is looked for."""
+    rank = python(WITHOUT_WATCHER, **{ancestors.VARIABLE: f"memdiff={own_identity()}", "RANK": "0"})
+    ended.append(rank)
+    _, said = rank.communicate(timeout=SECONDS)
+    assert rank.returncode == 0 and said == "", said
 
 
 FORKING_RANK = """
@@ -188,6 +227,40 @@ if os.fork() == 0:  # as before the exec of a compiler, on a machine where that 
 time.sleep(1.5 + 9)
 os._exit(3)
 """
+
+
+DEAF_RANK = """
+import pathlib, signal, sys, time
+from memdiff.processes.stops import BLOCKED
+for number in BLOCKED:
+    signal.signal(number, signal.SIG_IGN)
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(300)
+"""
+
+
+def test_a_second_request_ends_what_the_first_did_not(tmp_path: Path, ended: list) -> None:
+    """A rank that no request reaches, as one that hangs in C: the first leaves it time, the second kills it."""
+    file = tmp_path / "deaf"
+    command = [sys.executable, "-c", DEAF_RANK, str(file), "memdiff", "--local_rank=0"]
+    environment = os.environ | {"RANK": "0", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, start_new_session=True, env=environment)
+    ended.append(process)
+    until(file.is_file, "the rank did not start")
+    stops = Stops(lambda: None)
+    launched = Launched(process, stops)
+    stops.ask(signal.SIGTERM)
+    alive: list[bool] = []
+
+    def asks_again() -> None:
+        alive.append(process.poll() is None)
+        launched.end_at_once()
+
+    timer = threading.Timer(2.0, asks_again)
+    timer.start()
+    assert launched.wait() == -signal.SIGKILL and alive == [True]
+    assert [pid_of(rank) for rank in launched.ranks] == [process.pid] and launched.is_urgent
+    timer.join()
 
 
 def test_the_end_of_a_ranks_child_is_not_a_ranks() -> None:

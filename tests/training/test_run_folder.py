@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from memdiff.engine.checkpoint import Checkpoints
+from memdiff.engine.checkpoint import MANIFEST, STATE, Checkpoints, _write_manifest
 from memdiff.engine.engine import DeepSpeedEngine
 from memdiff.errors import CheckpointError, ConfigError
 from memdiff.processes import ancestors
@@ -157,6 +157,42 @@ def test_copies_that_people_make_are_left_alone(checkpoints: Checkpoints, copies
     assert names(checkpoints.folder) == sorted([*copies, "round_000005", "round_000006"])
     checkpoint = checkpoints.latest()
     assert checkpoint is not None and checkpoint[1]["round"] == 6
+
+
+class _Loaded(_Shards):
+    """One whose shards of some rounds can't be read, though their manifests verify."""
+
+    def __init__(self, *damaged: int) -> None:
+        self.damaged, self.tried = damaged, []
+
+    def load(self, folder: Path) -> None:
+        self.tried.append(int(folder.name.removeprefix("round_")))
+        if self.tried[-1] in self.damaged:
+            raise RuntimeError("PytorchStreamReader failed reading zip archive")
+
+
+def test_what_verifies_and_can_not_be_loaded_is_passed_over(checkpoints: Checkpoints) -> None:
+    """The one before is taken, with a line; where there is none, exit code 5 and never a start from nothing."""
+    said: list[str] = []
+    checkpoints._say = said.append
+    engine = _Loaded(4)
+    restored = checkpoints.restore(cast(DeepSpeedEngine, engine))
+    assert restored is not None and restored[1]["round"] == 3 and engine.tried == [4, 3]
+    assert len(said) == 1 and "round_000004: rank 0 can't load it: PytorchStreamReader failed" in said[0]
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints in .* can be loaded") as refused:
+        checkpoints.restore(cast(DeepSpeedEngine, _Loaded(3, 4)))
+    assert refused.value.exit_code == 5
+
+
+def test_another_number_of_ranks_is_refused(checkpoints: Checkpoints) -> None:
+    """Its shards are those of as many ranks: both numbers are named, and what to do."""
+    path = checkpoints.folder / "round_000004"
+    (path / STATE).write_text(json.dumps(json.loads((path / STATE).read_text()) | {"world_size": 4}))
+    (path / MANIFEST).unlink()
+    _write_manifest(path)
+    with pytest.raises(CheckpointError, match=r"by 4 ranks and this run has 1; start it with --gpus 4$") as refused:
+        checkpoints.latest()
+    assert refused.value.exit_code == 5
 
 
 def test_foreign_folders_alone_are_no_checkpoints(tmp_path: Path) -> None:

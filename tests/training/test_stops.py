@@ -14,15 +14,17 @@ import pytest
 
 from memdiff.errors import CheckpointError, StopRequested
 from memdiff.processes import landmarks
+from memdiff.processes.ancestors import LAUNCHERS
 from memdiff.processes.faults import Fault
 from memdiff.processes.heartbeat import STOPPING_SECONDS, WAITING, Heartbeat
-from memdiff.processes.identity import pending
+from memdiff.processes.identity import identity, pending
 from memdiff.processes.launched import Launched
 from memdiff.processes.stops import BLOCKED, Stops
-from memdiff.processes.watcher import SECONDS_FOR_THE_OTHERS, Watchdog
+from memdiff.processes.watcher import SECONDS_FOR_THE_OTHERS, Watchdog, watch
 from memdiff.recipe.recipe import Recipe
 from memdiff.training.launcher import outcome
 from memdiff.training.run_folder import RunFolder
+from tests.helpers.processes import ended
 
 RECIPE = Recipe.model_validate(
     {"model": {"kind": "embedded"}, "method": {"kind": "reinforce"}, "reward": [{"kind": "digits"}]}
@@ -129,9 +131,28 @@ def test_a_rank_without_a_sign_of_life_is_named_with_its_place() -> None:
     problem = reward.problem(os.getpid(), now + 101)
     assert problem == "made no progress for 100 s (run.watchdog_seconds), at: reward mine"
     assert watchdog("reward mine", 0.0).problem(os.getpid(), now + 1e6) is None
-    waits = watchdog(WAITING, 100.0)
-    assert waits.problem(os.getpid(), now + 101) is None
-    assert waits.problem(os.getpid(), now + 102 + SECONDS_FOR_THE_OTHERS) is not None
+    for place in (WAITING, "apply", "save.begin"):  # the latter by DeepSpeed's own collectives
+        waits = watchdog(place, 100.0)
+        assert waits.problem(os.getpid(), now + 101) is None
+        assert waits.problem(os.getpid(), now + 102 + SECONDS_FOR_THE_OTHERS) is not None
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_launcher_that_asked_its_rank_to_stop_lives_on(asked: bool, capfd: Any) -> None:
+    """It has the exit code of the rank that ended first, and ends with it. A launcher that did not would wait."""
+    words = [sys.executable, "-c", "import time; time.sleep(300)"]
+    rank, launcher = (subprocess.Popen(words, start_new_session=True) for _ in range(2))
+    with ended(rank, launcher):
+        one = watchdog("reward mine", 0.1)
+        one.asked = time.monotonic() if asked else None
+        known = {process: identity(process.pid) or "" for process in (rank, launcher)}
+        watch("rank 0", known[rank], {LAUNCHERS[0]: known[launcher]}, one)
+        assert rank.wait(60) == -signal.SIGKILL
+        if asked:
+            assert launcher.poll() is None
+        else:
+            assert launcher.wait(60) == -signal.SIGKILL
+    assert capfd.readouterr().err.startswith("memdiff: error[6]: rank 0 made no progress for 0.1 s")
 
 
 def test_a_rank_that_was_asked_to_stop_has_less_time() -> None:
@@ -198,6 +219,9 @@ ENDS = {
                              "rank 1 (pid 7) was killed by SIGKILL; nothing had been trained"),
     "traceback, then cleared": (False, "cleared rank 1 (pid 7)", -9, "[rank1]: TypeError: no such thing", 6,
                                 "rank 1 (pid 7) ended without a word (launcher exit code -9, TypeError: no such"),
+    "killed, another's traceback, then cleared": (False, "cleared rank 0 (pid 7)", -9,
+                                                  "[rank1]: RuntimeError: Rank 0 left", 6,
+                                                  "rank 0 (pid 7) was killed by SIGKILL; nothing had been trained"),
     "runner ended": (False, None, -15, "", 75, "stopped on request: nothing had been trained"),
 }  # fmt: skip
 
