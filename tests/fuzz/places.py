@@ -13,6 +13,7 @@ from transformers import OwlViTConfig, OwlViTForObjectDetection
 
 from tests.helpers.image_reward_small import RECORD, small_checkpoint
 from tests.helpers.lora_files import factors_for, kohya, peft_names
+from tests.helpers.original_names import in_one_file
 from tests.helpers.reward_models import (
     VOCABULARY,
     aesthetic_weights,
@@ -70,6 +71,21 @@ def stable_diffusion(folder: Path) -> None:
     pipeline = tiny_stable_diffusion_pipeline()
     pipeline.save_pretrained(folder / "model")
     _recipe(folder / "recipe.yaml", {"kind": "stable_diffusion", "path": "model"}, prompts={"train": TEXTS})
+
+
+def single_files(folder: Path) -> None:
+    """A model and a VAE in one file each, the model as a pickle too, and the folder that has their config."""
+    stable_diffusion(folder)
+    tensors = {name: each.clone().contiguous() for name, each in in_one_file(tiny_stable_diffusion_pipeline()).items()}
+    save_file(tensors, folder / "whole.safetensors")
+    torch.save({"state_dict": tensors}, folder / "old.ckpt")
+    first = "first_stage_model."
+    save_file(
+        {key[len(first) :]: each for key, each in tensors.items() if key.startswith(first)}, folder / "vae.safetensors"
+    )
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["model"]["vae"] = "vae.safetensors"
+    (folder / "vae.yaml").write_text(yaml.safe_dump(recipe))
 
 
 def sdxl(folder: Path) -> None:
