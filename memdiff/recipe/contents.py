@@ -131,7 +131,8 @@ def _sampled(file: IO[bytes], size: int, *, tensors: bool) -> Iterator[tuple[int
     header = int.from_bytes(file.read(8), "little")
     try:
         entries = json.loads(file.read(min(header, LARGEST_HEADER)))
-        ends = sorted({at for name, entry in entries.items() if name != "__metadata__" for at in entry["data_offsets"]})
+        offsets = {at for name, entry in entries.items() if name != "__metadata__" for at in entry["data_offsets"]}
+        ends = sorted(at for at in offsets if isinstance(at, int) and at <= size)  # others are no file's of this size
         yield from ((8 + header + max(0, at - 32), 64) for at in ends)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return  # not safetensors: whoever loads it says so

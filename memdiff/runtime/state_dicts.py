@@ -32,7 +32,7 @@ def kinds_of_numbers(path: Path) -> set[str]:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length <= MOST_HEADER_BYTES else {}
         return {str(entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return set()
 
 
