@@ -56,7 +56,8 @@ def changed_contents(before: Mapping[str, Any], after: Contents) -> list[str]:
         known = before.get(key)
         if not isinstance(known, Mapping) or known == files:
             continue
-        name = next(name for name in sorted({*known, *files}) if known.get(name) != files.get(name))
+        absent = object()  # what was stored may hold null
+        name = next(name for name in sorted({*known, *files}) if known.get(name, absent) != files.get(name, absent))
         changes.append(f"the content of {key}{f' ({name})' if name else ''}")
     return changes
 

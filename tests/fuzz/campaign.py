@@ -27,6 +27,8 @@ RUNS_OWN = (
     "run/contents",
     "run/plan",
     "run/judge",
+    "run/loggers",
+    "run/events",
     "run/launcher",
     "run/checkpoints",
     "run/samples/",

@@ -46,6 +46,11 @@ def run(folder: Path) -> None:
     plan = {"fits": True, "budget_bytes": 2**32, "peak_bytes": 2**31, "items": {"weights": 2**20}, "knobs": {}}
     (folder / "run/plan.json").write_text(json.dumps(plan))
     (folder / "run/contents.json").write_text(json.dumps({"--ds-config": {"": "0" * 64}}))
+    (folder / "run/loggers.json").write_text(json.dumps({"key": "0123456789"}))
+    event = {"time": "2026-01-01T00:00:00Z", "event": "started", "round": 0, "text": "on 1 x cpu"}
+    (folder / "run/events.jsonl").write_text(json.dumps(event) + "\n")
+    for grid in (folder / "run/samples").glob("round_*.png"):
+        grid.with_suffix(".json").write_text(json.dumps({"prompts": ["", ""], "scores": {"digits": [0.5, 1.0]}}))
     (folder / "run/launcher.log").write_text("memdiff: error[3]: of another day\n")
     images(folder / "run/samples_from_model")
 
