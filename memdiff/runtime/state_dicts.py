@@ -17,7 +17,7 @@ NAMED = 3  # how many keys an error names
 
 @contextmanager
 def told_in_one_line(source: str) -> Iterator[None]:
-    """What damaged or foreign files lead to while a network is made of them, whatever exception it is, as ConfigError.
+    """What damaged or foreign files lead to, whatever exception that is, as ConfigError.
 
     `source` is what a person gave.
     """
@@ -28,7 +28,7 @@ def told_in_one_line(source: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(
-            f"{source} can't be loaded ({type(error).__name__}: {reason}); fetch its files again"
+            f"{source} can't be used ({type(error).__name__}: {reason}); fetch its files again"
         ) from error
 
 
