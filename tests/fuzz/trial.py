@@ -229,14 +229,25 @@ def traced(
 ) -> Outcome:
     """`memdiff words` as a process of its own, under strace where that is installed."""
     trace = folder.with_name(folder.name + ".trace")
-    prefix = ["strace", "-f", "-qq", "-e", "trace=openat,open,creat,rename,unlink,execve", "-o", str(trace)]
+    prefix = [
+        "strace",
+        "-f",
+        "-qq",
+        "-e",
+        "trace=openat,open,creat,rename,renameat,renameat2,unlink,unlinkat,execve",
+        "-o",
+        str(trace),
+    ]
     command = [*(prefix if shutil.which("strace") else []), sys.executable, "-m", "memdiff", *words]
     begun, before = time.monotonic(), os.times()
     known = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    outcome = subprocess.run(
-        command, cwd=folder, env={**os.environ, **known, **(environment or {})}, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=10 * SECONDS,
-    )  # fmt: skip
+    try:
+        outcome = subprocess.run(
+            command, cwd=folder, env={**os.environ, **known, **(environment or {})}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=10 * SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Outcome(None, "", time.monotonic() - begun, 0.0)
     seconds, after = time.monotonic() - begun, os.times()
     processor = after.children_user + after.children_system - before.children_user - before.children_system
     touched = _of_trace(trace.read_text(errors="replace"), folder, allowed) if trace.is_file() else []
