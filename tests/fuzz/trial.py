@@ -32,6 +32,7 @@ WRITES = {
     "os.mkdir": 1, "os.remove": 1, "os.rmdir": 1, "os.truncate": 1, "os.chmod": 1, "os.chown": 1, "os.utime": 1,
     "os.rename": 2, "os.link": 2, "os.symlink": 2,
 }  # fmt: skip
+TRACED = "openat,open,creat,rename,renameat,renameat2,unlink,unlinkat,execve"
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "os.startfile")
 NETWORK = ("socket.connect", "socket.getaddrinfo", "urllib.Request")
 
@@ -234,7 +235,7 @@ def traced(
         "-f",
         "-qq",
         "-e",
-        "trace=openat,open,creat,rename,renameat,renameat2,unlink,unlinkat,execve",
+        f"trace={TRACED}",
         "-o",
         str(trace),
     ]
