@@ -230,15 +230,7 @@ def traced(
 ) -> Outcome:
     """`memdiff words` as a process of its own, under strace where that is installed."""
     trace = folder.with_name(folder.name + ".trace")
-    prefix = [
-        "strace",
-        "-f",
-        "-qq",
-        "-e",
-        f"trace={TRACED}",
-        "-o",
-        str(trace),
-    ]
+    prefix = ["strace", "-f", "-qq", "-e", f"trace={TRACED}", "-o", str(trace)]
     command = [*(prefix if shutil.which("strace") else []), sys.executable, "-m", "memdiff", *words]
     begun, before = time.monotonic(), os.times()
     known = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
