@@ -32,6 +32,7 @@ from memdiff.runtime.image_files import sampled_images
 from memdiff.runtime.placement import place
 from memdiff.runtime.ranks import device_of_this_process
 from memdiff.runtime.screen import screen
+from memdiff.runtime.state_dicts import told_in_one_line
 from memdiff.sampling.processes import sample_over_processes
 from memdiff.scoring.images import read_image
 from memdiff.scoring.score import score_rows
@@ -162,7 +163,8 @@ def _compare(evaluation: Evaluation, results: Sequence[Result], device: torch.de
         file = _compare_inception(evaluation, results, device)
     networks: list[tuple[str, Network, Metric]] = []
     if "clip" in evaluation.diversities:
-        networks.append(("diversity_clip", load_image_tower(evaluation.options.clip, device), "cosine"))
+        with told_in_one_line(f"--clip {evaluation.options.clip}"):
+            networks.append(("diversity_clip", load_image_tower(evaluation.options.clip, device), "cosine"))
     if "judge" in evaluation.diversities:
         judge = load_classifier("judge")
         place(judge, device)

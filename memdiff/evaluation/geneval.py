@@ -16,6 +16,7 @@ from torch import Tensor
 from memdiff.evaluation.prompt_sets import Prompt, Scene, WantedObject
 from memdiff.rewards.detection import CANDIDATES, DetectionReward, load_objects, separate
 from memdiff.runtime.placement import HOST, place
+from memdiff.runtime.state_dicts import told_in_one_line
 from memdiff.scoring.images import read_image
 
 Box = tuple[float, float, float, float]  # centre x, centre y, width, height; y grows downwards
@@ -34,7 +35,8 @@ class ObjectChecks:
     def load(cls, path: str, prompts: Sequence[Prompt], device: torch.device) -> "ObjectChecks":
         """From a folder or the hub. Raises ConfigError in one line."""
         names = classes_of(prompts)
-        rewards = load_objects(path, [f"a photo of a {name}" for name in names], device)
+        with told_in_one_line(f"detector {path}"):
+            rewards = load_objects(path, [f"a photo of a {name}" for name in names], device)
         return cls(dict(zip(names, rewards, strict=True)), device)
 
     @torch.no_grad()

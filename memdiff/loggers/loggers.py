@@ -11,6 +11,7 @@ from typing import Any, assert_never
 from memdiff.loggers.background import InBackground
 from memdiff.loggers.logger import LoggedRun, Logger, numbers_of
 from memdiff.recipe.recipe import LoggerName
+from memdiff.runtime.small_files import own_bytes, write_new
 
 KEY_FILE = "loggers.json"
 
@@ -83,13 +84,13 @@ def key_of(folder: Path, *, begins: bool) -> str:
     """The run's own name at its loggers, kept in its folder: a run that goes on has the same, one that begins a new."""
     file = folder / KEY_FILE
     if not begins:
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            key = json.loads(file.read_text())["key"]
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            key = json.loads(own_bytes(file, within=folder))["key"]
             if isinstance(key, str) and key.isalnum():
                 return key
     key = uuid.uuid4().hex[:10]
     with suppress(OSError):
-        file.write_text(json.dumps({"key": key}) + "\n")
+        write_new(file, json.dumps({"key": key}) + "\n")
     return key
 
 

@@ -40,6 +40,8 @@ Tensors = dict[str, torch.Tensor]
 # Older programs left a level out of the text encoder's names.
 FLAT_CLIP = re.compile(r"^(cond_stage_model\.transformer\.)(?=embeddings\.|encoder\.|final_layer_norm\.)")
 
+MOST_WRAPPERS = 3  # mappings around the tensors
+
 ENCODERS: Mapping[str, Any] = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 
 _log = logging.getLogger(__name__)
@@ -62,8 +64,9 @@ def read_tensors(file: Path) -> Tensors:
             f"{file} is damaged, or a pickle of more than tensors, which could run code when it is read, and is not "
             f"({type(error).__name__}: {reason}); give the model's .safetensors file"
         ) from None
-    while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    for _ in range(MOST_WRAPPERS):  # a mapping may hold itself
+        if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+            content = content["state_dict"]
     if not isinstance(content, Mapping):
         raise ConfigError(f"{file} holds a {type(content).__name__}, and no tensors by their names")
     return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}

@@ -60,7 +60,7 @@ def shapes_of(file: Path) -> Shapes | None:
             size = int.from_bytes(content.read(8), "little")
             header = json.loads(content.read(min(size, LARGEST_HEADER)))
         return {name: tuple(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, OverflowError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{file} is not a whole safetensors file ({type(error).__name__}); fetch it again") from None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from memdiff.runtime.placement import HOST, cast_and_place, place, upload
+from memdiff.runtime.state_dicts import told_in_one_line
 from memdiff.runtime.vjp import fixed_batches
 
 _log = logging.getLogger(__name__)
@@ -79,11 +80,14 @@ class TextEncoders:
         self._rows: tuple[tuple[str, ...], Conditioning] | None = None  # the last answer: a chain asks K times for it
 
     def encode(self, texts: Sequence[str]) -> None:
-        """Embeddings of the texts that are new, of the negative one and of the empty one."""
+        """Embeddings of the texts that are new, of the negative one and of the empty one.
+
+        Raises ConfigError where a tokenizer gives what its encoder does not take.
+        """
         missing = [text for text in dict.fromkeys(("", self.negative, *texts)) if text not in self._known]
         if not missing:
             return
-        with torch.no_grad(), self._on_device():
+        with torch.no_grad(), self._on_device(), told_in_one_line("a text encoder with the tokenizer beside it"):
             for batch, count in fixed_batches(missing, ENCODE_BATCH):
                 tokens_BLD, pooled_BP = (None if x is None else place(x, HOST) for x in self._run(batch))
                 assert tokens_BLD is not None

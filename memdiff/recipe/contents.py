@@ -61,7 +61,8 @@ def changed_contents(before: Mapping[str, Any], after: Contents) -> list[str]:
         known = before.get(key)
         if not isinstance(known, Mapping) or known == files:
             continue
-        name = next(name for name in sorted({*known, *files}) if known.get(name) != files.get(name))
+        absent = object()  # what was stored may hold null
+        name = next(name for name in sorted({*known, *files}) if known.get(name, absent) != files.get(name, absent))
         changes.append(f"the content of {key}{f' ({name})' if name else ''}")
     return changes
 
@@ -136,7 +137,8 @@ def _sampled(file: IO[bytes], size: int, *, tensors: bool) -> Iterator[tuple[int
     header = int.from_bytes(file.read(8), "little")
     try:
         entries = json.loads(file.read(min(header, LARGEST_HEADER)))
-        ends = sorted({at for name, entry in entries.items() if name != "__metadata__" for at in entry["data_offsets"]})
+        offsets = {at for name, entry in entries.items() if name != "__metadata__" for at in entry["data_offsets"]}
+        ends = sorted(at for at in offsets if isinstance(at, int) and at <= size)  # others are no file's of this size
         yield from ((8 + header + max(0, at - 32), 64) for at in ends)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return  # not safetensors: whoever loads it says so

@@ -82,7 +82,8 @@ def write_recipe(wish: Wish, parts: Sequence[AnyPart], file: Path) -> Recipe:
     text = _text(wish, kind, method, takes_prompts)
     recipe = check_recipe(yaml.safe_load(text), source=str(file), folder=file.resolve().parent)
     try:
-        file.write_text(text)
+        with file.open("x") as new:  # a link that leads nowhere is not written through
+            new.write(text)
     except OSError as error:
         raise ConfigError(f"--out {file} can't be written: {error.strerror}") from None
     return recipe

@@ -18,6 +18,7 @@ from memdiff.rewards.families_config import (
 )
 from memdiff.rewards.reward import Reward
 from memdiff.rewards.weighted_sum import Features, WeightedPart, WeightedReward
+from memdiff.runtime.state_dicts import told_in_one_line
 
 
 def build_reward(part: AnyPart, *, device: torch.device) -> Reward:
@@ -39,6 +40,13 @@ def build_weighted(parts: Sequence[AnyPart], *, device: torch.device, skeleton: 
 
 def _build(part: AnyPart, device: torch.device, *, skeleton: bool) -> tuple[Reward, Features | None]:
     """The reward, and the embedding of images that it computes on its way, where it has one."""
+    if isinstance(part, DigitsConfig | PythonConfig | JpegConfig):  # no network from elsewhere
+        return _built(part, device, skeleton=skeleton)
+    with told_in_one_line(f"reward {part_name(part)}: {part.path}"):
+        return _built(part, device, skeleton=skeleton)
+
+
+def _built(part: AnyPart, device: torch.device, *, skeleton: bool) -> tuple[Reward, Features | None]:
     match part:
         case ClassifierConfig():
             from memdiff.rewards.classifier import load_image_classifier, skeleton_image_classifier

@@ -17,7 +17,7 @@ ranks           The ranks of a run and the few collectives it needs, one process
 screen          The console that progress is shown on: with bars on a terminal, in lines alone elsewhere
 section         The base of every recipe section. Imports pydantic only
 shipped_folder  Folders of data that ship with memdiff: beside the package in a checkout, inside it where installed
-small_files     Text files, read whole: regular ones of a sane size only, and of a run's own those that lie in it
+small_files     Text files, read whole: regular ones of sane size, of a run's own those in it; written through no link
 state_dicts     Tensors by name, held to the network that they are for: all of them, in its shapes
 units           Units that people read
 vjp             Pieces: vector-Jacobian products that keep their graph or make it again

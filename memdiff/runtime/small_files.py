@@ -1,4 +1,4 @@
-"""Text files, read whole: regular ones of a sane size only, and of a run's own those that lie in it. No torch."""
+"""Text files, read whole: regular ones of sane size, of a run's own those in it; written through no link. No torch."""
 
 import errno
 import os
@@ -69,10 +69,28 @@ def home_of(folder: Path) -> Path:
     return home.parents[1] if is_snapshot else home
 
 
-def free_of_links(folder: Path) -> None:
-    """Removes links in a folder that is to be written into: what they lead to stays as it is."""
+def write_new(path: Path, text: str) -> None:
+    """A file in the place of whatever had its name: a link is not written through, a pipe not waited for.
+
+    Raises OSError, also where a folder has the name.
+    """
+    path.unlink(missing_ok=True)
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+
+
+def open_to_append(path: Path) -> int:
+    """A descriptor at the end of a file, old or new. Raises OSError for a link, and for a pipe without a reader."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+
+
+def free_of_others(folder: Path) -> None:
+    """Removes links, pipes, sockets and devices in a folder that is to be written into: files and folders stay.
+
+    What a link leads to stays as it is.
+    """
     for path in folder.rglob("*"):
-        if path.is_symlink():
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
             path.unlink()
 
 

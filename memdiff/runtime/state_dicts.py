@@ -1,17 +1,35 @@
 """Tensors by name, held to the network that they are for: all of them, in its shapes, or one line that names them."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from memdiff.errors import ConfigError
+from memdiff.errors import ConfigError, MemdiffError
 
 MOST_HEADER_BYTES = 10**8  # safetensors' own limit
 NAMED = 3  # how many keys an error names
+
+
+@contextmanager
+def told_in_one_line(source: str) -> Iterator[None]:
+    """What damaged or foreign files lead to, whatever exception that is, as ConfigError.
+
+    `source` is what a person gave.
+    """
+    try:
+        yield
+    except (MemdiffError, AssertionError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(
+            f"{source} can't be used ({type(error).__name__}: {reason}); fetch its files again"
+        ) from error
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -32,7 +50,7 @@ def kinds_of_numbers(path: Path) -> set[str]:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length <= MOST_HEADER_BYTES else {}
         return {str(entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return set()
 
 

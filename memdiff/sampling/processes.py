@@ -36,7 +36,8 @@ def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
     world_size = min(choose_world_size(gpus), request.num_images)
     with own_folder(folder):
         clear_folder(folder)
-        (folder / SETTINGS).unlink(missing_ok=True)  # a link of that name is not written through
+        for name in (SETTINGS, GRID):
+            (folder / name).unlink(missing_ok=True)  # a link of that name is not written through
         (folder / SETTINGS).write_text(request.model_dump_json(indent=2))
         try:
             _sample(request, folder, world_size)

@@ -58,6 +58,7 @@ def write_png(file: Path, pixels_CHW: torch.Tensor) -> None:
     """One image, grey or RGB; under its name only when it is whole."""
     pixels = pixels_CHW.permute(1, 2, 0).numpy()
     partial = file.with_suffix(".tmp")
+    partial.unlink(missing_ok=True)  # a link of that name is not written through
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(partial, format="PNG")
     partial.replace(file)
 

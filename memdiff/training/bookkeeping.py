@@ -17,13 +17,15 @@ from memdiff.training.run_folder import RunFolder
 from memdiff.training.run_state import RunState
 
 SHOWN = 64  # images in the grid of an evaluation
+MOST_SECONDS = 1e10  # three hundred years
 
 
 class Stopwatch:
     """Seconds of a run from its first start on, loading, evaluations and checkpoints among them."""
 
     def __init__(self, before: object) -> None:
-        self._before = float(before) if isinstance(before, int | float) else 0.0
+        is_time = isinstance(before, int | float) and 0 <= before < MOST_SECONDS  # the folder may come from elsewhere
+        self._before = float(before) if is_time else 0.0
         self._start = float(os.environ.get(STARTED, time.time()))
 
     def total(self) -> float:

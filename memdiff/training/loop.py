@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from memdiff.chain.noise import Noise, Stream
 from memdiff.engine.checkpoint import Checkpoints
-from memdiff.errors import EXIT_STOPPED, CheckpointError, StopRequested
+from memdiff.errors import EXIT_STOPPED, CheckpointError, ConfigError, StopRequested
 from memdiff.loggers.loggers import Loggers
 from memdiff.methods.experience import Batch, Clock, Metrics, Round
 from memdiff.processes import landmarks
@@ -19,7 +19,7 @@ from memdiff.reporting.grid import image_grid, write_evolution
 from memdiff.rewards.guards import alarms, watched
 from memdiff.rewards.normalise import from_json, to_json
 from memdiff.runtime import incidents
-from memdiff.runtime.small_files import free_of_links
+from memdiff.runtime.small_files import free_of_others
 from memdiff.training.bookkeeping import SHOWN, Stopwatch, tiles_of
 from memdiff.training.build import Parts
 from memdiff.training.deadline import Deadline
@@ -197,7 +197,7 @@ class Run:
         with landmarks.at("save model"):
             if self.parts.ranks.is_first:
                 try:
-                    free_of_links(folder)
+                    free_of_others(folder)
                     self.parts.policy.save(folder, weights)
                 except (OSError, RuntimeError, SafetensorError) as problem:
                     error = problem
@@ -240,11 +240,14 @@ class Run:
 
     @contextmanager
     def warned(self, what: str) -> Iterator[None]:
-        """A file that the run does not need to go on: where it can't be written, a line says so."""
+        """A file that the run does not need to go on: where it can't be written, or what it is made of can't be read,
+        a line says so."""
         try:
             yield
         except OSError as error:
             self.progress.say(f"warning: {what} could not be written: {error.filename or ''} {error.strerror or error}")
+        except ConfigError as error:
+            self.progress.say(f"warning: {what} could not be written: {error}")
 
 
 def new_round(parts: Parts, number: int, clock: Clock, progress: RunProgress) -> Round:

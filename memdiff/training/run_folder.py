@@ -19,7 +19,7 @@ from memdiff.recipe.reading import changed_keys, check_recipe, recipe_hash
 from memdiff.recipe.recipe import Recipe
 from memdiff.reporting.rows import read_rows
 from memdiff.runtime.numbered import name_of, numbered
-from memdiff.runtime.small_files import own_bytes
+from memdiff.runtime.small_files import open_to_append, own_bytes, write_new
 
 State = Literal["running", "complete", "stopped", "failed"]
 Resume = Literal["auto", "must", "never"]
@@ -216,8 +216,7 @@ class RunFolder:
     def add_row(self, row: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, flushed to the disk. OSError where it can't be: it comes with the next then."""
         self._rows_to_write.append(json.dumps(row) + "\n")
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # no link, no pipe
-        with os.fdopen(os.open(self.metrics, flags, 0o644), "ab", buffering=0) as file:
+        with os.fdopen(open_to_append(self.metrics), "ab", buffering=0) as file:
             length = file.seek(0, os.SEEK_END)
             try:
                 _write_all(file, "".join(self._rows_to_write).encode())
@@ -230,7 +229,7 @@ class RunFolder:
     def add_event(self, kind: str, round_number: int, text: str = "") -> None:
         """One line of events.jsonl: what happened to the run beside its rounds. Where there is no room it is lost."""
         event = {"time": _now(), "event": kind, "round": round_number, "text": text}
-        with suppress(OSError), self.events.open("a", encoding="utf-8") as file:
+        with suppress(OSError), os.fdopen(open_to_append(self.events), "a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
@@ -249,11 +248,11 @@ class RunFolder:
 
     def write_tiles(self, round_number: int, tiles: Mapping[str, Any]) -> None:
         """Prompts and scores of the images in an evaluation's grid, beside it. Raises OSError."""
-        self.sample_file(round_number).with_suffix(".json").write_text(json.dumps(tiles), encoding="utf-8")
+        write_new(self.sample_file(round_number).with_suffix(".json"), json.dumps(tiles))
 
     def sample_files(self) -> dict[int, Path]:
         """The grids of evaluations by their rounds, in order; other people's pictures are none."""
-        return numbered(self.samples, "round_", ".png")
+        return {number: file for number, file in numbered(self.samples, "round_", ".png").items() if file.is_file()}
 
     def drop_samples_after(self, round_number: int) -> None:
         """Grids of evaluations that a resumed run makes again."""

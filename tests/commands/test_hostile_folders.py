@@ -5,26 +5,37 @@ The shortest inputs of what `python -m tests.fuzz` came upon, each under the mec
 
 import errno
 import json
+import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from memdiff.engine.checkpoint import _defect, _round_of
 from memdiff.errors import CheckpointError, ConfigError
 from memdiff.evaluation.prompt_sets import read_prompt_set
+from memdiff.loggers.loggers import KEY_FILE, key_of
 from memdiff.models.folder import unet_layers
 from memdiff.processes.file_lock import FileLock
+from memdiff.recipe.init import Wish, write_recipe
 from memdiff.recipe.reading import read_recipe
 from memdiff.reporting.rows import read_rows
+from memdiff.rewards.config import DigitsConfig
 from memdiff.runtime.exit_codes import guarded
 from memdiff.runtime.image_files import sampled_images
-from memdiff.runtime.small_files import free_of_links, own_bytes
-from memdiff.sampling.processes import clear_folder
+from memdiff.runtime.small_files import free_of_others, own_bytes
+from memdiff.sampling.processes import clear_folder, sample_over_processes
+from memdiff.sampling.sample import write_png
+from memdiff.training.bookkeeping import Stopwatch
 from memdiff.training.copied_run import bring_run
 from memdiff.training.launcher import opened
+from memdiff.training.loop import Run
 from memdiff.training.run_folder import RunFolder
 
 Plant = Callable[[Path, Path], None]
@@ -85,10 +96,13 @@ def test_a_runs_own_files_are_regular_files_in_it(tmp_path: Path, secret: Path, 
 
 @pytest.mark.parametrize("plant", [a_pipe, a_link, a_circle])
 def test_nothing_is_written_through_a_link(tmp_path: Path, secret: Path, plant: Plant) -> None:
-    """Rows, status and the ranks' log, also where the link lies under the name of what is written first."""
+    """Rows, events, status, words of a grid, the loggers' key and the ranks' log, also where the link lies under the
+    name of what is written first."""
     before, run = secret.read_bytes(), RunFolder(tmp_path / "run")
     run.path.mkdir()
-    for name in ("status.json", "status.json.tmp", "plan.json.tmp", "launcher.log", "metrics.jsonl"):
+    run.samples.mkdir()
+    names = ("status.json", "status.json.tmp", "plan.json.tmp", "launcher.log", "metrics.jsonl", "events.jsonl")
+    for name in (*names, KEY_FILE, "samples/round_000003.json"):
         plant(run.path / name, secret)
     run.write_status("running", round_number=3)
     run.write_plan({"fits": True})
@@ -98,17 +112,75 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, secret: Path, plant: 
     assert (run.path / "launcher.log").read_bytes() == b"words"
     with pytest.raises(OSError):
         run.add_row({"round": 4})
+    run.add_event("started", 3)  # which is lost there
+    run.write_tiles(3, {"prompts": ["a"]})
+    assert json.loads((run.samples / "round_000003.json").read_text()) == {"prompts": ["a"]}
+    key = key_of(run.path, begins=False)
+    assert json.loads((run.path / KEY_FILE).read_text()) == {"key": key} and key_of(run.path, begins=False) == key
     assert secret.read_bytes() == before
 
 
-def test_a_models_links_are_removed_before_it_is_written(tmp_path: Path, secret: Path) -> None:
+@pytest.mark.parametrize("plant", [a_pipe, a_link, a_circle, a_folder])
+def test_what_is_no_picture_is_not_animated(tmp_path: Path, secret: Path, plant: Plant) -> None:
+    """The grids of a run are regular files; what can't be read of them costs the animation and not the run."""
+    run = RunFolder(tmp_path / "run")
+    run.samples.mkdir(parents=True)
+    plant(run.sample_file(1), secret)
+    run.sample_file(2).write_bytes(b"no PNG")
+    assert list(run.sample_files()) == [2]
+    said: list[str] = []
+    loop: Any = SimpleNamespace(progress=SimpleNamespace(say=said.append), folder=run)
+    loop.warned = partial(Run.warned, loop)
+    Run.write_animation(loop)
+    assert len(said) == 1 and said[0].startswith("warning: the animation could not be written: ")
+    assert "round_000002.png is not a readable image" in said[0] and not (run.samples / "evolution.gif").exists()
+
+
+def test_a_time_that_is_none_counts_nothing() -> None:
+    """status.json is read back: its seconds may be any number of JSON."""
+    for before in (10**400, -(2**64), math.nan, math.inf, -1, None, "x", [1]):
+        assert 0 <= Stopwatch(before).total() < 1e9
+    assert 7.5 <= Stopwatch(7.5).total() < 1e9
+
+
+@pytest.mark.parametrize("plant", [a_pipe, a_link, a_circle])
+def test_samples_are_not_written_through_a_link(tmp_path: Path, secret: Path, plant: Plant) -> None:
+    """Under the name of an image's first part in any folder; nor the grid where the link leads to nothing yet."""
+    before = secret.read_bytes()
+    plant(tmp_path / "image_000000.tmp", secret)
+    write_png(tmp_path / "image_000000.png", torch.zeros(3, 4, 4, dtype=torch.uint8))
+    assert Image.open(tmp_path / "image_000000.png").size == (4, 4) and secret.read_bytes() == before
+
+
+def test_a_grid_and_a_recipe_are_not_written_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    for name in ("grid.png", "settings.json"):
+        (out / name).symlink_to(elsewhere)
+
+    def sample(request: Any, folder: Path, world_size: int) -> None:
+        write_png(folder / "image_000000.png", torch.zeros(3, 4, 4, dtype=torch.uint8))
+
+    monkeypatch.setattr("memdiff.sampling.processes._sample", sample)
+    request: Any = SimpleNamespace(out=str(out), num_images=1, prompts=None, model_dump_json=lambda **_: "{}")
+    sample_over_processes(request, 1)
+    assert not elsewhere.exists() and not (out / "grid.png").is_symlink()
+    (tmp_path / "new.yaml").symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match=r"new\.yaml can't be written: File exists"):
+        write_recipe(Wish("digits", [{"kind": "digits"}]), [DigitsConfig(kind="digits")], tmp_path / "new.yaml")
+    assert not elsewhere.exists()
+
+
+def test_a_models_links_and_pipes_are_removed_before_it_is_written(tmp_path: Path, secret: Path) -> None:
+    """A writer waits for a pipe's reader for ever."""
     model, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
     (model / "unet").mkdir(parents=True)
     elsewhere.mkdir()
     (model / "unet/config.json").symlink_to(secret)
     (model / "vae").symlink_to(elsewhere)
     (model / "kept.json").write_text("{}")
-    free_of_links(model)
+    os.mkfifo(model / "README.md")
+    free_of_others(model)
     assert sorted(path.name for path in model.rglob("*")) == ["kept.json", "unet"]
     assert secret.exists() and elsewhere.is_dir()
 

@@ -10,6 +10,7 @@ trial            One command in a fork of this process, under an audit hook: how
 campaign         Mutants of a surface, one after another: number N of a seed is always the same
 recipe_mistakes  Makers of recipes with one mistake each, of fifteen kinds, and of changed recipes that are right
 recipes          Recipes with mistakes, and a table of how they were refused
+told             Seconds until each kind of mistake in a run is told, from the command line's start
 payloads         Texts that would be scripts, forms, frames or styles in a page that does not escape them
 pages            Reports and comparison pages that hold payloads, in a browser where there is one
 """

@@ -4,12 +4,20 @@ Exit code 1 where one ended in a traceback, ran something, or touched what lies 
 """
 
 import argparse
+import itertools
 import json
+import math
 import os
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.fuzz.campaign import Result
 
 # before any library that reads them is imported
 SCRATCH = Path(os.environ.get("MEMDIFF_FUZZ") or tempfile.mkdtemp(prefix="memdiff-fuzz-")).resolve()
@@ -25,7 +33,7 @@ tempfile.tempdir = None
 
 
 def main() -> int:
-    """Every surface, a line each, then each fault's mutant and last words."""
+    """Each fault's mutant and last words as it comes, then every surface, a line each."""
     from tests.fuzz.campaign import Campaign
     from tests.fuzz.surfaces import SURFACES
 
@@ -36,29 +44,38 @@ def main() -> int:
     parser.add_argument("--at", type=int, help="this mutant alone, with all that it says")
     parser.add_argument("--all", action="store_true", help="say of every mutant how it ended")
     parser.add_argument("--traced", type=int, default=0, help="as processes of their own under strace: each n-th")
+    parser.add_argument("--minutes", type=float, help="no mutant is begun after these")
     parser.add_argument("--json", type=Path, help="also write the table here")
     arguments = parser.parse_args()
     chosen = [surface for surface in SURFACES if any(word in surface.name for word in arguments.only.split(","))]
     campaign = Campaign(SCRATCH, seed=arguments.seed, traced=arguments.traced)
-    rows = {}
-    faults = 0
-    for surface in chosen:
-        numbers = range(arguments.count) if arguments.at is None else [arguments.at]
-        results = campaign.run(surface, numbers, loud=arguments.at is not None)
-        counts = Counter(result.fault or ("refused" if result.code else "read") for result in results)
-        seconds = sorted(result.seconds for result in results)
-        rows[surface.name] = {**counts, "mutants": len(results), "median_seconds": round(seconds[len(seconds) // 2], 2)}
-        say(f"{surface.name:40} {len(results):5} {dict(counts)}  median {seconds[len(seconds) // 2]:.2f} s")
-        for result in results:
-            faults += bool(result.fault)
-            if result.fault or arguments.all:
-                say(
-                    f"  {result.fault or 'held'}: --at {result.number}  {' '.join(result.words)}  [{result.mutant}]\n"
-                    f"      {result.last}"
-                )
+    results: dict[str, list[Result]] = {surface.name: [] for surface in chosen}
+    end = time.monotonic() + 60 * arguments.minutes if arguments.minutes else math.inf
+    numbers = range(arguments.count) if arguments.at is None else [arguments.at]
+    for number, surface in itertools.product(numbers, chosen):  # so that all have as many when the time is up
+        if time.monotonic() > end:
+            break
+        result = campaign.run(surface, number, loud=arguments.at is not None)
+        results[surface.name].append(result)
+        if result.fault or arguments.all:
+            say(f"{surface.name}: {result.fault or 'held'}: --at {number}  {' '.join(result.words)}")
+            say(f"  [{result.mutant}]\n  {result.last}")
+    rows = {name: row(of_surface) for name, of_surface in results.items() if of_surface}
+    for name, counts in rows.items():
+        say(f"{name:40} {json.dumps(counts)}")
     if arguments.json:
         arguments.json.write_text(json.dumps({"seed": arguments.seed, "rows": rows}, indent=2) + "\n")
-    return int(bool(faults))
+    return int(any(result.fault for of_surface in results.values() for result in of_surface))
+
+
+def row(results: "list[Result]") -> dict[str, Any]:
+    """How many mutants were read, refused, and each kind of fault; the medians of seconds."""
+    return {
+        "mutants": len(results),
+        **Counter(result.fault or ("refused" if result.code else "read") for result in results),
+        "median_seconds": round(median(result.seconds for result in results), 2),
+        "median_processor_seconds": round(median(result.processor_seconds for result in results), 2),
+    }
 
 
 def say(line: str) -> None:

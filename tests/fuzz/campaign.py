@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -28,6 +27,8 @@ RUNS_OWN = (
     "run/contents",
     "run/plan",
     "run/judge",
+    "run/loggers",
+    "run/events",
     "run/launcher",
     "run/checkpoints",
     "run/samples/",
@@ -45,6 +46,7 @@ class Result:
     fault: str | None
     code: int | None
     seconds: float
+    processor_seconds: float
     last: str
 
 
@@ -55,23 +57,30 @@ class Campaign:
         self.scratch, self.seed, self._traced = scratch, seed, traced
         self.outside = Outside(scratch / "outside")
         self.outside.make()
-        self._has_all = False
+        self._targets: dict[str, list[str]] = {}
+        self._imported: set[str] = set()
 
-    def run(self, surface: Surface, numbers: Iterable[int], *, loud: bool = False) -> list[Result]:
-        """A result for each number."""
-        if not self._has_all:
-            _import_most()
-        if any(command.as_rank for command in surface.commands):
-            import memdiff.training.one_rank
-
-            assert memdiff.training.one_rank
-        self._has_all = True
+    def run(self, surface: Surface, number: int, *, loud: bool = False) -> Result:
+        """The mutant of this number. What the command imports and the folder are there from the first one on."""
+        self._import(as_rank=any(command.as_rank for command in surface.commands))
         base = self.scratch / "bases" / surface.build.__name__
         if not base.is_dir():
             base.mkdir(parents=True)
             surface.build(base)
-        targets = surface.targets(base)
-        return [self._one(surface, base, targets, number, loud=loud) for number in numbers]
+        if surface.name not in self._targets:
+            self._targets[surface.name] = surface.targets(base)
+            Random(f"{self.seed} {surface.name}").shuffle(self._targets[surface.name])  # few mutants: of many folders
+        return self._one(surface, base, self._targets[surface.name], number, loud=loud)
+
+    def _import(self, *, as_rank: bool) -> None:
+        if not self._imported:
+            _import_most()
+            self._imported.add("commands")
+        if as_rank and "ranks" not in self._imported:
+            import memdiff.training.one_rank
+
+            assert memdiff.training.one_rank
+            self._imported.add("ranks")
 
     def _one(self, surface: Surface, base: Path, targets: list[str], number: int, *, loud: bool) -> Result:
         folder = self.scratch / "trial"
@@ -92,7 +101,16 @@ class Campaign:
         fault = outcome.fault(self.outside.mark.exists()) or (None if surface.named else self._leaked(folder, outcome))
         if loud:
             sys.stdout.write(f"{mutant}\n{outcome.said}\n{outcome.touched}\n")
-        return Result(number, str(mutant), list(command.words), fault, outcome.code, outcome.seconds, _last(outcome))
+        return Result(
+            number,
+            str(mutant),
+            list(command.words),
+            fault,
+            outcome.code,
+            outcome.seconds,
+            outcome.processor_seconds,
+            _last(outcome),
+        )
 
     def _leaked(self, folder: Path, outcome: Outcome) -> str | None:
         """What was read from elsewhere and said, or written into what the command made."""

@@ -13,6 +13,7 @@ from transformers import OwlViTConfig, OwlViTForObjectDetection
 
 from tests.helpers.image_reward_small import RECORD, small_checkpoint
 from tests.helpers.lora_files import factors_for, kohya, peft_names
+from tests.helpers.original_names import in_one_file
 from tests.helpers.reward_models import (
     VOCABULARY,
     aesthetic_weights,
@@ -45,6 +46,11 @@ def run(folder: Path) -> None:
     plan = {"fits": True, "budget_bytes": 2**32, "peak_bytes": 2**31, "items": {"weights": 2**20}, "knobs": {}}
     (folder / "run/plan.json").write_text(json.dumps(plan))
     (folder / "run/contents.json").write_text(json.dumps({"--ds-config": {"": "0" * 64}}))
+    (folder / "run/loggers.json").write_text(json.dumps({"key": "0123456789"}))
+    event = {"time": "2026-01-01T00:00:00Z", "event": "started", "round": 0, "text": "on 1 x cpu"}
+    (folder / "run/events.jsonl").write_text(json.dumps(event) + "\n")
+    for grid in (folder / "run/samples").glob("round_*.png"):
+        grid.with_suffix(".json").write_text(json.dumps({"prompts": ["", ""], "scores": {"digits": [0.5, 1.0]}}))
     (folder / "run/launcher.log").write_text("memdiff: error[3]: of another day\n")
     images(folder / "run/samples_from_model")
 
@@ -70,6 +76,21 @@ def stable_diffusion(folder: Path) -> None:
     pipeline = tiny_stable_diffusion_pipeline()
     pipeline.save_pretrained(folder / "model")
     _recipe(folder / "recipe.yaml", {"kind": "stable_diffusion", "path": "model"}, prompts={"train": TEXTS})
+
+
+def single_files(folder: Path) -> None:
+    """A model and a VAE in one file each, the model as a pickle too, and the folder that has their config."""
+    stable_diffusion(folder)
+    tensors = {name: each.clone().contiguous() for name, each in in_one_file(tiny_stable_diffusion_pipeline()).items()}
+    save_file(tensors, folder / "whole.safetensors")
+    torch.save({"state_dict": tensors}, folder / "old.ckpt")
+    first = "first_stage_model."
+    save_file(
+        {key[len(first) :]: each for key, each in tensors.items() if key.startswith(first)}, folder / "vae.safetensors"
+    )
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["model"]["vae"] = "vae.safetensors"
+    (folder / "vae.yaml").write_text(yaml.safe_dump(recipe))
 
 
 def sdxl(folder: Path) -> None:

@@ -102,6 +102,21 @@ SURFACES = [
         ("model/**/*",),
         [TEXT_SAMPLE, TEXT_SAMPLE, DRY, *_commands("plan recipe.yaml")],
     ),
+    Surface(
+        "model: one file",
+        places.single_files,
+        ("whole.safetensors", "old.ckpt", "vae.safetensors"),
+        [
+            *(
+                Command([command, name, "--config", "model", *FEW, "--prompt", "a cat"])
+                for command in ("sample", "eval")
+                for name in ("whole.safetensors", "old.ckpt")
+            ),
+            *_commands("train vae.yaml --out out --dry-run", "plan vae.yaml"),
+            Command(["train", "vae.yaml", "--out", "out"], as_rank=True),
+            Command(["train", "vae.yaml", "--out", "out"], as_rank=True),
+        ],
+    ),
     Surface("model: sdxl", places.sdxl, ("model/**/*",), [TEXT_SAMPLE, TEXT_SAMPLE, DRY]),
     Surface(
         "adapters",

@@ -32,6 +32,7 @@ WRITES = {
     "os.mkdir": 1, "os.remove": 1, "os.rmdir": 1, "os.truncate": 1, "os.chmod": 1, "os.chown": 1, "os.utime": 1,
     "os.rename": 2, "os.link": 2, "os.symlink": 2,
 }  # fmt: skip
+TRACED = "openat,open,creat,rename,renameat,renameat2,unlink,unlinkat,execve"
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "os.startfile")
 NETWORK = ("socket.connect", "socket.getaddrinfo", "urllib.Request")
 
@@ -52,6 +53,7 @@ class Outcome:
     code: int | None
     said: str
     seconds: float
+    processor_seconds: float
     touched: list[tuple[str, str]] = field(default_factory=list)
 
     def fault(self, executed: bool) -> str | None:
@@ -90,15 +92,18 @@ def forked(
         os.close(reader)
         _child(words, folder, log, writer, allowed, environment or {})
     os.close(writer)
-    noted, code = _waited(pid, reader)
+    noted, code, processor = _waited(pid, reader)
     touched = [tuple(json.loads(line)) for line in noted.decode(errors="replace").splitlines() if line.endswith("]")]
-    return Outcome(code, log.read_text(errors="replace"), time.monotonic() - begun, touched)
+    return Outcome(code, log.read_text(errors="replace"), time.monotonic() - begun, processor, touched)
 
 
-def _waited(pid: int, reader: int) -> tuple[bytes, int | None]:
-    """What a child noted, and its exit code; None where it had to be ended."""
-    noted, end, ended = b"", time.monotonic() + SECONDS, False
-    while not ended and time.monotonic() < end:
+def _waited(pid: int, reader: int) -> tuple[bytes, int | None, float]:
+    """What a child noted, its exit code, None where it had to be ended, and its processor seconds.
+
+    Its limit is one of waiting: the time in which other processes had the processor that it wanted does not count.
+    """
+    noted, begun, ended = b"", time.monotonic(), False
+    while not ended and time.monotonic() - begun - _kept_waiting(pid) < SECONDS:
         if select.select([reader], [], [], 1.0)[0]:
             part = os.read(reader, 1 << 16)
             noted, ended = noted + part, not part
@@ -107,10 +112,19 @@ def _waited(pid: int, reader: int) -> tuple[bytes, int | None]:
     if not ended:
         os.kill(pid, signal.SIGKILL)
     os.close(reader)
-    status = os.waitpid(pid, 0)[1]
+    _, status, used = os.wait4(pid, 0)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    return noted, os.waitstatus_to_exitcode(status) if ended else None
+    code = os.waitstatus_to_exitcode(status) if ended else None
+    return noted, code, used.ru_utime + used.ru_stime
+
+
+def _kept_waiting(pid: int) -> float:
+    """Seconds in which a process could have run and others did."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):  # ended, or a kernel without these figures
+        return 0.0
 
 
 def _child(
@@ -216,17 +230,21 @@ def traced(
 ) -> Outcome:
     """`memdiff words` as a process of its own, under strace where that is installed."""
     trace = folder.with_name(folder.name + ".trace")
-    prefix = ["strace", "-f", "-qq", "-e", "trace=openat,open,creat,rename,unlink,execve", "-o", str(trace)]
+    prefix = ["strace", "-f", "-qq", "-e", f"trace={TRACED}", "-o", str(trace)]
     command = [*(prefix if shutil.which("strace") else []), sys.executable, "-m", "memdiff", *words]
-    begun = time.monotonic()
+    begun, before = time.monotonic(), os.times()
     known = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    outcome = subprocess.run(
-        command, cwd=folder, env={**os.environ, **known, **(environment or {})}, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=SECONDS,
-    )  # fmt: skip
-    seconds = time.monotonic() - begun
+    try:
+        outcome = subprocess.run(
+            command, cwd=folder, env={**os.environ, **known, **(environment or {})}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=10 * SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Outcome(None, "", time.monotonic() - begun, 0.0)
+    seconds, after = time.monotonic() - begun, os.times()
+    processor = after.children_user + after.children_system - before.children_user - before.children_system
     touched = _of_trace(trace.read_text(errors="replace"), folder, allowed) if trace.is_file() else []
-    return Outcome(outcome.returncode, outcome.stdout, seconds, touched)
+    return Outcome(outcome.returncode, outcome.stdout, seconds, processor, touched)
 
 
 def _of_trace(text: str, folder: Path, allowed: Allowed) -> list[tuple[str, str]]:

@@ -140,6 +140,17 @@ def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80\x02h\x05.", b"\x80\x02R.", b"\x80\x02a.", b"\x80\x02X\xff\xff\xff\xff.", b"PK\x03\x04"]
+)
+def test_damaged_pickles_are_one_line(content: bytes, tmp_path: Path) -> None:
+    """Whatever exception the bytes lead to: a name that was never stored, an empty stack, an endless text."""
+    (tmp_path / "pytorch_lora_weights.bin").write_bytes(content)
+    with pytest.raises(ConfigError, match="was not loaded, and nothing in it was run") as caught:
+        attached(tiny_stable_diffusion_pipeline().unet, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 REFUSED = {
     "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": "LoRA of a text encoder too",
     "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": "LoRA of a text encoder too",

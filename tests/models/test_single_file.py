@@ -22,6 +22,7 @@ from memdiff.models.latent_files import skeleton_parts
 from memdiff.models.load import load_policy, model_of, skeleton_policy
 from memdiff.models.options import ModelOptions
 from memdiff.models.quiet import quiet_libraries
+from memdiff.models.single_file_kinds import shapes_of
 from memdiff.recipe.init import kind_of
 from memdiff.sampling.source import locate
 from tests.helpers import original_names
@@ -182,6 +183,19 @@ REFUSED: Mapping[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "no text": (only(UNET, "first_stage_model."), "holds no text_encoder; give the whole model's file"),
     "sdxl": (lambda tensors: tensors_of("sdxl"), "holds a model of kind sdxl; set model.kind: sdxl"),
 }
+
+
+def test_a_mapping_that_holds_itself_ends(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"weight": torch.ones(2)}
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "model.ckpt")
+    assert list(single_file.read_tensors(tmp_path / "model.ckpt")) == ["weight"]
+
+
+def test_a_header_without_sense_is_one_line(tmp_path: Path) -> None:
+    for header in (b'{"a": {"shape": [1e999]}}', b'{"a": {"shape": [NaN]}}', b'{"a": 1}', b"[" * 9999, b"[1]"):
+        (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        assert "is not a whole safetensors file" in refusal(lambda: shapes_of(tmp_path / "model.safetensors"))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from memdiff.errors import ConfigError
 from memdiff.models.config import SamplerConfig
 from memdiff.models.load import load_policy, model_of
 from memdiff.models.options import ModelOptions
@@ -60,3 +61,23 @@ def test_the_encoders_own_limit_holds(kind: str, limit: int | None, tmp_path: Pa
     policy.save(tmp_path / "saved", {name: weight.detach() for name, weight in policy.trainable().items()})
     for file in (tmp_path / "saved").glob("tokenizer*/tokenizer_config.json"):
         assert json.loads(file.read_text())["model_max_length"] == 12
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_tokenizer_of_another_model_is_told(kind: str):
+    """Tokens beyond the encoder's table, or more of them than it has positions for."""
+
+    def another(tokens: int, largest: int) -> Any:
+        def tokenizer(texts: list[str], **options: Any) -> dict[str, torch.Tensor]:
+            return {"input_ids": torch.full((len(texts), tokens), largest)}
+
+        return tokenizer
+
+    for tokens, largest in ((12, 10**6), (500, 1)):
+        policy: Any = MAKE[kind]()
+        policy.text._encoders = [(another(tokens, largest), encoder) for _, encoder in policy.text._encoders]
+        for tokenizer, _ in policy.text._encoders:
+            tokenizer.model_max_length = 12
+        with pytest.raises(ConfigError, match="a text encoder with the tokenizer beside it can't be used") as caught:
+            policy.encode(["a prompt of its own"])
+        assert "\n" not in str(caught.value)

@@ -206,6 +206,19 @@ def test_no_compiler_where_one_is_needed(tmp_path: Path, monkeypatch: pytest.Mon
     before_launch._check_operators(recipe(memory__offload_optimizer=True), 1)
 
 
+def test_a_precision_that_the_device_does_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before a rank starts, as DeepSpeed's accelerator has it; what it does passes."""
+    device: Any = SimpleNamespace(
+        is_fp16_supported=lambda: False, is_bf16_supported=lambda: True, device_name=lambda: "cpu"
+    )
+    monkeypatch.setattr("memdiff.engine.engine.get_accelerator", lambda: device)
+    monkeypatch.setattr(before_launch, "_check_operators", lambda *_: None)
+    said = refusal(before_launch.check_before_launch, recipe(model__precision="fp16"), None, 1)
+    assert "model.precision fp16 is not supported on this device (cpu); use auto" in said
+    for precision in ("bf16", "fp32", "auto"):
+        before_launch.check_before_launch(recipe(model__precision=precision), None, 1)
+
+
 TRAINER = {  # as Hugging Face's documentation of the Trainer has it
     "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16, "hysteresis": 2},
     "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from memdiff.errors import ConfigError
-from memdiff.recipe.contents import PATH_KEYS, WHOLE_BYTES, contents_of, fingerprints
+from memdiff.recipe.contents import PATH_KEYS, WHOLE_BYTES, changed_contents, contents_of, fingerprints
 from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.section import Section
@@ -239,3 +239,12 @@ def test_other_real_images_are_refused_by_name(
     named = name if most == 10 or what == "another pixel" else "*: names and sizes of "
     assert f"the content of method.real.path ({named}" in str(raised.value)
     assert raised.value.exit_code == 2
+
+
+def test_stored_fingerprints_may_be_anything() -> None:
+    """contents.json of a folder that came from elsewhere: what is null there and absent here is a difference too."""
+    after = {"model.path": {"a": "1"}}
+    assert changed_contents({"model.path": {"a": "1", "b": None}}, after) == ["the content of model.path (b)"]
+    assert changed_contents({"model.path": {"a": 1}}, after) == ["the content of model.path (a)"]
+    for nothing in (None, [], 3, "x"):
+        assert changed_contents({"model.path": nothing, "other": {}}, after) == []

@@ -9,7 +9,6 @@ Shapes: R ranks, I inputs, O outputs, h w a convolution's kernel. A is R I (R I 
 import json
 import logging
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import peft
 import torch
 from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from memdiff.errors import ConfigError, NumericError
@@ -29,6 +28,7 @@ from memdiff.models.lora.paths import find_adapter
 from memdiff.runtime.small_files import read_small_file
 
 MOST_CONFIG_BYTES = 10**7
+MOST_REPEATS = 3  # in a pattern of layers' names
 PREFIXES = ("base_model.model.", "unet.", "module.", "_orig_mod.")  # peft, diffusers, DDP, torch.compile
 DIFFUSERS_KEY = "lora_adapter_metadata"  # diffusers 0.42: diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
 WINDOW_KEY = "memdiff_adapter_steps"
@@ -112,9 +112,12 @@ def read_adapter(path: Path, network_config: Any = None) -> StoredAdapter:
         match = FACTOR.fullmatch(plain_name(name))
         if match is None:
             raise ConfigError(f"{file} holds {name}; memdiff applies LoRA of the denoiser, named lora_A and lora_B")
-        if not tensor.isfinite().all():
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            raise ConfigError(f"{file} is damaged: {name} holds {tensor.dtype}, {tensor.layout}, and no plain floats")
+        factor = tensor.float()  # an 8-bit float can't be asked whether it is finite
+        if not factor.isfinite().all():
             raise ConfigError(f"{file} holds values that are not finite, in {name}")
-        factors.setdefault(match["layer"], {})[match["side"]] = tensor.float()
+        factors.setdefault(match["layer"], {})[match["side"]] = factor
     if not factors:
         raise ConfigError(f"{file} is empty")
     return StoredAdapter(
@@ -133,9 +136,15 @@ def plain_name(name: str) -> str:
 
 
 def _factors(file: Path, layer: str, pair: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Factors:
-    if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
+    if set(pair) != {"A", "B"} or not _are_a_product(**pair):
         raise ConfigError(f"{file} is damaged: lora_A and lora_B of {layer} don't belong together")
     return Factors(pair["A"], pair["B"], _scaling(layer, pair["A"].shape[0], config))
+
+
+def _are_a_product(A: torch.Tensor, B: torch.Tensor) -> bool:
+    """Of one rank, which is not 0; B without a kernel of its own."""
+    rank, kernel = A.shape[:1], B.shape[2:]
+    return A.ndim == B.ndim >= 2 and 0 < rank[0] == B.shape[1] and all(side == 1 for side in kernel)
 
 
 def _scaling(layer: str, rank: int, config: Mapping[str, Any]) -> float:
@@ -164,13 +173,22 @@ def _config_of(file: Path, header: Mapping[str, str]) -> Mapping[str, Any]:
             said = dict(json.loads(read_small_file(beside, what="the config", most_bytes=MOST_CONFIG_BYTES)).items())
         else:
             said = {plain_name(key): value for key, value in json.loads(header.get(DIFFUSERS_KEY, "{}")).items()}
-        alphas = [said.get("lora_alpha"), *dict(said.get("alpha_pattern") or {}).values()]
-        if not all(isinstance(alpha, int | float | None) for alpha in alphas):
+        pattern = dict(said.get("alpha_pattern") or {})
+        alphas = [said.get("lora_alpha"), *pattern.values()]
+        if not all(alpha is None or (isinstance(alpha, int | float) and math.isfinite(alpha)) for alpha in alphas):
+            raise ValueError
+        if not all(map(_ends_soon, pattern)):
             raise ValueError
         _scaling("a layer", 1, said)  # looks at every key of alpha_pattern, which are regular expressions
         return said
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError, re.error):
+    except (OSError, ValueError, OverflowError, AttributeError, TypeError, RecursionError, re.error):
         raise ConfigError(f"what {file} says of its rank and alpha can't be read; save the adapter anew") from None
+
+
+def _ends_soon(pattern: str) -> bool:
+    """Whether a stranger's regular expression can't keep a search going: that of nested repeats takes for ever."""
+    repeats = sum(map(pattern.count, "*+?{"))
+    return repeats <= (1 if "(" in pattern else MOST_REPEATS)
 
 
 def _targets_of(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -186,15 +204,16 @@ def _load(file: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{file} can't be read as safetensors ({str(error)[:100]})") from None
+    except Exception as error:  # a damaged file ends in whatever exception its bytes lead to
+        reason = " ".join(str(error).split())[:100]
+        raise ConfigError(f"{file} can't be read as safetensors ({type(error).__name__}: {reason})") from None
 
 
 def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
     """Tensors only: nothing else in the file is made or run."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged or hostile pickle ends in whatever exception its bytes lead to
         raise ConfigError(
             f"{file} was not loaded, and nothing in it was run: it is damaged, or holds more than tensors "
             f"({type(error).__name__})"
@@ -213,7 +232,8 @@ def _window_of(file: Path, header: Mapping[str, str]) -> StepWindow | None:
         return None
     try:
         window = StepWindow(**json.loads(header[WINDOW_KEY]))
-        if 0 <= window.start < window.end <= window.of:
+        are_steps = all(type(step) is int for step in vars(window).values())
+        if are_steps and 0 <= window.start < window.end <= window.of:
             return window
     except (ValueError, TypeError, RecursionError):
         pass

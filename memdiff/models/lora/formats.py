@@ -81,7 +81,7 @@ def _with_alpha_folded(file: Path, state: Tensors) -> Tensors:
             continue
         layer = name.removesuffix(".alpha")
         down, up = f"{layer}.lora_down.weight", f"{layer}.lora_up.weight"
-        if down not in folded or up not in folded or alpha.numel() != 1:
+        if down not in folded or up not in folded or alpha.numel() != 1 or not len(folded[down]):
             raise ConfigError(f"{file} is damaged: {name} does not belong to one lora_down and one lora_up")
         folded[up] = folded[up].float() * (float(alpha) / folded[down].shape[0])
     return folded
