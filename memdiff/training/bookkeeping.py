@@ -24,8 +24,9 @@ class Stopwatch:
     """Seconds of a run from its first start on, loading, evaluations and checkpoints among them."""
 
     def __init__(self, before: object) -> None:
-        is_time = isinstance(before, int | float) and 0 <= before < MOST_SECONDS  # the folder may come from elsewhere
-        self._before = float(before) if is_time else 0.0
+        self._before = 0.0
+        if isinstance(before, int | float) and 0 <= before < MOST_SECONDS:  # the folder may come from elsewhere
+            self._before = float(before)
         self._start = float(os.environ.get(STARTED, time.time()))
 
     def total(self) -> float:
