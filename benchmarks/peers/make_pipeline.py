@@ -2,8 +2,8 @@
 
 A StableDiffusionPipeline with seeded random weights, in the shapes of Stable Diffusion 1.5 at a hundredth of its size:
 UNet 4.4 M parameters, latents 4 x 16 x 16, a VAE that makes them 64 x 64 pixels, a CLIP text encoder. Random weights
-cost the same time and memory as trained ones. `--shape sd15` is Stable Diffusion 1.5 itself, UNet and VAE, in fp16 (2 GB),
-for the suite `gpu`; its text encoder is the small one's with 768 channels.
+cost the same time and memory as trained ones. `--shape sd15` is Stable Diffusion 1.5 itself, UNet and VAE, in fp16 (2
+GB), for the suite `gpu`; its text encoder is the small one's with 768 channels.
 """
 
 import argparse

@@ -3,8 +3,8 @@
 Nothing of TRL is changed: its own pipeline wrapper (LoRA r=4, alpha 4 on to_q to_k to_v to_out.0), its own step.
 AlignProp differentiates every step: no random truncation, and a truncation step of 0 that no step is below.
 
-On a CUDA device accelerate places the trainers there; `mixed_precision: fp16` is accelerate's: UNet and VAE in fp16, LoRA
-in fp32 under a gradient scaler. What a card gives is not compared with what a CPU gives.
+On a CUDA device accelerate places the trainers there; `mixed_precision: fp16` is accelerate's: UNet and VAE in fp16,
+LoRA in fp32 under a gradient scaler. What a card gives is not compared with what a CPU gives.
 """
 
 import itertools
