@@ -144,7 +144,7 @@ class _Process:
         return self._process.poll() is None
 
     def end(self) -> None:
-        """Ended for certain."""
+        """Kills it, and waits until it is gone."""
         with suppress(ProcessLookupError):
             self._process.kill()
         self._process.wait()

@@ -9,7 +9,7 @@ GIB = 2**30
 
 def timing_table(rows: Sequence[Row]) -> str:
     """Each row beside the floor and TRL's of the same name; empty without any."""
-    every = [row for row in rows if row["about"]["kind"] in ("timing", "peers")]
+    every = [row for row in rows if row["about"].get("kind") in ("timing", "peers")]
     if not every:
         return ""
     lines = [
@@ -31,7 +31,7 @@ def timing_table(rows: Sequence[Row]) -> str:
 
 def memory_table(rows: Sequence[Row]) -> str:
     """Planned beside measured, each in a process capped at its plan; empty without any."""
-    every = [row for row in rows if row["about"]["kind"] == "memory"]
+    every = [row for row in rows if row["about"].get("kind", "memory") == "memory"]
     if not every:
         return ""
     lines = [

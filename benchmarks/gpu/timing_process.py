@@ -21,7 +21,7 @@ from benchmarks.worker import outcome_of, wait_for_turn
 
 
 def main() -> None:
-    """The command line."""
+    """The command line of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", type=Path)
     parser.add_argument("rows", type=Path)

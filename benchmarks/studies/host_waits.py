@@ -31,7 +31,7 @@ BEFORE: Mapping[str, tuple[int, int, int]] = {  # a step, a micro-batch, a round
 
 
 def main() -> None:
-    """Counts and writes."""
+    """Counts every case and writes all."""
     machine, rows = of_machine(), []
     for name, (recipe, changes) in CASES.items():
         settings = {"recipe_file": f"launch/recipes/{recipe}.yaml", "changes": changes, "precision": "fp16"}
@@ -50,7 +50,7 @@ def waits_of(row: Mapping[str, Any]) -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Now beside before."""
+    """What is counted now beside what was before."""
     lines = [
         "| 4 images a micro-batch | a step | a micro-batch | a round besides | a micro-batch of 50 steps | before |",
         "|---|---|---|---|---|---|",

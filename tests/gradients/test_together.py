@@ -17,7 +17,7 @@ from memdiff.runtime.vjp import Gradients, Pieces
 OVERFLOWS = 2.0**9  # twice: a gradient of 2^18, above fp16's largest; once: below it
 
 
-class Told:
+class Noticed:
     """Sums of what pieces tell, as diagnostics keep them."""
 
     def __init__(self) -> None:
@@ -35,7 +35,9 @@ class Told:
         self.total += gradient.float().sum() * (1.0 if unscale is None else unscale)
 
 
-def chain(pieces: Pieces, weight: torch.Tensor, told: Told, factors: Sequence[float]) -> Callable[[], torch.Tensor]:
+def chain(
+    pieces: Pieces, weight: torch.Tensor, noticed: Noticed, factors: Sequence[float]
+) -> Callable[[], torch.Tensor]:
     """A micro-batch of pieces y = factor^2 w x, pulled from the last to the first, each with the next one's costate."""
 
     def work() -> torch.Tensor:
@@ -46,7 +48,7 @@ def chain(pieces: Pieces, weight: torch.Tensor, told: Told, factors: Sequence[fl
                 lambda x, factor=factor: call_network(lambda x: (weight * x) * factor * factor, x, torch.float16),
                 x,
                 keep=True,
-                on_gradients=told,
+                on_gradients=noticed,
             )
             passed_on = pull(costate)
             assert passed_on is not None
@@ -63,13 +65,13 @@ def test_the_sums_are_those_of_asking_each_piece(bad: tuple[int, ...]) -> None:
     results = []
     for together in (False, True):
         weight = torch.nn.Parameter(torch.tensor([0.001, -0.002, 0.003, 0.001], dtype=torch.float16))
-        pieces, told = Pieces(Gradients([weight])), Told()
+        pieces, noticed = Pieces(Gradients([weight])), Noticed()
         pieces.gradients.sums[0].fill_(1 / 3)  # of earlier micro-batches
         costates = []
         for _ in range(2):
-            work = chain(pieces, weight, told, factors)
-            costates.append(pieces.together(work, undo=[told]) if together else work())
-        results.append((pieces.gradients.sums[0], told.total, *costates, torch.tensor(pieces.redone)))
+            work = chain(pieces, weight, noticed, factors)
+            costates.append(pieces.together(work, undo=[noticed]) if together else work())
+        results.append((pieces.gradients.sums[0], noticed.total, *costates, torch.tensor(pieces.redone)))
     assert results[0][-1] == 2 * len(bad)
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
@@ -77,16 +79,16 @@ def test_the_sums_are_those_of_asking_each_piece(bad: tuple[int, ...]) -> None:
 def test_pieces_with_weights_of_their_own_know_what_the_others_saw() -> None:
     """After a micro-batch that overflowed the next is asked piece by piece, and the one after that together again."""
     weight = torch.nn.Parameter(torch.full((4,), 0.001, dtype=torch.float16))
-    pieces, told, runs = Pieces(Gradients([weight])), Told(), []
+    pieces, noticed, runs = Pieces(Gradients([weight])), Noticed(), []
     for factors in ([OVERFLOWS], [1.0], [1.0]):
         into = pieces.into(Gradients([weight]))
-        made = chain(into, weight, told, factors)
+        made = chain(into, weight, noticed, factors)
 
         def work(made: Callable[[], torch.Tensor] = made) -> None:
             runs.append(finite_checks.notes_here() is not None)
             made()
 
-        into.together(work, undo=[told])
+        into.together(work, undo=[noticed])
     assert runs == [True, False, False, True]
     assert pieces.redone == 1
 
@@ -113,15 +115,15 @@ def test_an_error_of_numbers_is_that_of_asking_each_piece_and_others_pass() -> N
 
 def test_memory_that_runs_out_takes_back_what_was_told() -> None:
     weight = torch.nn.Parameter(torch.full((4,), 0.001, dtype=torch.float16))
-    pieces, told = Pieces(Gradients([weight])), Told()
+    pieces, noticed = Pieces(Gradients([weight])), Noticed()
 
     def work() -> None:
-        chain(pieces, weight, told, [1.0])()
+        chain(pieces, weight, noticed, [1.0])()
         raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        pieces.together(work, undo=[told])
-    assert float(told.total) == 0.0
+        pieces.together(work, undo=[noticed])
+    assert float(noticed.total) == 0.0
 
 
 class Event:
