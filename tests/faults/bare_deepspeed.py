@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -62,8 +63,11 @@ def came_of(run: Run) -> dict[str, Any]:
         run.process.poll()
         time.sleep(0.1)
     left = [" ".join(words_of(pid)[-3:])[:60] for pid in run.alive()]
-    code = run.process.poll()
     seconds = round(time.monotonic() - begun, 1)
+    try:
+        code = run.process.wait(1)  # one that has just ended may not have been waited for
+    except subprocess.TimeoutExpired:
+        code = None
     run.clear()
     return {"exit_code": code, "seconds": None if left else seconds, "left": len(left)}
 
