@@ -68,7 +68,6 @@ class Campaign:
         base = self._base(surface)
         if surface.name not in self._targets:
             self._targets[surface.name] = surface.targets(base)
-            Random(f"{self.seed} {surface.name}").shuffle(self._targets[surface.name])  # few mutants: of many folders
         targets = self._targets[surface.name]
         folder = self._copied(base)
         random = Random(f"{self.seed} {surface.name} {number}")
