@@ -12,8 +12,8 @@ MUTANTS = 4
 def test_mutants_are_read_or_refused(tmp_path: Path) -> None:
     """Every one ends in a line or does its work: nothing of it is run, nothing of another folder touched."""
     table = tmp_path / "table.json"
-    words = ("--seed", "0", "--count", str(MUTANTS), "--only", ",".join(SURFACES), "--json", str(table))
-    ended = run_python("-m", "tests.fuzz", *words)
+    words = ("--seed", "0", "--count", str(MUTANTS), "--only", ",".join(SURFACES), "--mutants-alone")
+    ended = run_python("-m", "tests.fuzz", *words, "--json", str(table))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     rows = json.loads(table.read_text())["rows"]
     assert set(rows) == set(SURFACES)

@@ -149,7 +149,9 @@ def test_samples_are_not_written_through_a_link(tmp_path: Path, secret: Path, pl
     before = secret.read_bytes()
     plant(tmp_path / "image_000000.tmp", secret)
     write_png(tmp_path / "image_000000.png", torch.zeros(3, 4, 4, dtype=torch.uint8))
-    assert Image.open(tmp_path / "image_000000.png").size == (4, 4) and secret.read_bytes() == before
+    with Image.open(tmp_path / "image_000000.png") as image:
+        assert image.size == (4, 4)
+    assert secret.read_bytes() == before
 
 
 def test_a_grid_and_a_recipe_are_not_written_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,12 +45,19 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="say of every mutant how it ended")
     parser.add_argument("--traced", type=int, default=0, help="as processes of their own under strace: each n-th")
     parser.add_argument("--minutes", type=float, help="no mutant is begun after these")
+    parser.add_argument("--mutants-alone", action="store_true", help="not first each command on what is not changed")
     parser.add_argument("--json", type=Path, help="also write the table here")
     arguments = parser.parse_args()
     chosen = [surface for surface in SURFACES if any(word in surface.name for word in arguments.only.split(","))]
     campaign = Campaign(SCRATCH, seed=arguments.seed, traced=arguments.traced)
     results: dict[str, list[Result]] = {surface.name: [] for surface in chosen}
     end = time.monotonic() + 60 * arguments.minutes if arguments.minutes else math.inf
+    whole: dict[str, list[Result]] = {}
+    if arguments.at is None and not arguments.mutants_alone:
+        whole = {surface.name: campaign.unchanged(surface) for surface in chosen}
+        for name, result in ((name, result) for name, results in whole.items() for result in results):
+            if result.code or result.fault:
+                say(f"{name}: unchanged, and not read: {' '.join(result.words)}\n  {result.last}")
     numbers = range(arguments.count) if arguments.at is None else [arguments.at]
     for number, surface in itertools.product(numbers, chosen):  # so that all have as many when the time is up
         if time.monotonic() > end:
@@ -60,7 +67,7 @@ def main() -> int:
         if result.fault or arguments.all:
             say(f"{surface.name}: {result.fault or 'held'}: --at {number}  {' '.join(result.words)}")
             say(f"  [{result.mutant}]\n  {result.last}")
-    rows = {name: row(of_surface) for name, of_surface in results.items() if of_surface}
+    rows = {name: row(of_surface, whole.get(name, [])) for name, of_surface in results.items() if of_surface}
     for name, counts in rows.items():
         say(f"{name:40} {json.dumps(counts)}")
     if arguments.json:
@@ -68,9 +75,14 @@ def main() -> int:
     return int(any(result.fault for of_surface in results.values() for result in of_surface))
 
 
-def row(results: "list[Result]") -> dict[str, Any]:
-    """How many mutants were read, refused, and each kind of fault; the medians of seconds."""
+def row(results: "list[Result]", whole: "list[Result]") -> dict[str, Any]:
+    """How many mutants were read, refused, and each kind of fault; the medians of seconds.
+
+    `whole` are the commands on what is not changed: how many of them are read.
+    """
     return {
+        "commands": len(whole),
+        "commands_that_read_what_is_whole": sum(result.code == 0 and not result.fault for result in whole),
         "mutants": len(results),
         **Counter(result.fault or ("refused" if result.code else "read") for result in results),
         "median_seconds": round(median(result.seconds for result in results), 2),

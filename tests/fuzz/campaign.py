@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -17,6 +18,8 @@ from tests.fuzz.trial import Allowed, Outcome, forked, traced
 STARTS = ("nvidia-smi", "lscpu", "uname", "ldconfig", "gcc", "cc", "c++", "g++", "ninja", "which", "git")
 
 
+# Of DeepSpeed, which are compiled once a machine.
+OPERATORS = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
 LINKED = "secret"  # the change that makes a link to another folder's file
 # Links out of models are followed, as the hub's cache has them, though nothing of what they lead to may be shown.
 RUNS_OWN = (
@@ -62,15 +65,33 @@ class Campaign:
 
     def run(self, surface: Surface, number: int, *, loud: bool = False) -> Result:
         """The mutant of this number. What the command imports and the folder are there from the first one on."""
+        base = self._base(surface)
+        if surface.name not in self._targets:
+            self._targets[surface.name] = surface.targets(base)
+        targets = self._targets[surface.name]
+        folder = self._copied(base)
+        random = Random(f"{self.seed} {surface.name} {number}")
+        file = targets[number % len(targets)]
+        mutant = mutate(folder, file, random, self.outside)
+        command = _command_for(surface, file, random)
+        elsewhere = [self.outside.folder, Path("/")] if surface.names_paths and file.endswith(".yaml") else []
+        if mutant.what == LINKED and (surface.named or not file.startswith(RUNS_OWN)):
+            elsewhere.append(self.outside.folder)
+        return self._tried(surface, folder, command, number, str(mutant), elsewhere, loud=loud)
+
+    def unchanged(self, surface: Surface) -> list[Result]:
+        """What each command does with the folder as it is: where that is refused, so are all mutants, for nothing."""
+        base = self._base(surface)
+        commands = [each for place, each in enumerate(surface.commands) if each not in surface.commands[:place]]
+        return [self._tried(surface, self._copied(base), command, -1, "unchanged") for command in commands]
+
+    def _base(self, surface: Surface) -> Path:
         self._import(as_rank=any(command.as_rank for command in surface.commands))
         base = self.scratch / "bases" / surface.build.__name__
         if not base.is_dir():
             base.mkdir(parents=True)
             surface.build(base)
-        if surface.name not in self._targets:
-            self._targets[surface.name] = surface.targets(base)
-            Random(f"{self.seed} {surface.name}").shuffle(self._targets[surface.name])  # few mutants: of many folders
-        return self._one(surface, base, self._targets[surface.name], number, loud=loud)
+        return base
 
     def _import(self, *, as_rank: bool) -> None:
         if not self._imported:
@@ -82,35 +103,33 @@ class Campaign:
             assert memdiff.training.one_rank
             self._imported.add("ranks")
 
-    def _one(self, surface: Surface, base: Path, targets: list[str], number: int, *, loud: bool) -> Result:
+    def _copied(self, base: Path) -> Path:
         folder = self.scratch / "trial"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(base, folder)
         self.outside.mark.unlink(missing_ok=True)
-        random = Random(f"{self.seed} {surface.name} {number}")
-        file = targets[number % len(targets)]
-        mutant = mutate(folder, file, random, self.outside)
-        command = _command_for(surface, file, random)
-        elsewhere = [self.outside.folder, Path("/")] if surface.names_paths and file.endswith(".yaml") else []
-        if mutant.what == LINKED and (surface.named or not file.startswith(RUNS_OWN)):
-            elsewhere.append(self.outside.folder)
-        allowed = Allowed([folder, *elsewhere], [folder, self.scratch / "tmp", self.scratch / "cache"], STARTS)
+        return folder
+
+    def _tried(
+        self,
+        surface: Surface,
+        folder: Path,
+        command: Command,
+        number: int,
+        mutant: str,
+        elsewhere: Sequence[Path] = (),
+        *,
+        loud: bool = False,
+    ) -> Result:
+        own = [folder, self.scratch / "tmp", self.scratch / "cache", OPERATORS]
         environment = RANK | {"MASTER_PORT": str(free_port())} if command.as_rank else {}
-        run = traced if self._traced and number % self._traced == 0 else forked
-        outcome = run(command.words, folder, allowed, environment)
+        run = traced if self._traced and number >= 0 and number % self._traced == 0 else forked
+        outcome = run(command.words, folder, Allowed([folder, *elsewhere], own, STARTS), environment)
         fault = outcome.fault(self.outside.mark.exists()) or (None if surface.named else self._leaked(folder, outcome))
         if loud:
             sys.stdout.write(f"{mutant}\n{outcome.said}\n{outcome.touched}\n")
-        return Result(
-            number,
-            str(mutant),
-            list(command.words),
-            fault,
-            outcome.code,
-            outcome.seconds,
-            outcome.processor_seconds,
-            _last(outcome),
-        )
+        words, seconds = list(command.words), (outcome.seconds, outcome.processor_seconds)
+        return Result(number, mutant, words, fault, outcome.code, *seconds, _last(outcome))
 
     def _leaked(self, folder: Path, outcome: Outcome) -> str | None:
         """What was read from elsewhere and said, or written into what the command made."""
@@ -172,4 +191,4 @@ def _import_most() -> None:
         getattr(transformers, name)
     for name in ("UNet2DConditionModel", "AutoencoderKL", "DDIMScheduler", "StableDiffusionXLPipeline"):
         getattr(diffusers, name)
-    assert memdiff and os
+    assert memdiff

@@ -11,6 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import OwlViTConfig, OwlViTForObjectDetection
 
+from memdiff.recipe.contents import contents_of
+from memdiff.recipe.reading import read_recipe
 from tests.helpers.image_reward_small import RECORD, small_checkpoint
 from tests.helpers.lora_files import factors_for, kohya, peft_names
 from tests.helpers.original_names import in_one_file
@@ -45,7 +47,8 @@ def run(folder: Path) -> None:
     (folder / "run/judge.json").write_text(json.dumps({"before": judged, "after": judged}))
     plan = {"fits": True, "budget_bytes": 2**32, "peak_bytes": 2**31, "items": {"weights": 2**20}, "knobs": {}}
     (folder / "run/plan.json").write_text(json.dumps(plan))
-    (folder / "run/contents.json").write_text(json.dumps({"--ds-config": {"": "0" * 64}}))
+    contents = contents_of(read_recipe(folder / "recipe.yaml"))  # another's would refuse every resume
+    (folder / "run/contents.json").write_text(json.dumps(contents))
     (folder / "run/loggers.json").write_text(json.dumps({"key": "0123456789"}))
     event = {"time": "2026-01-01T00:00:00Z", "event": "started", "round": 0, "text": "on 1 x cpu"}
     (folder / "run/events.jsonl").write_text(json.dumps(event) + "\n")

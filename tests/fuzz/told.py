@@ -84,7 +84,7 @@ def mistakes() -> dict[str, tuple[str, dict[str, str], tuple[str, ...]]]:
     }  # fmt: skip
 
 
-def told(kind: str, folder: Path) -> Told:
+def tried(kind: str, folder: Path) -> Told:
     """Runs the command in `folder`. Raises AssertionError where the mistake is not told as it should be."""
     text, files, words = mistakes()[kind]
     shutil.rmtree(folder, ignore_errors=True)
@@ -102,8 +102,8 @@ def told(kind: str, folder: Path) -> Told:
     lines = [line for line in ended.stderr.splitlines() if line.startswith("memdiff: error[2]: ")]
     assert ended.returncode == 2 and len(lines) == 1, f"{kind}: {ended.returncode}: {ended.stdout}{ended.stderr}"
     assert not (folder / "run/status.json").exists(), f"{kind}: a rank was started"
-    return Told(kind, lines[0], round(seconds, 2), round(used, 2), ended.stdout.endswith("\ntorch\n")
-                or ended.stdout == "torch\n")  # fmt: skip
+    has_torch = ended.stdout.splitlines()[-1:] == ["torch"]
+    return Told(kind, lines[0], round(seconds, 2), round(used, 2), has_torch)
 
 
 def main() -> int:
@@ -114,7 +114,7 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for kind in mistakes():
-            row = told(kind, Path(folder) / "trial")
+            row = tried(kind, Path(folder) / "trial")
             rows.append(asdict(row))
             sys.stdout.write(f"| {kind} | {row.seconds} | {row.processor_seconds} | {'yes' if row.torch else 'no'} |\n")
             sys.stdout.flush()
