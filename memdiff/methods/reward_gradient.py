@@ -157,9 +157,21 @@ class RewardGradient(ABC, Generic[C]):
         images = [group.members[number] for number in numbers]
         rows = self._rows(experience.round, images, count, [experience.starts_n[image] for image in images])
         theirs = Group(images, group.begin, group.x_BCHW[numbers_on(policy.device, numbers)])
-        work = (self.forward_backward, policy, experience.round, rows, theirs, sweep)
-        scored = self.pieces.together(*work, undo=[sweep.diagnostics])
-        for row, image in enumerate(images[:count]):
+        work = (policy, experience, images, rows, theirs, sweep)
+        self.pieces.together(self._differentiated, *work, undo=[sweep.diagnostics])
+
+    def _differentiated(
+        self,
+        policy: Policy,
+        experience: GradientRound,
+        images: Sequence[int],
+        rows: Rows,
+        group: Group,
+        sweep: Sweep,
+    ) -> None:
+        """Adds the gradient of these rows, and keeps their scores and images."""
+        scored = self.forward_backward(policy, experience.round, rows, group, sweep)
+        for row, image in enumerate(images[: rows.count]):
             experience.raw_nP[image] = scored.raw_PB[:, row]
             image_CHW = scored.images_BCHW[row]
             waiting_CHW = host_buffer(tuple(image_CHW.shape), image_CHW.dtype, policy.device)
