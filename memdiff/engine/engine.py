@@ -36,6 +36,7 @@ from memdiff.engine.update import Update, made_again, warmed_up
 from memdiff.errors import CheckpointError, ConfigError, NumericError, OutOfMemoryError
 from memdiff.processes import landmarks
 from memdiff.processes.heartbeat import MEETING
+from memdiff.processes.host import free_port
 from memdiff.runtime.placement import place
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import Gradients
@@ -299,8 +300,8 @@ def start_process_group(ranks: Ranks) -> None:
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     prefer_own_tools()
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    for key, value in alone.items():
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for key, value in (alone | {"MASTER_PORT": str(free_port())}).items():
         os.environ.setdefault(key, value)  # where they are missing DeepSpeed tries MPI
     load_shared_memory_operator()
     # Each rank would print that its operator was built, at every start.

@@ -1,5 +1,7 @@
 """Two ranks leave a round together, outlive a save that one can't write, and notice weights that differ."""
 
+import socket
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -7,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.processes import run_python
 from tests.helpers.ranks import run_ranks
 
 
@@ -57,3 +60,22 @@ def test_an_update_that_runs_out_of_memory_is_made_again_where_nothing_has_chang
         assert short["short"] == short["room"] != [1.0] * 10
         assert (short["again"] == "struck") == (number == 1)
         assert short["ended"].startswith(f"7 an update ran out of memory on rank {number} when it had begun")
+
+
+ALONE = """
+import torch
+from memdiff.engine.engine import start_process_group
+from memdiff.runtime.ranks import ranks_of_this_process
+start_process_group(ranks_of_this_process())
+print("ranks:", torch.distributed.get_world_size())
+"""
+
+
+def test_a_rank_alone_meets_nobody_at_a_port_in_use() -> None:
+    """Two programs may train in one process each, though DeepSpeed's own port is one for all."""
+    with socket.socket() as other:
+        with suppress(OSError):  # another program's already
+            other.bind(("127.0.0.1", 29500))
+            other.listen()
+        done = run_python("-c", ALONE)
+    assert done.returncode == 0 and "ranks: 1" in done.stdout, done.stderr
