@@ -6,7 +6,7 @@ don't depend on the number of steps but by the stored states and the kept graphs
 Shapes: B images of the round.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -36,7 +36,7 @@ from memdiff.rewards.weighted_sum import WeightedReward
 from memdiff.runtime.memory_tags import MemoryTag, memory_tag
 from memdiff.runtime.placement import HOST
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Gradients, Pieces, Pull, Result, Sums
+from memdiff.runtime.vjp import Gradients, Pieces, Pull
 
 STEPS = 2
 PROMPT = "a"
@@ -192,6 +192,7 @@ class _Watched(Pieces):
 
     def __init__(self, gradients: Gradients, ledger: Ledger) -> None:
         super().__init__(gradients)
+        self.notes_answers = False  # nothing overflows without numbers, and the flags of `noted` are five bytes
         self._ledger, self.kept_bytes, self.without_graph_bytes = ledger, 0, 0
         self._none_yet = True
         self.costs = 0  # built and not yet pulled
@@ -212,10 +213,6 @@ class _Watched(Pieces):
             return pull(dy)
 
         return y, pull_and_count
-
-    def together(self, work: Callable[..., Result], *arguments: Any, undo: Sequence[Sums] = ()) -> Result:
-        """Nothing overflows without numbers, and the two flags of `noted` are five bytes."""
-        return work(*arguments)
 
 
 class _Phases(Clock):

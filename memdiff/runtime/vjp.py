@@ -158,12 +158,13 @@ class Pieces:
         self.gradients = gradients
         self._all_finite = all_finite
         self._overflows = _Overflows()
+        self.notes_answers = True  # `together` asks once
         self._there_already = 0  # of the next pieces, those whose gradients the sums hold
 
     def into(self, gradients: Gradients) -> "Pieces":
         """The same, but for where the pulls add."""
         pieces = Pieces(gradients, all_finite=self._all_finite)
-        pieces._overflows = self._overflows
+        pieces._overflows, pieces.notes_answers = self._overflows, self.notes_answers
         return pieces
 
     @property
@@ -195,7 +196,7 @@ class Pieces:
         undo: Sequence[Sums],
         before: Sequence[Sequence[torch.Tensor]],
     ) -> Result:
-        if self._overflows.expected:
+        if self._overflows.expected or not self.notes_answers:
             return self._asked_one_by_one(work, arguments)
         results: list[Result] = []
         with noted(self.gradients.device) as notes:
