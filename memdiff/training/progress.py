@@ -155,7 +155,8 @@ class RunProgress:
 
     def _estimate(self) -> str:
         pace, left = self._pace.seconds_per_step, self._pace.seconds_left
-        return f"measured: {pace:.3g} s per image-step, so that {left / 3600:.1f} hours are left; {self._end()}"
+        span = f"{left / 3600:.1f} hours" if left >= 3600 else f"{left / 60:.1f} minutes"
+        return f"measured: {pace:.3g} s per image-step, so that {span} are left; {self._end()}"
 
     def _end(self) -> str:
         return f"ends about {clock_time(self._pace.seconds_left)}"

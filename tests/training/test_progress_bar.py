@@ -11,6 +11,7 @@ import termios
 
 import pytest
 
+from memdiff.training.progress import Pace, RunProgress
 from tests.helpers.processes import ROOT, ended
 
 CHILD = """
@@ -66,3 +67,20 @@ def test_a_run_on_a_terminal(columns: int) -> None:
     assert not any("ends about" in line for line in lines if "evaluating" in line)
     said = " ".join(" ".join(lines).split())
     assert "(rollout 100.0 s, reward 3.0 s, train 200.0 s)" in said
+
+
+@pytest.mark.parametrize(
+    ("rounds", "left"), [(3, "so that 5.0 minutes are left"), (500, "so that 20.8 hours are left")]
+)
+def test_what_is_left_of_a_short_run_is_said_in_minutes(
+    rounds: int, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """150 s a round, of which one is done: 300 s are left of 3 rounds, 74850 s of 500."""
+    clock = [0.0]
+    progress = RunProgress(rounds=rounds, shown=False)
+    monkeypatch.setattr(progress, "_pace", Pace(rounds, now=lambda: clock[0]))
+    progress.begin_round(1, 100)
+    clock[0] += 150.0
+    progress.advance(100)
+    progress._pace.finish()
+    assert left in progress._estimate()
