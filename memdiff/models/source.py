@@ -21,7 +21,9 @@ def no_pipeline(source: str, error: Exception, *, key: str = "model.path", part:
     said = f"{key} {source}: no pipeline could be loaded ({f'{part}: ' if part else ''}{reason[:200]})"
     if Path(source).is_dir():
         return ConfigError(f"{said}. Give a whole diffusers pipeline folder, or fetch its files again")
-    return ConfigError(f"{said}. Give a diffusers pipeline folder, or fetch a hub id first: hf download {source}")
+    return ConfigError(
+        f"{said}. It is no folder here: give a pipeline folder, or fetch a hub id first: hf download {source}"
+    )
 
 
 @contextmanager

@@ -30,7 +30,8 @@ def load_function(file: Path, name: str) -> Callable[..., Any]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # importing a user's file may raise anything
-        raise ConfigError(f"reward file {file} can't be imported: {type(error).__name__}: {error}") from error
+        advice = f"; install its package for {sys.executable}" if isinstance(error, ModuleNotFoundError) else ""
+        raise ConfigError(f"reward file {file} can't be imported: {type(error).__name__}: {error}{advice}") from error
     function = vars(module).get(name)
     if not callable(function):
         raise ConfigError(f"reward file {file} has no function {name}")

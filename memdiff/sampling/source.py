@@ -20,6 +20,7 @@ from memdiff.models.lora.paths import find_adapter
 from memdiff.recipe.prompts import PromptsConfig
 from memdiff.training.run_folder import RunFolder
 
+RUNS = "runs"  # where `memdiff train` puts runs without --out
 GUIDANCE = 7.5  # of text models that come without a recipe: what diffusers takes for Stable Diffusion
 
 
@@ -48,6 +49,7 @@ def locate(source: str, *, best: bool, own_adapter: bool, config: str | None = N
         return _of_run(source, run, best=best, own_adapter=own_adapter)
     if best:
         raise ConfigError(f"--best needs a run folder, got {source}")
+    _check_no_run_is_meant(source)
     model = (
         EmbeddedConfig.model_validate({"kind": "embedded", "name": source})
         if source in EMBEDDED
@@ -55,6 +57,16 @@ def locate(source: str, *, best: bool, own_adapter: bool, config: str | None = N
     )
     guidance = GUIDANCE if takes_prompts(model) else None
     return Source(model, SamplerConfig(guidance=guidance), Path("samples"))
+
+
+def _check_no_run_is_meant(source: str) -> None:
+    """Raises ConfigError for `runs/NAME` that is not there, beside runs that are: the hub would be asked in vain."""
+    folder = Path(source).parent
+    if folder != Path(RUNS) or Path(source).exists() or not folder.is_dir():
+        return
+    runs = sorted(path.name for path in folder.iterdir() if RunFolder(path).exists())
+    if runs:
+        raise ConfigError(f"no such run: {source}; {RUNS}/ holds {', '.join(runs[:8])}{', ...' if runs[8:] else ''}")
 
 
 def _of_run(source: str, run: RunFolder, *, best: bool, own_adapter: bool) -> Source:

@@ -129,6 +129,18 @@ def score_table(rows: Sequence[ScoreRow]) -> Table:
     return table
 
 
+def not_finite(rows: Sequence[ScoreRow]) -> list[str]:
+    """A line for each reward that gave some image no finite number, which ends a run unless its part says otherwise."""
+    lines = []
+    for name in rows[0].scores if rows else ():
+        bad = [row for row in rows if not math.isfinite(row.scores[name])]
+        if bad:
+            first = f"first {bad[0].image} ({bad[0].scores[name]})"
+            count = f"{len(bad)} of {len(rows)} images"
+            lines.append(f"{name} is not finite for {count}, {first}; by default a run ends there")
+    return lines
+
+
 def scores_json(rows: Sequence[ScoreRow]) -> str:
     """`{"images": [{"image", "prompt", "scores": {...}}], "mean": {...}, "std": {...}}`; what isn't finite is null."""
     names = list(rows[0].scores) if rows else []

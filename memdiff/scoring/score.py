@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
 from memdiff.errors import ConfigError
@@ -11,7 +12,7 @@ from memdiff.rewards.build import build_reward
 from memdiff.rewards.config import AnyPart
 from memdiff.runtime.ranks import device_of_this_process
 from memdiff.runtime.screen import screen
-from memdiff.scoring.images import ScoreRow, score_images, score_table, scores_json, summary_table
+from memdiff.scoring.images import ScoreRow, not_finite, score_images, score_table, scores_json, summary_table
 
 
 def score_files(
@@ -38,6 +39,8 @@ def score_files(
     screen.print(summary_table(rows))
     if each:
         screen.print(score_table(rows))
+    for line in not_finite(rows):
+        typer.echo(f"memdiff: {line}", err=True)
 
 
 def score_rows(images: Sequence[Path], parts: Mapping[str, AnyPart], prompts: Sequence[str]) -> list[ScoreRow]:

@@ -38,6 +38,8 @@ def _what_is_there(recipe: Recipe, folder: RunFolder, resume: Resume, ds_config:
         return "whose run would be moved aside"
     folder.check_same(recipe, contents_of(recipe, ds_config))
     done = folder.status().get("round", 0)
+    if not done:
+        return "where a run began that has no round done: it starts again"
     return f"where the run goes on after round {done} of {recipe.run.rounds}"
 
 

@@ -11,6 +11,7 @@ from memdiff.cli import main
 from memdiff.recipe.reading import read_recipe
 from memdiff.recipe.schema import recipe_schema
 from memdiff.recipe.shipped import headline, shipped_recipes
+from memdiff.training.run_folder import RunFolder
 
 INIT = ["init", "--model", "digits", "--reward", "digits:digits=[7],mode=log_probability"]
 
@@ -56,6 +57,18 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path, capsys
     assert "25 of 64 images" in shown and f"{out}, a new run" in shown
     code, _, error = said(capsys, "train", "digits_reinforce", "--gpus", "65", "--out", str(out), "--dry-run")
     assert code == 2 and error.startswith("memdiff: error[2]: ")
+
+
+def test_a_misspelt_run_is_not_looked_for_on_the_hub(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    """`runs/NAME` beside runs is a run's name: the line has those that are there. Elsewhere it may be a hub id."""
+    monkeypatch.chdir(tmp_path)
+    with RunFolder(tmp_path / "runs" / "mine").prepare(read_recipe(Path("digits_reinforce")), "auto", None):
+        pass
+    for words in (["sample", "runs/mien"], ["eval", "digits", "runs/mien", "--reward", "digits"]):
+        code, _, error = said(capsys, *words)
+        assert code == 2 and "no such run: runs/mien; runs/ holds mine" in error
+    _, shown, _ = said(capsys, "train", "digits_reinforce", "--gpus", "2", "--out", "runs/mine", "--dry-run")
+    assert "where a run began that has no round done" in shown
 
 
 def test_a_recipe_from_a_few_words_trains_as_it_stands(tmp_path: Path, capsys: Any) -> None:

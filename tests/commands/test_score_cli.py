@@ -98,6 +98,19 @@ def test_a_sampled_folder_is_scored_by_its_own_prompts(tmp_path: Path, capsys: p
         assert f"{sum(expected) / 40:.4f}" in shown and "image_" not in shown and len(shown.splitlines()) < 8
 
 
+def test_what_is_not_finite_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who tries a reward before a run hears of a NaN, of how many images and of the first; JSON has null there."""
+    for name in "abc":
+        paint(tmp_path / f"{name}.png", 0)
+    (tmp_path / "mine.py").write_text("def s(images, prompts):\n    return [1.0, float('nan'), float('inf')]\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["score", "a.png", "b.png", "c.png", "--reward", "python:file=mine.py,function=s", "--json", "s.json"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 0 and "s is not finite for 2 of 3 images, first b.png (nan)" in line
+    scores = [entry["scores"]["s"] for entry in json.loads((tmp_path / "s.json").read_text())["images"]]
+    assert scores == [1.0, None, None]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

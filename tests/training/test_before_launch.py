@@ -45,7 +45,7 @@ BAD_FILES = [
     ("x = 1\0", "reward.py"),
     ("def other(images, prompts): ...\n", "has no function score"),
     ("score = 3\n", "has no function score"),
-    ("import nowhere_at_all\n", "can't be imported: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+    ("import nowhere_at_all\n", "ModuleNotFoundError: No module named 'nowhere_at_all'; install its package for "),
     ("raise KeyError('a\\nb')\n", "can't be imported: KeyError"),
     ("import sys; sys.exit(3)\n", "can't be imported: SystemExit: 3"),
     ("import os; os._exit(5)\n", "ends the process that imports it (exit code 5)"),

@@ -12,6 +12,7 @@ import termios
 import pytest
 
 from memdiff.runtime.units import duration
+from memdiff.training.progress import Pace, RunProgress
 from tests.helpers.processes import ROOT, ended
 
 CHILD = """
@@ -96,3 +97,18 @@ def test_a_command_that_a_notebook_starts() -> None:
 def test_a_duration_in_its_two_largest_units(seconds: float, words: str) -> None:
     """No unit is full: 119.6 s are two minutes, and not one and sixty seconds."""
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(("rounds", "left"), [(3, "so that 5 min 0 s are left"), (501, "so that 20 h 50 min are left")])
+def test_what_is_left_of_a_short_run_is_said_in_minutes(
+    rounds: int, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """150 s a round, of which one is done: 300 s are left of 3 rounds, 75000 s of 501."""
+    clock = [0.0]
+    progress = RunProgress(rounds=rounds, shown=False)
+    monkeypatch.setattr(progress, "_pace", Pace(rounds, now=lambda: clock[0]))
+    progress.begin_round(1, 100)
+    clock[0] += 150.0
+    progress.advance(100)
+    progress._pace.finish()
+    assert left in progress._estimate()
