@@ -1,6 +1,7 @@
 """Host memory of a run's start: SDXL's whole folder in fp16, loaded as `memdiff train` does, on 1, 2 and 4 ranks.
 
-    python -m benchmarks.studies.host_memory [--ranks 1 2 4] [--fp32]     # writes results/host_memory.json and .md
+    python -m benchmarks.studies.host_memory [--ranks 1 2 4]     # writes results/host_memory.json and .md
+    python -m benchmarks.studies.host_memory --fp32              # the same from files in fp32, host_memory_fp32
 
 The folder is written for it where the system has temporary files, and deleted at the end: random numbers in the full
 architecture (UNet 2,567 M parameters, text encoders 123 and 695 M, VAE 84 M; 6.9 GB), CLIP ViT-L/14 in fp32 for the
@@ -268,8 +269,9 @@ def main(words: Sequence[str] | None = None) -> None:
     for folder in _folder(options):
         half = any((folder / "sdxl" / "unet").glob("*.fp16.*"))
         rows = [{**measured(folder, ranks), "files": "fp16" if half else "fp32"} for ranks in options.ranks]
+        name, option = ("host_memory", "") if half else ("host_memory_fp32", " --fp32")
         write_study(
-            "host_memory", "python -m benchmarks.studies.host_memory", machine, {"device": "a stand-in, see the study"},
+            name, f"python -m benchmarks.studies.host_memory{option}", machine, {"device": "a stand-in, see the study"},
             {"rows": rows}, table(rows),
         )  # fmt: skip
 

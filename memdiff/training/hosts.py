@@ -276,7 +276,7 @@ def connect(
     for number, one in enumerate(seen):
         words = [
             f"--world_info={world_info}", f"--node_rank={number}", f"--master_addr={address}",
-            f"--master_port={port}", "--log_level=error", "--module", "memdiff", *arguments,
+            f"--master_port={port}", "--log_level=critical", "--module", "memdiff", *arguments,
         ]  # fmt: skip
         process = subprocess.Popen(
             command_on(one.host), stdin=subprocess.PIPE, stderr=stderr, start_new_session=True, bufsize=0

@@ -102,7 +102,7 @@ def launch(arguments: Sequence[str], folder: RunFolder, world_size: int, stops: 
     one ends all at once. Nothing that was started here outlives this function, nor this process.
     """
     command = bound_command(
-        "deepspeed.launcher.runner", "--log_level", "error", "--num_gpus", str(world_size),
+        "deepspeed.launcher.runner", "--log_level", "critical", "--num_gpus", str(world_size),
         "--master_port", str(free_port()), "--module", "memdiff", *arguments, requests_wait=True,
     )  # fmt: skip
     environment = launcher_environment(world_size) | bound_environment()

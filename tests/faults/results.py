@@ -46,6 +46,7 @@ def struck(run: Run, strike: Callable[[], None], code: int, words: str, seconds:
     assert orphans == [], f"orphans: {orphans}"
     assert len(lines) == 1 and words in lines[0], f"{words!r} is not said in one line: {lines}"
     assert "Traceback" not in run.said(), run.said()[-1500:]
+    assert "[ERROR]" not in run.said(), f"DeepSpeed's launcher speaks between our lines: {run.said()[-1500:]}"
     assert took <= PATIENCE * seconds, f"took {took:.1f} s, more than {PATIENCE:g} times {seconds:.0f}"
     return took
 
