@@ -13,7 +13,6 @@ from memdiff import __version__, library
 from memdiff.errors import ConfigError
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.runtime.exit_codes import guarded
-from memdiff.runtime.quiet_imports import quiet_imports
 
 app = typer.Typer(
     name="memdiff",
@@ -376,7 +375,6 @@ def schema() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits."""
-    quiet_imports()
     use_expandable_segments()
     command: Any = typer.main.get_command(app)
     words = list(arguments) if arguments is not None else None

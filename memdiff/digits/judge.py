@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -27,7 +27,7 @@ from memdiff.digits.classifiers import NUM_DIGITS, DigitClassifier, as_digits, l
 from memdiff.digits.scans import MINORITY, is_minority, real_digits
 from memdiff.errors import ConfigError, MemdiffError
 from memdiff.runtime.cuda_allocator import use_expandable_segments
-from memdiff.runtime.image_files import GRID, images_of
+from memdiff.runtime.image_files import GRID, images_of, open_image
 
 RECOGNISED_CONFIDENCE = 0.8
 WILSON_Z = 1.959963984540054  # two-sided 95 %
@@ -132,7 +132,7 @@ def judge_images(images_N1HW: Tensor, judge: DigitClassifier | None = None) -> J
 def _read_image(path: Path) -> Tensor:
     """One PNG as 1 1 16 16 in [0, 1]."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.mode not in MODES:
                 raise ConfigError(f"{path}: pixel mode {image.mode} can't be judged. Save it as 8-bit grey or RGB.")
             pixels_HWC = np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0

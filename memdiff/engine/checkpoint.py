@@ -8,6 +8,7 @@ used: it is written, not atomically, before the other ranks' shards exist.
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ NUMBERS = ("round", "world_size")  # of a state
 MAPPINGS = ("statistics", "objective", "evaluate_statistics", "first")
 FAILURES_IN_A_ROW = 3  # to save, before a run ends for it
 MIB = 2**20
+NOT_READ = "a pickle in it is damaged, or names code of which nothing was run"  # torch advises to run it
 WAY_OUT = "use another --out, or start over with --resume never"
 
 
@@ -137,7 +139,7 @@ class Checkpoints:
             try:
                 newest = self._newest_whole(before)
             except CheckpointError as problem:
-                error = problem
+                error = CheckpointError(NOT_READ) if isinstance(problem, pickle.UnpicklingError) else problem
         failure = self._ranks.first_error(error)
         if failure is not None:
             raise CheckpointError(failure[2])
@@ -167,7 +169,7 @@ class Checkpoints:
                 self.load(engine, path)
                 take_up(state)
             except Exception as problem:  # a damaged or foreign file ends in whatever exception its bytes lead to
-                error = problem
+                error = CheckpointError(NOT_READ) if isinstance(problem, pickle.UnpicklingError) else problem
             failure = self._ranks.first_error(error)
             if failure is None:
                 return newest

@@ -14,7 +14,7 @@ from memdiff.evaluation.prompt_sets import Prompt, PromptFile, read_prompt_set
 from memdiff.models.config import EMBEDDED
 from memdiff.models.single_file_kinds import SUFFIXES
 from memdiff.rewards.config import AnyPart
-from memdiff.runtime.image_files import find_images, images_of, prompts_beside
+from memdiff.runtime.image_files import find_images, images_of, open_image, prompts_beside
 from memdiff.sampling.request import SampleRequest, make_request
 from memdiff.scoring.request import given_parts
 from memdiff.training.run_folder import RunFolder
@@ -286,7 +286,7 @@ def check_sizes(images: Mapping[str, Sequence[Path]], size: int | None) -> None:
 
 def _size_of(file: Path) -> tuple[int, int]:
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             return image.size
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ConfigError(f"{file} is not an image that can be read ({type(error).__name__})") from None

@@ -20,6 +20,7 @@ from memdiff.evaluation.request import Evaluation
 from memdiff.reporting.grid import BACKGROUND, INK, image_grid
 from memdiff.reporting.page import render_page
 from memdiff.reporting.pictures import embed_png
+from memdiff.runtime.image_files import open_image
 
 JSON_NAME, PICTURE, PAGE = "eval.json", "eval.png", "eval.html"
 HERE = Path(__file__).parent
@@ -159,7 +160,7 @@ def side_by_side(outcome: Outcome) -> Image.Image:
 
 def _grid(result: Result, most: int, with_text: bool) -> Image.Image:
     files = result.files[:most]
-    pictures = [Image.open(file).convert("RGB") for file in files]
+    pictures = [open_image(file).convert("RGB") for file in files]
     width, height = pictures[0].size
     shrink = min(1.0, LARGEST_TILE / max(width, height))
     tile = (max(1, round(width * shrink)), max(1, round(height * shrink)))

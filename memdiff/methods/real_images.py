@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from memdiff.chain.noise import Stream, draw_order
 from memdiff.errors import ConfigError
 from memdiff.methods.sft_pg_config import RealDataset, RealDigits, RealFolder, RealImagesConfig
-from memdiff.runtime.image_files import images_of
+from memdiff.runtime.image_files import images_of, open_image
 
 MODES = {1: "L", 3: "RGB"}  # PIL's names, by channels
 
@@ -84,7 +84,7 @@ def _stacked(images: Iterable[tuple[str, Any]], shape: tuple[int, int, int], whe
 
 def _opened(file: Path) -> Image.Image:
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             image.load()
             return image
     except (UnidentifiedImageError, OSError) as error:

@@ -97,6 +97,7 @@ def _checked(path: Path, rows: Found) -> tuple[Entry, ...]:
     for where, prompt, fields in rows:
         if not isinstance(prompt, str) or not prompt.strip():
             raise ConfigError(f"{path} {where}: the prompt must be a text, got {prompt!r:.60}")
+        check_encodable(prompt, f"{path} {where}")
         if len(prompt) > MOST_CHARACTERS:
             raise ConfigError(
                 f"{path} {where}: the prompt has {len(prompt)} characters, the most are {MOST_CHARACTERS}"
@@ -107,6 +108,15 @@ def _checked(path: Path, rows: Found) -> tuple[Entry, ...]:
     if not entries:
         raise ConfigError(f"the prompt file {path} holds no prompt")
     return tuple(entries)
+
+
+def check_encodable(prompt: str, where: str) -> None:
+    """Raises ConfigError for half of a character: JSON's \\ud800, bytes of a command line that are no UTF-8."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        half = prompt[error.start].encode("unicode_escape").decode()
+        raise ConfigError(f"{where}: the prompt holds {half}, which is half of a character; write it anew") from None
 
 
 def _of_csv(path: Path, text: str) -> Found:

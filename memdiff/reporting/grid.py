@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from memdiff.errors import ConfigError
+from memdiff.runtime.image_files import open_image
 
 SMALLEST_TILE = 64  # pixels: below this a tile can't be judged by eye
 GAP = 2  # pixels between tiles
@@ -103,7 +104,7 @@ def spread(number: int, at_most: int) -> list[int]:
 
 def _frame(path: Path, label: str) -> Image.Image:
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             image = opened.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ConfigError(

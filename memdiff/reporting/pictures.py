@@ -9,6 +9,7 @@ from PIL import Image, ImageSequence
 
 from memdiff.errors import ConfigError
 from memdiff.reporting.grid import write_evolution
+from memdiff.runtime.image_files import open_image
 
 LONGEST_SIDE = 1024  # pixels of an embedded grid: enough for a wide screen, a few hundred kB
 LARGEST_PNG_BYTES = 400_000  # a longer PNG is embedded as JPEG instead
@@ -42,7 +43,7 @@ def embed_image(image: Image.Image, longest_bytes: int = LARGEST_PNG_BYTES) -> s
 
 def small_jpeg(path: Path, longest_side: int = LONGEST_SIDE) -> tuple[bytes, int, int]:
     """(a JPEG of an image, its width, its height), at most `longest_side` pixels a side. Raises OSError."""
-    with Image.open(path) as opened:
+    with open_image(path) as opened:
         image = opened.convert("RGB")
     if max(image.size) > longest_side:
         image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)

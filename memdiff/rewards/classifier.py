@@ -65,6 +65,11 @@ class ImageProcessing:
             std=(1.0, 1.0, 1.0) if plain else config["image_std"],
         )
 
+    @property
+    def has_a_size(self) -> bool:
+        """Whether images of every size become images of one."""
+        return self.crop is not None or self.resize_to is not None
+
     def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Images in [0, 1] -> what the network reads: B 3 height width."""
         images_BCHW = to_rgb(images_BCHW)
@@ -133,7 +138,25 @@ def load_image_classifier(config: ClassifierConfig, device: torch.device) -> Cla
         ) from None
     check_report(network, report, name=f"reward classifier {config.path}")
     label = _label_index(network.config.label2id, config)
-    return ClassifierReward(config, network, ImageProcessing.from_json(processing, config.path), label, device=device)
+    processing = ImageProcessing.from_json(processing, config.path)
+    reward = ClassifierReward(config, network, processing, label, device=device)
+    if processing.has_a_size:
+        _try_on_a_blank_image(reward, config, device)
+    return reward
+
+
+def _try_on_a_blank_image(reward: ClassifierReward, config: ClassifierConfig, device: torch.device) -> None:
+    """Raises ConfigError where the network does not take what the image processor makes."""
+    try:
+        with torch.no_grad():
+            reward(torch.zeros(1, 3, 32, 32, device=device), [""])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # shapes that don't fit end in whatever exception the architecture leads to
+        raise ConfigError(
+            f"reward classifier {config.path}: its network does not take what its preprocessor_config.json makes "
+            f"({_reason(error)}); fetch its files again"
+        ) from None
 
 
 def skeleton_image_classifier(config: ClassifierConfig, device: torch.device) -> ClassifierReward:

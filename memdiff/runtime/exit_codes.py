@@ -9,6 +9,7 @@ import typer
 
 from memdiff.errors import EXIT_STOPPED, CheckpointError, MemdiffError, StopRequested
 from memdiff.runtime.file_errors import line_about
+from memdiff.runtime.quiet_imports import quiet_imports
 
 
 def guarded(action: Callable[[], Any], words: Sequence[str] = ()) -> NoReturn:
@@ -16,7 +17,7 @@ def guarded(action: Callable[[], Any], words: Sequence[str] = ()) -> NoReturn:
 
     So is what the disk does, and a file that `words`, the command line's, name; another file's absence is a bug.
     """
-    quiet_bitsandbytes()
+    quiet_imports()
     if logging.lastResort is not None:  # what prints warnings where no handler is set up
         logging.lastResort.setFormatter(HarmlessFormatter())
     try:
@@ -42,7 +43,12 @@ def guarded(action: Callable[[], Any], words: Sequence[str] = ()) -> NoReturn:
 
 def harmless(text: str) -> str:
     """On one line, control characters written out: what a file, a model or a reward says can't steer the terminal."""
-    shown = (sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in " ".join(text.split()))
+    return written_out(" ".join(text.split()))
+
+
+def written_out(text: str) -> str:
+    """Control characters but ends of lines as Python writes them."""
+    shown = (sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode() for sign in text)
     return "".join(shown)
 
 
@@ -52,11 +58,6 @@ class HarmlessFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The message, on one line."""
         return harmless(super().format(record))
-
-
-def quiet_bitsandbytes() -> None:
-    """Version 0.50 advises CPU users to install another package."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _say(exit_code: int, message: str) -> int:

@@ -5,18 +5,32 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memdiff.errors import ConfigError
 from memdiff.runtime.numbered import name_of, number_of, numbered
 from memdiff.runtime.small_files import read_small_file
 
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SETTINGS = "settings.json"
 MOST_SETTINGS_BYTES = 128 * 2**20  # all prompts of a file stand in it
 GRID = "grid.png"
 IMAGE = "image_"  # and its number
 EVALUATED = re.compile(r"round_\d{6}\.png")  # a grid of many images, in the samples/ of a run
+
+
+def open_image(path: Path) -> "ImageFile":
+    """Pillow's image of a file in a format that it decodes itself: it starts Ghostscript for others, such as EPS.
+
+    By its first bytes, whatever its name says. Raises what `Image.open` does, UnidentifiedImageError for other formats.
+    """
+    from PIL import Image
+
+    return Image.open(path, formats=FORMATS)
 
 
 def sampled_file(folder: Path, image: int) -> Path:

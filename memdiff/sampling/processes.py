@@ -15,7 +15,7 @@ from memdiff.errors import CheckpointError, ConfigError, MemdiffError
 from memdiff.processes.bound import bound_command, bound_environment
 from memdiff.processes.file_lock import FileLock
 from memdiff.reporting.grid import image_grid
-from memdiff.runtime.image_files import GRID, IMAGE, SETTINGS, sample_settings, sampled_images
+from memdiff.runtime.image_files import GRID, IMAGE, SETTINGS, open_image, sample_settings, sampled_images
 from memdiff.runtime.numbered import numbered
 from memdiff.runtime.screen import screen
 from memdiff.sampling.request import SampleRequest
@@ -98,7 +98,7 @@ def clear_folder(folder: Path) -> None:
 
 def grid_of(files: list[Path], labels: list[str] | None = None) -> Image.Image:
     """PNG files of one size as one grid, each over its label; a label that comes again stands in one column."""
-    pictures = [np.asarray(Image.open(file)) for file in files]
+    pictures = [np.asarray(open_image(file)) for file in files]
     images = np.stack([picture[..., None] if picture.ndim == 2 else picture for picture in pictures])
     if labels is None:
         return image_grid(images)

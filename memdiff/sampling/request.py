@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from memdiff.errors import ConfigError
 from memdiff.models.config import EmbeddedConfig, ModelConfig, Precision, SamplerConfig, Step, takes_prompts
 from memdiff.models.lora.paths import find_adapter
-from memdiff.recipe.prompt_files import read_prompt_file
+from memdiff.recipe.prompt_files import check_encodable, read_prompt_file
 from memdiff.recipe.prompts import PromptSet
 from memdiff.runtime.section import Float, Int, Section
 from memdiff.sampling.source import Source, locate
@@ -71,6 +71,8 @@ def make_request(
     if prompt is not None and prompts is not None:
         raise ConfigError("--prompt and --prompts can't be given together; put the text into the file")
     texts = read_prompt_file(prompts) if prompts is not None else () if prompt is None else (prompt,)
+    if prompt is not None:
+        check_encodable(prompt, "--prompt")
     mixed = [_mixed(word) for word in mix]
     window = None if adapter_steps is None else _window(adapter_steps)
     resolved_source = locate(source, best=best, own_adapter=not mixed, config=config)

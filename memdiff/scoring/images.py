@@ -20,6 +20,7 @@ from rich.table import Table
 
 from memdiff.errors import ConfigError
 from memdiff.rewards.reward import Reward, score
+from memdiff.runtime.image_files import open_image
 from memdiff.runtime.placement import place
 
 
@@ -35,7 +36,7 @@ class ScoreRow:
 def read_image(path: Path) -> torch.Tensor:
     """C H W fp32 in [0, 1], three channels, turned upright. Raises ConfigError where it is no whole image."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             pixels_HWC = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())[:160]

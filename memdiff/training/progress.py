@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from memdiff.processes import landmarks
+from memdiff.runtime.exit_codes import written_out
 from memdiff.runtime.screen import screen
 from memdiff.runtime.units import duration
 
@@ -180,7 +181,7 @@ class RunProgress:
         """
         self._last_line = self._now()
         with suppress(OSError):
-            self._progress.console.print(text, markup=False, soft_wrap=not self._live)
+            self._progress.console.print(written_out(text), markup=False, soft_wrap=not self._live)
 
 
 def lines_of(items: Sequence[str], width: int) -> list[str]:

@@ -12,7 +12,6 @@ from memdiff.processes.heartbeat import Heartbeat
 from memdiff.processes.stops import BLOCKED, Stops
 from memdiff.recipe.contents import contents_of
 from memdiff.recipe.recipe import Recipe
-from memdiff.runtime.exit_codes import quiet_bitsandbytes
 from memdiff.training.deadline import note_start
 from memdiff.training.hosts import Seen
 from memdiff.training.launcher import launch, launch_on_hosts, rank_environment, ranks_use_gpus, round_of
@@ -59,7 +58,6 @@ def run_here(recipe: Recipe, folder: RunFolder, resume: Resume, ds_config: Path 
     from memdiff.training.one_rank import train_rank
 
     quiet_libraries()
-    quiet_bitsandbytes()
     for name, value in rank_environment(1).items():
         if name != "OMP_NUM_THREADS":  # torch has its threads already
             os.environ[name] = value

@@ -15,16 +15,18 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from memdiff.engine.checkpoint import _defect, _round_of
 from memdiff.errors import CheckpointError, ConfigError
 from memdiff.evaluation.prompt_sets import read_prompt_set
+from memdiff.evaluation.request import _size_of
 from memdiff.loggers.loggers import KEY_FILE, key_of
 from memdiff.models.folder import unet_layers
 from memdiff.processes.file_lock import FileLock
 from memdiff.recipe.init import Wish, write_recipe
 from memdiff.recipe.reading import read_recipe
+from memdiff.reporting.pictures import small_jpeg
 from memdiff.reporting.rows import read_rows
 from memdiff.rewards.config import DigitsConfig
 from memdiff.runtime.exit_codes import guarded
@@ -32,11 +34,14 @@ from memdiff.runtime.image_files import sampled_images
 from memdiff.runtime.small_files import free_of_others, own_bytes
 from memdiff.sampling.processes import clear_folder, sample_over_processes
 from memdiff.sampling.sample import write_png
+from memdiff.scoring.images import read_image
 from memdiff.training.bookkeeping import Stopwatch
 from memdiff.training.copied_run import bring_run
 from memdiff.training.launcher import opened
 from memdiff.training.loop import Run
+from memdiff.training.progress import RunProgress
 from memdiff.training.run_folder import RunFolder
+from tests.house.rooms import PACKAGE
 
 Plant = Callable[[Path, Path], None]
 
@@ -291,3 +296,21 @@ def test_a_misspelt_kind_is_named(tmp_path: Path, key: str) -> None:
     file.write_text(f"model: {{{key}: embedded}}\nmethod: {{kind: reinforce}}\nreward: [{{kind: digits}}]\n")
     with pytest.raises(ConfigError, match=rf"model needs a kind; is model\.{key} meant to be it"):
         read_recipe(file)
+
+
+def test_pictures_that_another_program_would_read_are_refused(tmp_path: Path) -> None:
+    """PostScript under the name of a PNG: Pillow would start Ghostscript for it."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", format="EPS")
+    for read in (read_image, small_jpeg, _size_of):
+        with pytest.raises((ConfigError, UnidentifiedImageError)) as caught:
+            read(tmp_path / "a.png")
+        assert "UnidentifiedImageError" in f"{type(caught.value).__name__} {caught.value}"
+    opened = [line for file in PACKAGE.rglob("*.py") for line in file.read_text().splitlines() if "Image.open(" in line]
+    assert opened and all("formats=" in line for line in opened), opened
+
+
+def test_what_a_run_quotes_does_not_steer_a_terminal(capsys: Any) -> None:
+    """Of the messages of libraries and files: written out, spaces and lines kept."""
+    with RunProgress(rounds=1, shown=True) as progress:
+        progress.say("two  spaces \x1b[31mred\x07\nnext")
+    assert "two  spaces \\x1b[31mred\\x07\nnext" in capsys.readouterr().out

@@ -63,6 +63,7 @@ BAD = {
         ("[3]", "entry 1: .*is needed, got 3"),
         ('["a", {"text": "b"}]', "entry 2: .*is needed"),
         ('[{"prompt": null}]', "entry 1: the prompt must be a text, got None"),
+        (r'["a cat \ud800"]', r"entry 1: the prompt holds \\ud800, which is half of a character"),
     ],
     "a.txt": [("a" * 10_001, "the prompt has 10001 characters")],
     "a.yaml": [("prompts: [a]", "prompts are read from .txt .*got .yaml")],

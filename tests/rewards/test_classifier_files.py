@@ -89,9 +89,16 @@ def spoil_width(folder: Path, marker: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
 
 
-@pytest.mark.parametrize("spoil", [spoil_truncate, spoil_pickle, spoil_architecture, spoil_width])
+def spoil_processing(folder: Path, marker: Path) -> None:
+    processing = json.loads((folder / "preprocessor_config.json").read_text())
+    del processing["size"]  # 224 where none is said
+    (folder / "preprocessor_config.json").write_text(json.dumps(processing))
+
+
+@pytest.mark.parametrize("spoil", [spoil_truncate, spoil_pickle, spoil_architecture, spoil_width, spoil_processing])
 def test_a_spoilt_classifier_is_one_line_and_runs_nothing(spoil: Callable[[Path, Path], None], tmp_path: Path) -> None:
-    """Cut off, a pickle that wants to run code, a layer too many (which loads at random otherwise), another width."""
+    """Cut off, a pickle that wants to run code, a layer too many (which loads at random otherwise), another width,
+    images of another size than the network's."""
     write_classifier(tmp_path / "net")
     spoil(tmp_path / "net", tmp_path / "ran")
     with pytest.raises(ConfigError) as caught:
