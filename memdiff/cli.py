@@ -12,7 +12,7 @@ import typer
 from memdiff import __version__, library
 from memdiff.errors import ConfigError
 from memdiff.runtime.cuda_allocator import use_expandable_segments
-from memdiff.runtime.exit_codes import guarded
+from memdiff.runtime.exit_codes import guarded, written_out
 
 app = typer.Typer(
     name="memdiff",
@@ -358,7 +358,7 @@ def recipes(
     from memdiff.recipe.shipped import find_recipe, headline, shipped_recipes
 
     if show is not None:
-        typer.echo(recipe_text(find_recipe(Path(show))).rstrip())
+        typer.echo(written_out(recipe_text(find_recipe(Path(show))).rstrip()))
         return
     shipped = shipped_recipes()
     for name, file in shipped.items():

@@ -141,7 +141,7 @@ def read_user_file(path: Path, agreed: Mapping[str, tuple[Any, ...]]) -> dict[st
         if (value := _value_at(config, key)) is not None and value not in agreed.get(key, ())
     ]
     problems += [
-        f"DeepSpeed knows no key {key}, and would ignore it in silence"
+        f"DeepSpeed knows no key {key:.60}, and would ignore it in silence"
         for key in sorted(set(config) - KNOWN - OWNED.keys())
     ]
     problems += [

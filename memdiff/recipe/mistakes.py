@@ -85,7 +85,10 @@ def _line(mistakes: Sequence[Any], raw: Mapping[str, Any], root: type[Section]) 
 
 def shown(value: Any) -> str:
     """A value as it is shown in a line: cut where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits out; YAML's hexadecimal ones are read
+        return "an integer of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

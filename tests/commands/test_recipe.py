@@ -50,7 +50,7 @@ BAD_VALUES = [
     ("reward.0.hihg=0.9", "unknown key reward.0.hihg", "did you mean high?"),
     ("reward.0.label=male", "unknown key reward.0.label", "known here: chunk, classifier, digits"),
     ("evaluate.rewards=[{kind: digits, clasifier: judge}]", "unknown key evaluate.rewards.0.clasifier", "classifier?"),
-    ("model.path=x", "unknown key model.path", "known here: kind, name, precision"),
+    ("model.path=x", "unknown key model.path", "known here: channels_last, kind, name, precision"),
     ("memory.vram=16", "unknown key memory.vram", "known here: accumulators"),
     ("run.rounds=abc", "run.rounds:", "integer, got 'abc'"),
     ("run.rounds=3.5", "run.rounds:", "fractional part, got 3.5"),
@@ -101,6 +101,7 @@ BAD_VALUES = [
     ("sampler.guidance=7.5", "sampler.guidance needs a text-to-image model", "embedded has no prompt"),
     ("method.per_prompt=true", "method.per_prompt needs prompts", "embedded has none"),
     ("adapter.targets=[]", "adapter.targets:", "at least 1"),
+    (f"run.rounds=0x{'f' * 4000}", "run.rounds:", "got an integer of thousands of digits"),
 ]
 
 
