@@ -138,7 +138,8 @@ def test_prompts_go_round(runs: Path, tmp_path: Path) -> None:
         assert same == [image % 3 == number for image in range(4)]
     settings = json.loads((tmp_path / "own" / "settings.json").read_text())
     assert settings["prompts"] == TEXTS and settings["sampler"]["guidance"] == 2.0
-    assert settings["model"] == {"kind": "embedded", "name": "digits_text", "precision": "auto"}
+    model = {"kind": "embedded", "name": "digits_text", "precision": "auto", "channels_last": False}
+    assert settings["model"] == model
     assert not np.array_equal(sampled(runs / "text", tmp_path / "guided", guidance=5.0), own)
     assert not np.array_equal(sampled(runs / "text", tmp_path / "base", lora_scale=0.0), own)
     with Image.open(tmp_path / "own" / "grid.png") as grid:
