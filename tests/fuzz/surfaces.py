@@ -165,7 +165,7 @@ SURFACES = [
                 for name in ("p.txt", "p.csv", "p.tsv", "p.json", "q.json", "p.jsonl")
             ),
             *(
-                Command(["eval", "digits_text", "--num-images", "1", "--steps", "1", "--prompts", name])
+                Command(["eval", "digits_text", "--num-images", "2", "--steps", "1", "--prompts", name])
                 for name in ("drawbench.csv", "p.tsv", "geneval.jsonl", "p.json")
             ),
         ],
