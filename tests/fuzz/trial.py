@@ -165,6 +165,7 @@ def _child(
 def _hook(writer: int, allowed: Allowed, folder: Path) -> Callable[[str, tuple[Any, ...]], None]:
     """Notes what is not allowed; it stops nothing."""
     reads = [*map(str, (ROOT, sys.prefix, sys.base_prefix, sysconfig.get_paths()["stdlib"])), *SYSTEM]
+    reads += [place for place in sys.path if place]  # an import looks there
     reads += [str(place.resolve()) for place in (*allowed.read, *allowed.write)]
     writes = [*(str(place.resolve()) for place in allowed.write), "/dev/", "/proc/self/"]
     busy = False
