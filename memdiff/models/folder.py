@@ -26,6 +26,13 @@ from memdiff.models.single_file_kinds import check_shapes, check_vae_shapes, sha
 INDEX = "model_index.json"
 WORDS = "vocab.json"  # of CLIP's tokenizer
 WEIGHTS = ("*.safetensors", "*.bin")
+PIPELINE_KINDS = {  # by the class that model_index.json names
+    "DDPMPipeline": "ddpm",
+    "DDIMPipeline": "ddpm",
+    "PNDMPipeline": "ddpm",
+    "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "sdxl",
+}
 TEXT_PARTS = ("text_encoder", "tokenizer", "scheduler", "unet", "vae")
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 LARGEST_HEADER = 1 << 24

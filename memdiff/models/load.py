@@ -21,20 +21,12 @@ from memdiff.models.config import (
     StableDiffusionConfig,
 )
 from memdiff.models.ddpm import load_ddpm, skeleton_ddpm
-from memdiff.models.folder import NETWORKS
+from memdiff.models.folder import NETWORKS, PIPELINE_KINDS
 from memdiff.models.options import ModelOptions
 from memdiff.models.policy import Policy
 from memdiff.models.single_file_kinds import kind_of_file, shapes_of
 from memdiff.models.source import no_pipeline, quiet_hub
 from memdiff.models.variants import with_its_variant
-
-PIPELINE_KINDS = {
-    "DDPMPipeline": "ddpm",
-    "DDIMPipeline": "ddpm",
-    "PNDMPipeline": "ddpm",
-    "StableDiffusionPipeline": "stable_diffusion",
-    "StableDiffusionXLPipeline": "sdxl",
-}
 
 
 def pipeline_kind(source: str, *, revision: str | None = None) -> str:

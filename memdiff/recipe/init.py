@@ -10,6 +10,7 @@ import yaml
 
 from memdiff.errors import ConfigError
 from memdiff.models.config import EMBEDDED
+from memdiff.models.folder import PIPELINE_KINDS
 from memdiff.models.single_file_kinds import SUFFIXES, kind_of_file, shapes_of
 from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.recipe import Recipe
@@ -19,11 +20,6 @@ from memdiff.runtime.small_files import read_small_file
 
 MOST_INDEX_BYTES = 2**20
 
-PIPELINES = {
-    "DDPMPipeline": "ddpm",
-    "StableDiffusionPipeline": "stable_diffusion",
-    "StableDiffusionXLPipeline": "sdxl",
-}
 # Of hub ids, which can't be looked into before they are downloaded; the first that stands in the id decides.
 NAMES = {"ddpm": "ddpm", "xl": "sdxl", "stable-diffusion": "stable_diffusion", "sd-": "stable_diffusion"}
 STEPS = 50
@@ -59,9 +55,9 @@ def kind_of(model: str, kind: str | None = None) -> str:
         except (ValueError, RecursionError):
             raise ConfigError(f"--model {index} is not a JSON file; fetch it again") from None
         name = values.get("_class_name") if isinstance(values, dict) else None
-        if isinstance(name, str) and name in PIPELINES:
-            return PIPELINES[name]
-        raise ConfigError(f"{index} names a {name}; memdiff trains {', '.join(PIPELINES)}")
+        if isinstance(name, str) and name in PIPELINE_KINDS:
+            return PIPELINE_KINDS[name]
+        raise ConfigError(f"{index} names a {name}; memdiff trains {', '.join(PIPELINE_KINDS)}")
     named = next((kind for part, kind in NAMES.items() if part in model.lower()), None)
     if named is None:
         raise ConfigError(f"--model {model}: say what it is, --kind ddpm, stable_diffusion or sdxl")

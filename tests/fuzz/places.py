@@ -78,7 +78,7 @@ def stable_diffusion(folder: Path) -> None:
     """Text to image, with an adapter in every format beside it."""
     pipeline = tiny_stable_diffusion_pipeline()
     pipeline.save_pretrained(folder / "model")
-    _recipe(folder / "recipe.yaml", {"kind": "stable_diffusion", "path": "model"}, prompts={"train": TEXTS})
+    _recipe(folder / "recipe.yaml", {"kind": "stable_diffusion", "path": "model"}, prompts=TEXTS)
 
 
 def single_files(folder: Path) -> None:
@@ -99,7 +99,7 @@ def single_files(folder: Path) -> None:
 def sdxl(folder: Path) -> None:
     """A model with two text encoders."""
     tiny_sdxl_pipeline().save_pretrained(folder / "model")
-    _recipe(folder / "recipe.yaml", {"kind": "sdxl", "path": "model"}, prompts={"train": TEXTS})
+    _recipe(folder / "recipe.yaml", {"kind": "sdxl", "path": "model"}, prompts=TEXTS)
 
 
 def adapters(folder: Path) -> None:

@@ -15,12 +15,13 @@ from huggingface_hub import HfApi
 
 from memdiff.errors import ConfigError
 from memdiff.models.config import DdpmConfig, SamplerConfig, StableDiffusionConfig
-from memdiff.models.folder import NETWORKS
-from memdiff.models.load import load_policy, model_of, skeleton_policy
+from memdiff.models.folder import NETWORKS, PIPELINE_KINDS
+from memdiff.models.load import load_policy, model_of, pipeline_kind, skeleton_policy
 from memdiff.models.options import ModelOptions
 from memdiff.models.quiet import quiet_libraries
 from memdiff.models.scheduler import ddim_scheduler
 from memdiff.models.variants import variants_in, with_its_variant
+from memdiff.recipe.init import kind_of
 from memdiff.sampling.source import locate
 from tests.helpers.tiny import CPU, tiny_stable_diffusion_pipeline, tiny_unet
 
@@ -217,3 +218,9 @@ def test_a_hub_id_without_plain_weights(files: list[str], variant: Any, monkeypa
         assert with_its_variant(model, NETWORKS).variant == variant
     asked = model.model_copy(update={"variant": "ema"})
     assert with_its_variant(asked, NETWORKS) is asked
+
+
+@pytest.mark.parametrize("name", PIPELINE_KINDS)
+def test_init_and_sample_know_the_same_pipelines(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name, "_diffusers_version": "0.42.1"}))
+    assert kind_of(str(tmp_path)) == pipeline_kind(str(tmp_path)) == PIPELINE_KINDS[name]
