@@ -23,17 +23,20 @@ from memdiff.evaluation.prompt_sets import read_prompt_set
 from memdiff.evaluation.request import _size_of
 from memdiff.loggers.loggers import KEY_FILE, key_of
 from memdiff.models.folder import unet_layers
+from memdiff.models.load import pipeline_kind
 from memdiff.processes.file_lock import FileLock
 from memdiff.recipe.init import Wish, write_recipe
 from memdiff.recipe.reading import read_recipe
 from memdiff.reporting.pictures import small_jpeg
 from memdiff.reporting.rows import read_rows
 from memdiff.rewards.config import DigitsConfig
+from memdiff.rewards.families_config import ClipSimilarityConfig
 from memdiff.runtime.exit_codes import guarded
 from memdiff.runtime.image_files import sampled_images
 from memdiff.runtime.small_files import free_of_others, own_bytes
 from memdiff.sampling.processes import clear_folder, sample_over_processes
 from memdiff.sampling.sample import write_png
+from memdiff.sampling.source import locate
 from memdiff.scoring.images import read_image
 from memdiff.training.bookkeeping import Stopwatch
 from memdiff.training.copied_run import bring_run
@@ -314,3 +317,15 @@ def test_what_a_run_quotes_does_not_steer_a_terminal(capsys: Any) -> None:
     with RunProgress(rounds=1, shown=True) as progress:
         progress.say("two  spaces \x1b[31mred\x07\nnext")
     assert "two  spaces \\x1b[31mred\\x07\nnext" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "unet/diffusion_pytorch_model.safetensors"])
+def test_a_pipe_in_a_folder_of_networks_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    """In the place of a file that a library would open: a model's, a VAE's, a reward's."""
+    (tmp_path / "unet").mkdir()
+    os.mkfifo(tmp_path / name)
+    for read in (lambda: locate(str(tmp_path), best=False, own_adapter=True), lambda: pipeline_kind(str(tmp_path))):
+        with pytest.raises(ConfigError, match="is no regular file"):
+            read()
+    with pytest.raises(ValueError, match="is no regular file"):
+        ClipSimilarityConfig(kind="clip_similarity", path=str(tmp_path))
