@@ -11,6 +11,8 @@ from memdiff.errors import EXIT_STOPPED, CheckpointError, MemdiffError, StopRequ
 from memdiff.runtime.file_errors import line_about
 from memdiff.runtime.quiet_imports import quiet_imports
 
+LONGEST_WORD = 500  # a long path is one word
+
 
 def guarded(action: Callable[[], Any], words: Sequence[str] = ()) -> NoReturn:
     """Exits with what `action` returns (None: 0); every error of ours is one line on stderr and its exit code.
@@ -42,8 +44,12 @@ def guarded(action: Callable[[], Any], words: Sequence[str] = ()) -> NoReturn:
 
 
 def harmless(text: str) -> str:
-    """On one line, control characters written out: what a file, a model or a reward says can't steer the terminal."""
-    return written_out(" ".join(text.split()))
+    """On one line, control characters written out: what a file, a model or a reward says can't steer the terminal.
+
+    Nor fill it: words of thousands of characters, which files hold and no message has of its own, are cut.
+    """
+    words = (f"{word[:LONGEST_WORD]}..." if len(word) > LONGEST_WORD else word for word in text.split())
+    return written_out(" ".join(words))
 
 
 def written_out(text: str) -> str:

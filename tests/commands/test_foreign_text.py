@@ -12,6 +12,7 @@ SHOWN = r"a\x1b[31mred\x1b]0;title\x07 \x9b2J\u202eevil second\x00 line \u732b".
 
 
 def test_control_characters_are_written_out():
+    assert harmless(f"got {'x' * 5000}, not y") == f"got {'x' * 500}... not y"
     assert harmless(HOSTILE) == SHOWN and harmless("two  dogs, caf\u00e9") == "two dogs, caf\u00e9"
 
 
