@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from memdiff.errors import ConfigError
 from memdiff.runtime.numbered import name_of, number_of, numbered
-from memdiff.runtime.small_files import read_small_file
+from memdiff.runtime.small_files import own_bytes
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -49,7 +49,7 @@ def sample_settings(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        settings = json.loads(read_small_file(file, what="the settings", most_bytes=MOST_SETTINGS_BYTES))
+        settings = json.loads(own_bytes(file, within=folder, most_bytes=MOST_SETTINGS_BYTES))
     except (OSError, ValueError, RecursionError, ConfigError):
         return None
     ours = isinstance(settings, dict) and {"num_images", "sampler", "prompts"} <= settings.keys()

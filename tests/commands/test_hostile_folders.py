@@ -32,7 +32,7 @@ from memdiff.reporting.rows import read_rows
 from memdiff.rewards.config import DigitsConfig
 from memdiff.rewards.families_config import ClipSimilarityConfig
 from memdiff.runtime.exit_codes import guarded
-from memdiff.runtime.image_files import sampled_images
+from memdiff.runtime.image_files import sample_settings, sampled_images
 from memdiff.runtime.small_files import free_of_others, own_bytes
 from memdiff.sampling.processes import clear_folder, sample_over_processes
 from memdiff.sampling.sample import write_png
@@ -329,3 +329,13 @@ def test_a_pipe_in_a_folder_of_networks_is_not_waited_for(name: str, tmp_path: P
             read()
     with pytest.raises(ValueError, match="is no regular file"):
         ClipSimilarityConfig(kind="clip_similarity", path=str(tmp_path))
+
+
+def test_settings_that_a_link_leads_to_are_not_a_folders_own(tmp_path: Path) -> None:
+    """What lies elsewhere says nothing of the images here."""
+    settings = {"num_images": 1, "sampler": {}, "prompts": []}
+    for folder in ("own", "linked"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "own" / "settings.json").write_text(json.dumps(settings))
+    (tmp_path / "linked" / "settings.json").symlink_to(tmp_path / "own" / "settings.json")
+    assert sample_settings(tmp_path / "own") == settings and sample_settings(tmp_path / "linked") is None

@@ -183,7 +183,8 @@ def _hook(writer: int, allowed: Allowed, folder: Path) -> Callable[[str, tuple[A
                 path, mode, flags = arguments
                 if not isinstance(path, int) and path is not None:
                     writing = bool(isinstance(flags, int) and flags & WRITING) or (mode and set("wax+") & set(mode))
-                    at(path, bool(writing))
+                    follow = not (isinstance(flags, int) and flags & os.O_NOFOLLOW)  # a link is an error there
+                    at(path, bool(writing), follow=follow)
             elif event in READS:
                 if not isinstance(arguments[0], int) and arguments[0] is not None:
                     at(arguments[0], False)
