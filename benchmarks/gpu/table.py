@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from memdiff.runtime.units import GIB
+
 Row = Mapping[str, Any]
-GIB = 2**30
 
 
 def timing_table(rows: Sequence[Row]) -> str:
