@@ -37,6 +37,7 @@ from memdiff.errors import CheckpointError, ConfigError, NumericError, OutOfMemo
 from memdiff.processes import landmarks
 from memdiff.processes.heartbeat import MEETING
 from memdiff.processes.host import free_port
+from memdiff.processes.shared_memory import remove_buffer
 from memdiff.runtime.placement import place
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import Gradients
@@ -313,14 +314,9 @@ def start_process_group(ranks: Ranks) -> None:
 
 
 def _unname_shared_memory(ranks: Ranks) -> None:
-    """Takes the name away from this rank's buffer in shared memory, once every rank has it mapped.
-
-    DeepSpeed's CPU operator never does: 66 MiB a rank would stay in memory after each run, until the next boot.
-    """
+    """Takes the name away from this rank's buffer in shared memory, once every rank has it mapped."""
     ranks.barrier()
-    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    buffer = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{ranks.rank}"
-    Path("/dev/shm", buffer).unlink(missing_ok=True)
+    remove_buffer()
 
 
 def prefer_own_tools() -> None:

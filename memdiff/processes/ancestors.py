@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memdiff.processes.identity import identity, is_orphan, lives, parent_of, pid_of, words_of
+from memdiff.processes.shared_memory import remove_buffer
 
 VARIABLE = "MEMDIFF_ANCESTORS"  # `memdiff=PID:START`, set by `memdiff train` for all that follows from it
 LAUNCH, RUNNER = "deepspeed.launcher.launch", "deepspeed.launcher.runner"
@@ -120,3 +121,4 @@ def farewell(gone: str, label: str) -> str:
 def _end(watcher: "subprocess.Popen[bytes]") -> None:
     watcher.kill()
     watcher.wait()
+    remove_buffer()

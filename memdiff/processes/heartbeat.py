@@ -3,14 +3,13 @@
 import mmap
 import os
 import struct
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 SIZE = 512
-SHARED_MEMORY = Path("/dev/shm")  # else a page on a disk, where there is one that is slow to write to
 HEADER = struct.Struct("<dddI")  # time of the last beat, seconds until the next, those once a stop is asked for, bytes
 WAITING = "waiting for the other ranks"
 LOADING_SECONDS = 7200.0  # until the first round: downloads, compilers
@@ -45,9 +44,13 @@ class Heartbeat:
     @classmethod
     def make(cls) -> Self:
         """A new page, which lives as long as somebody has it open."""
-        with tempfile.TemporaryFile(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as file:
-            file.truncate(SIZE)
-            return cls(os.dup(file.fileno()))
+        if sys.platform.startswith("linux"):  # memory of no file system, which could be full
+            descriptor = os.memfd_create("memdiff_heartbeat")
+        else:
+            with tempfile.TemporaryFile() as file:
+                descriptor = os.dup(file.fileno())
+        os.truncate(descriptor, SIZE)
+        return cls(descriptor)
 
     def beat(self, place: str) -> None:
         """The rank is at `place`, now."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from memdiff.processes.ancestors import LAUNCHERS, farewell, first_gone, parsed
 from memdiff.processes.heartbeat import Beat, Heartbeat
 from memdiff.processes.identity import children, descendants, is_stopped, kill, lives, parent_of, pid_of, rank_of
+from memdiff.processes.shared_memory import remove_buffer
 from memdiff.processes.stops import BLOCKED
 
 SECONDS_BETWEEN_LOOKS = 0.25
@@ -124,3 +125,4 @@ if __name__ == "__main__":
     options = dict(parsed(word) for word in words if word.startswith("--"))
     processes = [parsed(word) for word in words if not word.startswith("--")]
     watch(*processes[0], dict(processes[1:]), _watchdog(options), options.get("--connection"))
+    remove_buffer()  # which a rank that is killed as it meets the others leaves behind

@@ -12,7 +12,7 @@ from memdiff.doctor import host
 from memdiff.planner.processes import processes_here
 from memdiff.processes import identity
 from memdiff.processes.bound import end_with_parent
-from memdiff.runtime.cores import cores_here
+from memdiff.processes.cores import cores_here
 from memdiff.training.launcher import rank_environment
 
 

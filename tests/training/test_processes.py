@@ -4,17 +4,22 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from memdiff.processes import ancestors
 from memdiff.processes.bound import bound_command, bound_environment
+from memdiff.processes.heartbeat import SIZE, Heartbeat
 from memdiff.processes.identity import descendants, identity, is_orphan, kill, lives, of_session, own_identity, pid_of
 from memdiff.processes.launched import Launched
+from memdiff.processes.shared_memory import buffer_of
 from memdiff.processes.stops import Stops
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,6 +141,36 @@ def test_a_rank_ends_with_each_of_its_ancestors(killed: str, stopped: bool, tmp_
     assert runner.stderr is not None
     said = runner.stderr.read()
     assert said.startswith(f"memdiff: error[6]: {killed} (pid {victim}) is gone, so rank 1 ends too"), said
+
+
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "by itself"])
+def test_a_rank_that_ends_as_it_meets_the_others_leaves_no_shared_memory(
+    killed: bool, tmp_path: Path, ended: list
+) -> None:
+    """Its watcher takes away what DeepSpeed's operator named and the rank had not come to; else the rank does."""
+    code = RANK.replace("child.wait()", f"child.kill(); time.sleep({300 if killed else 0})")
+    where = {"MASTER_ADDR": f"test_{uuid.uuid4().hex}", "MASTER_PORT": "1", "RANK": "3"}
+    buffer = buffer_of(where)
+    assert buffer is not None and buffer.name.endswith(f"_{where['MASTER_ADDR']}_1_3") and buffer_of({}) is None
+    with suppress(FileNotFoundError):  # where there is no shared memory there is nothing to leave
+        buffer.touch()
+    rank = python(code, str(tmp_path / "rank"), **bound_environment(), **where)
+    ended.append(rank)
+    until((tmp_path / "rank").exists, "the rank starts")
+    if killed:
+        assert buffer.exists() or not buffer.parent.is_dir()
+        kill([rank.pid])
+    until(lambda: not buffer.exists(), "its shared memory stays")
+
+
+def test_a_heartbeat_needs_no_room_on_any_disk() -> None:
+    """Its page is of no file system: one that is full kills by SIGBUS whoever writes to a new page of it."""
+    descriptor = Heartbeat.make().descriptor
+    if sys.platform.startswith("linux"):
+        places = [Path(place) for place in ("/dev/shm", tempfile.gettempdir())]
+        mounted = {place.stat().st_dev for place in places if place.exists()}
+        assert os.fstat(descriptor).st_dev not in mounted
+    assert os.fstat(descriptor).st_size == SIZE and not os.get_inheritable(descriptor)
 
 
 def test_a_rank_without_a_launcher_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
