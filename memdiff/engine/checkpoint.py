@@ -68,6 +68,8 @@ class Checkpoints:
             error = self._write(engine, state, partial, final)
             if error is None:
                 self.failures = 0
+                if self._ranks.is_first:
+                    self._remove_old(state["round"])
                 return final
             if self._ranks.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -117,7 +119,6 @@ class Checkpoints:
         partial.rename(final)
         _sync(self.folder)
         landmarks.go_to("save.after_rename")
-        self._remove_old(state["round"])
 
     def _room(self, engine: DeepSpeedEngine) -> str:
         """What a checkpoint needs over all ranks, and what there is. Collective."""
@@ -214,6 +215,7 @@ class Checkpoints:
         """Of the checkpoints up to round `saved` all but the newest `keep`, and what was left half written or removed.
 
         Nothing goes unless that of `saved` verifies. Later ones were damaged, or the run would have gone on from them.
+        One that can't be removed is a line: the run's state is saved.
         """
         own = self._own()
         old = [path for number, path in own.items() if number <= saved][: -self._keep]
@@ -224,7 +226,10 @@ class Checkpoints:
             # Under this name it is no checkpoint, should the removal be cut off.
             half = path.with_name(path.name + PARTIAL)
             shutil.rmtree(half, ignore_errors=True)
-            path.rename(half)
+            try:
+                path.rename(half)
+            except OSError as error:
+                self._say(f"warning: {path}, which is no longer needed, can't be removed: {error.strerror or error}")
         for half in numbered(self.folder, PREFIX, PARTIAL).values():
             shutil.rmtree(half, ignore_errors=True)
 

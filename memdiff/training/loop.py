@@ -19,7 +19,6 @@ from memdiff.reporting.grid import image_grid, write_evolution
 from memdiff.rewards.guards import alarms, watched
 from memdiff.rewards.normalise import from_json, to_json
 from memdiff.runtime import incidents
-from memdiff.runtime.small_files import free_of_others
 from memdiff.training.bookkeeping import SHOWN, Stopwatch, tiles_of
 from memdiff.training.build import Parts
 from memdiff.training.deadline import Deadline
@@ -28,7 +27,7 @@ from memdiff.training.metrics import plain_row, reset_peak, round_row
 from memdiff.training.progress import RunProgress
 from memdiff.training.run_folder import RunFolder
 from memdiff.training.run_state import RunState
-from memdiff.training.saved_model import describe_model
+from memdiff.training.saved_model import beside, describe_model
 
 
 class Run:
@@ -76,7 +75,9 @@ class Run:
                 break
             if stopped and number < rounds:
                 return self.stopped()
-        self.save_model(self.folder.model)
+        failure = self.save_model(self.folder.model)
+        if failure is not None:
+            raise CheckpointError(f"{failure}; {self.folder.what_is_saved()}")
         alarm = run_state.alarm if run_state.round < rounds else None
         return self.end("complete", 0, f"ended by a guard: {alarm}; to go on, --set guards.stop=false" if alarm else "")
 
@@ -161,11 +162,9 @@ class Run:
         with landmarks.at("evaluation"):
             result = evaluate(self.parts, self.progress.advance, from_json(self.run_state.evaluate_statistics) or None)
         self.run_state.evaluate_statistics = to_json(result.statistics)
-        best = self.run_state.is_best(result.reward_mean)
+        best = self.run_state.is_best(result.reward_mean) and self.kept_as_best(number)
         if best:
             self.run_state.best_reward, self.run_state.best_round = result.reward_mean, number
-            if number > 0:
-                self.save_model(self.folder.best_model)
         if ranks.is_first:
             with self.warned("the grid of an evaluation"):
                 grid = self.folder.sample_file(number)
@@ -191,24 +190,35 @@ class Run:
             self.progress.say(f"alarm at round {row['round']}: {alarm}")
         run_state.alarm = shared_alarms[0] if shared_alarms and parts.recipe.guards.stop else None
 
-    def save_model(self, folder: Path) -> None:
-        """What diffusers loads, from the fp32 masters (or their average). Collective."""
+    def kept_as_best(self, number: int) -> bool:
+        """Whether the model lies in `model_best` now; that before the first round needs no place. Collective."""
+        failure = self.save_model(self.folder.best_model) if number else None
+        if failure is not None:
+            self.progress.say(f"warning: {failure}; the run goes on, and the best model before is as it was")
+        return failure is None
+
+    def save_model(self, folder: Path) -> str | None:
+        """What diffusers loads, from the fp32 masters (or their average). Collective.
+
+        What lies there stays as it was where it can't be written: then the same words on every rank say why.
+        """
         weights, error = self.parts.engine.weights(), None
         with landmarks.at("save model"):
             if self.parts.ranks.is_first:
                 try:
-                    free_of_others(folder)
-                    self.parts.policy.save(folder, weights)
+                    with beside(folder) as partial:
+                        landmarks.passed()
+                        self.parts.policy.save(partial, weights)
                 except (OSError, RuntimeError, SafetensorError) as problem:
                     error = problem
             failure = self.parts.ranks.first_error(error)
         if failure is not None:
-            cause = " ".join(failure[2].split())
-            raise CheckpointError(f"the model could not be written to {folder}: {cause}; {self.folder.what_is_saved()}")
+            return f"the model could not be written to {folder}: {' '.join(failure[2].split())}"
         if self.parts.ranks.is_first:
             with self.warned("the model's card"):
                 environment, rows = self.folder.status().get("environment") or {}, self.folder.rows()
                 describe_model(folder, self.parts.recipe, rows, environment, trained_round=self.run_state.round)
+        return None
 
     def end(self, state: Literal["complete", "stopped"], exit_code: int, message: str) -> int:
         """Writes the animation and the last word; first the word where somebody waits for the end."""

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,39 @@ from memdiff.models.config import base_of
 from memdiff.recipe.recipe import Recipe
 from memdiff.reporting.card import write_card
 from memdiff.reporting.folder import Row
+from memdiff.runtime.small_files import free_of_others
 
 PEFT_CONFIG = "adapter_config.json"
+PARTIAL = ".tmp"
+
+
+@contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """A new folder, whose files come into `folder` once all are written; else it goes, and `folder` is as it was.
+
+    Writing takes minutes and may fail, and what was there may be the best model of a run. What people put there stays;
+    links are replaced, not followed. Raises OSError.
+    """
+    partial = folder.with_name(folder.name + PARTIAL)
+    _remove(partial)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        free_of_others(folder)
+        for file in sorted(path for path in partial.rglob("*") if path.is_file()):
+            place = folder / file.relative_to(partial)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    """Whatever it is; a link, not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def describe_model(

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from tests.faults import disks, mistakes, several_hosts, soak, trials
+from tests.faults import disks, evaluations, mistakes, several_hosts, soak, trials
 from tests.faults.results import Result, Trial, as_markdown, outcome
 
 EACH_COMMIT: dict[str, Trial] = {
@@ -34,6 +34,7 @@ MORE: dict[str, Trial] = {
     "orphans_more": trials.more_orphans,
     "namespaces": several_hosts.in_namespaces,
     "disks": disks.small_and_read_only,
+    "evaluations": evaluations.killed_and_full,
     "mistakes": mistakes.under_the_bare_launcher,
 }
 SOAK: dict[str, Trial] = {"methods": soak.other_methods, "random": soak.random_kills}

@@ -143,11 +143,14 @@ def status(out: Path) -> dict[str, Any]:
 
 
 def fingerprint(out: Path) -> dict[str, str]:
-    """sha256 of the saved model's weights, of each tensor in the last checkpoint, and of the metrics rows."""
+    """sha256 of the saved models' weights, of each tensor in the last checkpoint, and of the metrics rows."""
     import torch
 
-    model = out / "model/unet/diffusion_pytorch_model.safetensors"
-    prints = {"model": hashlib.sha256(model.read_bytes()).hexdigest()}
+    prints = {
+        model.name: hashlib.sha256((model / "unet/diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
+        for model in (out / "model", out / "model_best")
+        if model.exists() or model.name == "model"
+    }
     prints["rows"] = hashlib.sha256(json.dumps(rows(out), sort_keys=True).encode()).hexdigest()
     last = max((out / "checkpoints").glob("round_??????"))
     for file in sorted(last.rglob("*.pt")):

@@ -233,6 +233,21 @@ def test_nothing_is_deleted_for_a_checkpoint_that_does_not_verify(
     assert names(few.folder) == ["round_000003", "round_000004", "round_000005"][2 - keep :]
 
 
+def test_an_old_checkpoint_that_stays_is_no_failed_save(checkpoints: Checkpoints) -> None:
+    """A file of people's has the name that one which is removed gets first: a line, and the others still go."""
+    said: list[str] = []
+    checkpoints._say = said.append
+    few = checkpoints.folder / "round_000003.tmp"
+    few.write_text("mine")
+    for round_number in (5, 6, 7):
+        save(checkpoints, round_number)
+    assert checkpoints.failures == 0 and few.read_text() == "mine"
+    assert names(checkpoints.folder) == ["round_000003", few.name, "round_000006", "round_000007"]
+    assert len(said) == 3 and all(
+        "round_000003, which is no longer needed, can't be removed: " in line for line in said
+    )
+
+
 def test_pictures_that_people_put_beside_the_grids_are_left_alone(tmp_path: Path) -> None:
     """`samples/round_best.png`: neither dropped at a resume, nor a frame, nor in the report's place of round 3."""
     folder = RunFolder(tmp_path)
