@@ -21,6 +21,7 @@ from memdiff.processes.host import SECONDS_TO_MEET
 from memdiff.runtime.ranks import Ranks
 
 SECONDS_TO_WAIT = 60.0  # for a rank of another launcher, where SECONDS_TO_MEET says nothing else
+MOST_SECONDS = 86400.0
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 IN_USE = "already in use"  # in what torch says of a port
 GET_ADDRESS = 0x8915  # SIOCGIFADDR, <linux/sockios.h>
@@ -29,12 +30,12 @@ GET_ADDRESS = 0x8915  # SIOCGIFADDR, <linux/sockios.h>
 def meet(ranks: Ranks) -> None:
     """The process group of a run over several hosts, where launch.py says that there are some; else nothing.
 
-    Raises PeerError where a rank does not come.
+    Raises PeerError where a rank does not come, and ConfigError.
     """
     if int(os.environ.get("CROSS_SIZE", "1")) == 1:
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    seconds = float(os.environ.get(SECONDS_TO_MEET, SECONDS_TO_WAIT))
+    seconds = seconds_to_meet()
     use_interface_to(address)
     try:
         store = torch.distributed.TCPStore(
@@ -50,6 +51,18 @@ def meet(ranks: Ranks) -> None:
         "nccl" if gpu else "gloo", store=store, rank=ranks.rank, world_size=ranks.world_size,
         device_id=ranks.device if gpu else None,
     )  # fmt: skip
+
+
+def seconds_to_meet() -> float:
+    """What SECONDS_TO_MEET says. ConfigError where that is no number of seconds to wait."""
+    text = os.environ.get(SECONDS_TO_MEET, str(SECONDS_TO_WAIT))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MOST_SECONDS:
+        raise ConfigError(f"{SECONDS_TO_MEET} must be seconds, above 0 and at most {MOST_SECONDS:.0f}, got {text!r}")
+    return seconds
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The folder of one run: who writes what, and how it survives being cut off. No torch."""
 
+import errno
 import json
 import os
 import time
@@ -11,7 +12,7 @@ from typing import Any, Literal, cast, get_args
 
 import yaml
 
-from memdiff.errors import CheckpointError, ConfigError
+from memdiff.errors import CheckpointError, ConfigError, MemdiffError
 from memdiff.processes.ancestors import ancestors_of_environment
 from memdiff.processes.file_lock import FileLock, Holder, holders_of_environment
 from memdiff.recipe.contents import Contents, changed_contents, contents_of
@@ -24,6 +25,7 @@ from memdiff.runtime.small_files import open_to_append, own_bytes, write_new
 State = Literal["running", "complete", "stopped", "failed"]
 Resume = Literal["auto", "must", "never"]
 LOCK = "run.lock"
+OF_THE_DISK = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO}  # and not of the name
 MANIFEST = "MANIFEST.json"  # of a checkpoint, written last
 
 
@@ -101,8 +103,9 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error) from None
 
-    def _unwritable(self, error: OSError) -> ConfigError:
-        return ConfigError(f"--out {self.path} can't be written: {error.strerror}")
+    def _unwritable(self, error: OSError) -> MemdiffError:
+        kind = CheckpointError if error.errno in OF_THE_DISK else ConfigError
+        return kind(f"--out {self.path} can't be written: {error.strerror}")
 
     def recipe(self) -> Recipe:
         """The recipe that was stored."""
@@ -126,7 +129,10 @@ class RunFolder:
             return ""
 
     def check_place(self) -> None:
-        """Raises ConfigError where the folder can't be made, or nothing can be written in it. Writes nothing."""
+        """Raises ConfigError where the folder can't be made, CheckpointError where nothing can be written in it.
+
+        Writes nothing.
+        """
         for place in (self.path, *self.path.parents):
             try:
                 place.lstat()
@@ -137,7 +143,7 @@ class RunFolder:
             if not place.is_dir():
                 raise ConfigError(f"--out {self.path}: {place} is there and is no folder; give another --out")
             if not os.access(place, os.W_OK | os.X_OK):
-                raise ConfigError(f"--out {self.path}: {place} can't be written in; give another --out")
+                raise CheckpointError(f"--out {self.path}: {place} can't be written in; give another --out")
             return
 
     def check_same(self, recipe: Recipe, contents: Contents) -> None:

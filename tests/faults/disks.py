@@ -95,6 +95,14 @@ def _read_only(folder: Path, out: Path) -> Iterator[Result]:
             remount(out / "checkpoints", "rw")
 
     yield attempt("R9", "the checkpoints' disk turns read-only", run, turns_read_only)
+    remount(out / "checkpoints", "ro")
+    try:
+        words = ["memdiff", "train", recipe, "--gpus", 2, "--out", out / "checkpoints/another"]
+        refused = Run([*words], folder / "refused.log")
+        said = "can't be written in"
+        yield attempt("R22", "a run on a read-only disk", refused, lambda: struck(refused, lambda: None, 5, said, 30.0))
+    finally:
+        remount(out / "checkpoints", "rw")
     last, at = train(recipe, out), last_round(out)
     yield attempt("R9", "and can be written again: the run goes on", last, lambda: _goes_on(last, out, at))
 

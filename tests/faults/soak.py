@@ -15,7 +15,8 @@ from tests.faults.runs import Run, fingerprint, last_round, train, trained, writ
 from tests.faults.trials import POINTS, kills_at_points
 
 MIB = 2**20
-ROUNDS, SECONDS = 60, 1500.0
+ROUNDS, SECONDS = 120, 1800.0
+MOST_ROUNDS_ON = 4  # between two kills: a kill every 20 to 30 s, so that most fall into a start, a round or a save
 WARM = 10  # rounds after which memory has to be flat
 
 
@@ -121,7 +122,7 @@ def _wait(run: Run, out: Path, draw: random.Random, most: int) -> None:
         while time.monotonic() < deadline and run.process.poll() is None:
             time.sleep(0.05)
         return
-    run.until(trained(out, min(most, before + draw.randint(1, 12))))
+    run.until(trained(out, min(most, before + draw.randint(1, MOST_ROUNDS_ON))))
     time.sleep(draw.uniform(0, 2))
 
 

@@ -11,7 +11,7 @@ import pytest
 from memdiff.digits.paths import DIGITS_DDPM, DIGITS_TEXT
 from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.ds_config import SHIPPED, agreed_values, check_nested_keys, read_user_file
-from memdiff.errors import ConfigError
+from memdiff.errors import CheckpointError, ConfigError
 from memdiff.models.folder import check_folder, check_layers, unet_layers
 from memdiff.recipe.reading import check_recipe, laid_over
 from memdiff.recipe.recipe import Recipe
@@ -85,7 +85,9 @@ def test_the_place_of_a_run_is_looked_at_first(tmp_path: Path, monkeypatch: pyte
     for gpus in (0, -1, 10**6):
         assert "--gpus must be 1..1024" in refusal(check_arguments, recipe(), new, gpus, "auto", None)
     monkeypatch.setattr("memdiff.training.run_folder.os.access", lambda *_: False)
-    assert "can't be written in" in refusal(check_arguments, recipe(), new, None, "auto", None)
+    with pytest.raises(CheckpointError, match=r"can't be written in; give another --out$") as refused:
+        check_arguments(recipe(), new, None, "auto", None)
+    assert refused.value.exit_code == 5
     assert not (tmp_path / "a").exists()
 
 

@@ -19,6 +19,7 @@ from typing import IO, Any, cast
 
 import pytest
 
+from memdiff.engine.meeting import seconds_to_meet
 from memdiff.errors import ConfigError
 from memdiff.processes.file_lock import FileLock, Holder
 from memdiff.processes.host import MARK
@@ -123,6 +124,16 @@ def test_hosts_are_looked_at(two_hosts: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(module, "_look_at_one", lambda host, answers=answers: answers[host.name])
         with pytest.raises(ConfigError, match=words):
             look_at([a, b])
+
+
+@pytest.mark.parametrize("text", ["soon", "", "0", "-1", "nan", "inf", "1e9"])
+def test_a_time_to_meet_that_is_none_is_told(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the variable's name, before anything waits."""
+    monkeypatch.setenv("MEMDIFF_SECONDS_TO_MEET", text)
+    with pytest.raises(ConfigError, match=f"MEMDIFF_SECONDS_TO_MEET must be seconds.* got '{text}'$"):
+        seconds_to_meet()
+    monkeypatch.setenv("MEMDIFF_SECONDS_TO_MEET", "2.5")
+    assert seconds_to_meet() == 2.5
 
 
 def test_where_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:

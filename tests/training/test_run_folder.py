@@ -1,5 +1,6 @@
 """A run folder belongs to one run at a time, and nothing in it but what memdiff wrote is counted, read or deleted."""
 
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from memdiff.runtime.numbered import numbered
 from memdiff.runtime.ranks import Ranks
 from memdiff.sampling.processes import LOCK as SAMPLE_LOCK
 from memdiff.sampling.processes import SETTINGS, clear_folder, own_folder
-from memdiff.training.run_folder import LOCK, RunFolder
+from memdiff.training.run_folder import LOCK, OF_THE_DISK, RunFolder
 
 RECIPE = Recipe.model_validate(
     {"model": {"kind": "embedded"}, "method": {"kind": "reinforce"}, "reward": [{"kind": "digits"}]}
@@ -84,6 +85,21 @@ def test_refusals_leave_the_folder_free(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="can't be written"):
         RunFolder(tmp_path / "file").prepare(RECIPE, "auto")
+
+
+@pytest.mark.parametrize("number", sorted(OF_THE_DISK), ids=errno.errorcode.get)
+def test_a_disk_that_can_not_be_written_has_the_run_folders_code(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read-only, full, of another user: exit code 5, where a name that can't be is an argument's 2."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    with pytest.raises(CheckpointError, match=f"can't be written: {os.strerror(number)}$") as refused:
+        RunFolder(tmp_path / "run").prepare(RECIPE, "auto")
+    assert refused.value.exit_code == 5
 
 
 def test_a_name_that_is_taken_is_not_moved_onto(tmp_path: Path) -> None:
