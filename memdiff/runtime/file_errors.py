@@ -2,8 +2,11 @@
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from memdiff.errors import CheckpointError
 
 # What a program's own mistake leads to as well: then the traceback is wanted. A disk that is full, read-only or broken,
 # a right that is missing or a name that is too long are never its mistake.
@@ -21,6 +24,18 @@ def line_about(error: OSError, named: Iterable[object]) -> str | None:
     if error.errno in DOUBTFUL and not _is_among(file, named):
         return None
     return f"{file or 'a file'} can't be used: {error.strerror or error}"
+
+
+@contextmanager
+def disk_told(*named: object) -> Iterator[None]:
+    """CheckpointError with that line, where a run's disk or one of the files that a person `named` raises OSError."""
+    try:
+        yield
+    except OSError as error:
+        message = line_about(error, named)
+        if message is None:
+            raise
+        raise CheckpointError(message) from None
 
 
 def _is_name(filename: object) -> bool:

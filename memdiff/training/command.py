@@ -8,12 +8,12 @@ from pathlib import Path
 
 import typer
 
-from memdiff.errors import CheckpointError, ConfigError
+from memdiff.errors import ConfigError
 from memdiff.processes.stops import Stops
 from memdiff.recipe.mistakes import listed_mistakes
 from memdiff.recipe.reading import read_recipe
 from memdiff.recipe.recipe import Recipe
-from memdiff.runtime.file_errors import line_about
+from memdiff.runtime.file_errors import disk_told
 from memdiff.training.before_launch import check_arguments, check_before_launch
 from memdiff.training.copied_run import bring_run
 from memdiff.training.hostfile import read_hostfile
@@ -48,62 +48,52 @@ def train_recipe(
     dry_run: bool,
 ) -> int:
     """Starts the run's ranks, or says what would run. Returns the exit code. Raises ConfigError and CheckpointError."""
-    try:
-        with stops.leaving():
-            return _train(
-                recipe, out, overrides, stops, gpus=gpus, hostfile=hostfile, resume=known_resume(resume),
-                resume_from=resume_from, ds_config=ds_config, dry_run=dry_run,
-            )  # fmt: skip
-    except OSError as error:
-        message = line_about(error, [recipe, out or "runs", resume_from or ds_config or hostfile or recipe])
-        if message is None:
-            raise
-        raise CheckpointError(message) from None
+    with disk_told(recipe, out or "runs", resume_from or ds_config or hostfile or recipe), stops.leaving():
+        how = known_resume(resume)
+        check_pairs(gpus, hostfile, how, resume_from)
+        checked, folder = checked_recipe(recipe, out, overrides, every_mistake=dry_run)
+        hosts = read_hostfile(hostfile) if hostfile is not None else ()
+        check_arguments(checked, folder, gpus, "auto" if resume_from else how, ds_config)
+        world_size = sum(host.slots for host in hosts) or choose_world_size(gpus)
+        checked.check_world_size(world_size)
+        seen = look_at(hosts) if hosts else ()
+        check_before_launch(checked, ds_config, world_size)
+        if dry_run:
+            from memdiff.training.preview import preview
+
+            typer.echo("\n".join(preview(checked, folder, world_size, how, ds_config)))
+            return 0
+        if resume_from is not None:
+            bring_run(resume_from, folder.path)
+        arguments = words_of_ranks(recipe, folder, overrides, how, ds_config)
+        with folder.prepare(checked, how, ds_config):
+            more = way_on(checked, folder)
+            if more is not None:
+                typer.echo(f"this run is complete ({folder.status()['round']} rounds); for more, --set {more}")
+            code = 0 if more else run_ranks(checked, folder, arguments, world_size, stops, seen)
+        with suppress(OSError):  # who reads may be gone
+            typer.echo("\n".join(last_lines(folder, code, terminal=sys.stdout.isatty())))
+        return code
 
 
-def _train(
-    recipe: Path,
-    out: Path | None,
-    overrides: Sequence[str],
-    stops: Stops,
-    *,
-    gpus: int | None,
-    hostfile: Path | None,
-    resume: Resume,
-    resume_from: str | None,
-    ds_config: Path | None,
-    dry_run: bool,
-) -> int:
+def check_pairs(gpus: int | None, hostfile: Path | None, resume: Resume, resume_from: str | None) -> None:
+    """ConfigError where two arguments say the same in two ways."""
     if hostfile is not None and gpus is not None:
         raise ConfigError("--gpus and --hostfile both say how many ranks there are; give one")
     if resume_from is not None and resume == "never":
         raise ConfigError("--resume-from goes on with a run, and --resume never starts over; give one")
-    checked, folder = checked_recipe(recipe, out, overrides, every_mistake=dry_run)
-    hosts = read_hostfile(hostfile) if hostfile is not None else ()
-    check_arguments(checked, folder, gpus, "auto" if resume_from else resume, ds_config)
-    world_size = sum(host.slots for host in hosts) or choose_world_size(gpus)
-    checked.check_world_size(world_size)
-    seen = look_at(hosts) if hosts else ()
-    check_before_launch(checked, ds_config, world_size)
-    if dry_run:
-        from memdiff.training.preview import preview
 
-        typer.echo("\n".join(preview(checked, folder, world_size, resume, ds_config)))
-        return 0
-    if resume_from is not None:
-        bring_run(resume_from, folder.path)
-    arguments = ["train", str(recipe), "--out", str(folder.path)]
-    arguments += ["--resume", "auto" if resume == "never" else resume]
-    arguments += [word for override in overrides for word in ("--set", override)]
-    arguments += ["--ds-config", str(ds_config.resolve())] if ds_config else []
-    with folder.prepare(checked, resume, ds_config):
-        more = way_on(checked, folder)
-        if more is not None:
-            typer.echo(f"this run is complete ({folder.status()['round']} rounds); for more, --set {more}")
-        code = 0 if more else run_ranks(checked, folder, arguments, world_size, stops, seen)
-    with suppress(OSError):  # who reads may be gone
-        typer.echo("\n".join(last_lines(folder, code, terminal=sys.stdout.isatty())))
-    return code
+
+def words_of_ranks(
+    recipe: Path, folder: RunFolder, overrides: Sequence[str], resume: Resume, ds_config: Path | None
+) -> list[str]:
+    """The command line of each rank. What `--resume never` asks for is done before they start."""
+    return [
+        *("train", str(recipe), "--out", str(folder.path)),
+        *("--resume", "auto" if resume == "never" else resume),
+        *(word for override in overrides for word in ("--set", override)),
+        *(("--ds-config", str(ds_config.resolve())) if ds_config else ()),
+    ]
 
 
 def last_lines(folder: RunFolder, code: int, *, terminal: bool) -> list[str]:

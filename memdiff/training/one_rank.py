@@ -20,7 +20,7 @@ from memdiff.processes.stops import Stops
 from memdiff.recipe.contents import paths_of
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.normalise import from_json
-from memdiff.runtime.file_errors import line_about
+from memdiff.runtime.file_errors import disk_told
 from memdiff.runtime.ranks import Ranks, ranks_of_this_process
 from memdiff.runtime.units import duration
 from memdiff.training.bookkeeping import closing, open_loggers
@@ -80,12 +80,8 @@ def check_launch(recipe: Recipe, ranks: Ranks) -> None:
 def one_line(*named: object) -> Iterator[None]:
     """What a disk, one of the files that a person `named`, or a lost rank raises, in the words of ours."""
     try:
-        yield
-    except OSError as error:
-        message = line_about(error, named)
-        if message is None:
-            raise
-        raise CheckpointError(message) from None
+        with disk_told(*named):
+            yield
     except RuntimeError as error:
         if any(words in str(error) for words in SAID_OF_A_LOST_RANK):
             raise PeerError(f"{LOST}: {str(error).splitlines()[0][:200]}") from None
