@@ -190,6 +190,23 @@ def more_hung(folder: Path) -> Iterator[Result]:
     yield attempt("R6", "a reward hangs on rank 1", slow, wait)
 
 
+def raising_rewards(folder: Path) -> Iterator[Result]:
+    """R16: a reward raises at its fourth call, on one rank or on all: exit code 3, seconds from then on."""
+    for ranks in ("1", "01"):
+        moment, file = folder / f"moment_{ranks}", folder / f"raises_{ranks}.py"
+        fails = f"import pathlib; pathlib.Path({str(moment)!r}).touch(); raise RuntimeError('no luck')"
+        file.write_text(HANGS.replace("== '1'", f"in {ranks!r}").replace("time.sleep(100000)", fails))
+        reward = [{"kind": "python", "file": str(file)}]
+        out = folder / f"raised_{ranks}"
+        run = train(write_recipe(folder / f"raises_{ranks}.yaml", run=LIMIT, reward=reward), out)
+
+        def action(run: Run = run, moment: Path = moment) -> float:
+            run.until(moment.exists)
+            return struck(run, lambda: None, 3, "RuntimeError: no luck", 5.0)
+
+        yield attempt("R16", f"a reward raises on rank {' and '.join(ranks)}", run, action)
+
+
 def orphans(folder: Path) -> Iterator[Result]:
     """R8: kill -9 of memdiff, the runner or launch.py; nothing lives 5 s later, and memdiff does not say 0."""
     yield from _orphans(folder, ("launch.py", "runner", "memdiff"))
