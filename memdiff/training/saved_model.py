@@ -51,10 +51,11 @@ def describe_model(
     folder: Path, recipe: Recipe, rows: list[Row], environment: dict[str, Any], *, trained_round: int
 ) -> None:
     """Card, base's name and modes. Raises OSError; the weights are whole before and after."""
-    for config in folder.rglob(PEFT_CONFIG):
+    for config in sorted(folder.rglob(PEFT_CONFIG)):
         content = json.loads(config.read_text(encoding="utf-8"))
         content["base_model_name_or_path"] = base_of(recipe.model)
-        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        with beside(config.parent) as partial:  # adapters without it can't be loaded
+            (partial / config.name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_card(folder, recipe, rows, environment, trained_round=trained_round)
     open_to_others(folder)
 
