@@ -104,8 +104,8 @@ class RunFolder:
             raise self._unwritable(error) from None
 
     def _unwritable(self, error: OSError) -> MemdiffError:
-        kind = CheckpointError if error.errno in OF_THE_DISK else ConfigError
-        return kind(f"--out {self.path} can't be written: {error.strerror}")
+        words = f"--out {self.path} can't be written: {error.strerror}"
+        return CheckpointError(words) if error.errno in OF_THE_DISK else ConfigError(words)
 
     def recipe(self) -> Recipe:
         """The recipe that was stored."""
