@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from memdiff.engine.engine import DeepSpeedEngine
+from memdiff.engine.engine import SHARDS, DeepSpeedEngine
 from memdiff.errors import CheckpointError
 from memdiff.methods.learner import Learner
 from memdiff.processes import landmarks
@@ -33,6 +34,7 @@ NUMBERS = ("round", "world_size")  # of a state
 MAPPINGS = ("statistics", "objective", "evaluate_statistics", "first")
 FAILURES_IN_A_ROW = 3  # to save, before a run ends for it
 MIB = 2**20
+OF_TORCH = re.compile(r"^\[enforce fail at [^\]]*\] \. ")  # before the words of its zip writer
 NOT_READ = "a pickle in it is damaged, or names code of which nothing was run"  # torch advises to run it
 WAY_OUT = "use another --out, or start over with --resume never"
 
@@ -99,7 +101,7 @@ class Checkpoints:
         landmarks.go_to("save.begin")
         if self._ranks.is_first:
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            (partial / SHARDS).mkdir(parents=True)  # DeepSpeed's own attempt hides why it fails
 
     def _write_shards(self, engine: DeepSpeedEngine, state: dict[str, Any], partial: Path, final: Path) -> None:
         engine.save(partial)
@@ -290,7 +292,9 @@ def _cause(error: Exception, path: Path) -> str:
     """What went wrong with a write, in one line: torch's zip writer says only that it failed."""
     if isinstance(error, OSError):
         return f"{error.filename or path}: {error.strerror or error}"
-    return str(error) if isinstance(error, CheckpointError) else f"{path}: {str(error).splitlines()[0][:200]}"
+    if isinstance(error, CheckpointError):
+        return str(error)
+    return f"{path}: {OF_TORCH.sub('', str(error).splitlines()[0])[:200]}"
 
 
 def _sha256(path: Path) -> str:

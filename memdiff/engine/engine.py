@@ -38,6 +38,7 @@ from memdiff.runtime.ranks import Ranks
 
 # log2 of the largest scaled gradient element summed over ranks: fp16 ends at 2^16, and two bits are kept in hand.
 LOG2_LARGEST_SCALED = 13
+SHARDS = "engine"  # the folder in a checkpoint into which DeepSpeed writes
 
 
 class _HandOver(Function):
@@ -213,7 +214,7 @@ class DeepSpeedEngine:
         """
         try:
             self._engine.save_checkpoint(
-                str(folder), tag="engine", client_state={"updates": self.updates}, save_latest=False
+                str(folder), tag=SHARDS, client_state={"updates": self.updates}, save_latest=False
             )
         except (OSError, RuntimeError):
             deepspeed.comm.barrier()  # all that is written lies before its last one, where the other ranks wait
@@ -226,7 +227,7 @@ class DeepSpeedEngine:
         os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
         try:
             with torch.serialization.safe_globals(PICKLED):
-                path, state = self._engine.load_checkpoint(str(folder), tag="engine")
+                path, state = self._engine.load_checkpoint(str(folder), tag=SHARDS)
         finally:
             os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
             if before is not None:

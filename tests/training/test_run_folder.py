@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from memdiff.engine.checkpoint import MANIFEST, STATE, Checkpoints, _write_manifest
+from memdiff.engine.checkpoint import MANIFEST, STATE, Checkpoints, _cause, _write_manifest
 from memdiff.engine.engine import DeepSpeedEngine
 from memdiff.errors import CheckpointError, ConfigError
 from memdiff.processes import ancestors
@@ -247,6 +247,14 @@ def test_nothing_is_deleted_for_a_checkpoint_that_does_not_verify(
     assert checkpoint is not None and checkpoint[1]["round"] == 4
     save(few, 4)
     assert names(few.folder) == ["round_000003", "round_000004", "round_000005"][2 - keep :]
+
+
+def test_why_a_save_failed_is_said_in_one_line(tmp_path: Path) -> None:
+    """torch's zip writer puts its source's line before, and a call stack after."""
+    path, words = tmp_path / "round_000002.tmp", "open file failed with strerror: Read-only file system"
+    error = RuntimeError(f"[enforce fail at inline_container.cc:747] . {words}\nframe #0: c10::ThrowEnforceNotMet")
+    assert _cause(error, path) == f"{path}: {words}"
+    assert _cause(OSError(30, "Read-only file system", "shard"), path) == "shard: Read-only file system"
 
 
 def test_an_old_checkpoint_that_stays_is_no_failed_save(checkpoints: Checkpoints) -> None:
