@@ -97,7 +97,7 @@ def test_the_search_finds_what_a_look_at_every_setting_finds(
     same smallest peak."""
     if method in ("reinforce", "ddpo"):  # no step's graph is kept
         memory = {key: value for key, value in memory.items() if key != "kept_steps"}
-    for seed in range(4):
+    for seed in range(2):
         random, recipe, rank_round, costs, states_of = drawn_case(seed, method, adapter=adapter, memory=memory)
         every = list(all_ways(rank_round, recipe.memory, costs, states_of))
         settings = [(ways, setting) for ways in every for setting in ways.settings()]
