@@ -1,4 +1,4 @@
-"""`python -m tests.faults.bare_deepspeed [--json FILE]`: the same strikes on plain DeepSpeed training, and what came.
+"""`python -m tests.faults.bare_deepspeed [--only R7,R10] [--json FILE]`: the same strikes on plain DeepSpeed training.
 
 Nothing is judged. Each row says what happened within a minute, for docs/reliability.md to stand beside ours.
 """
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,15 @@ from tests.faults.runs import Run
 WATCHED_SECONDS = 60.0
 WORKER = "tests.workers.plain_deepspeed"
 CORRUPTIONS = 12
+DAMAGES = ("truncated", "a bit flipped", "deleted", "that of the round before")
 
 
 class Plain(Run):
     """`deepspeed --num_gpus 2 --module tests.workers.plain_deepspeed`."""
 
     def __init__(self, folder: Path, rounds: int, **environment: str) -> None:
-        words = ["deepspeed.launcher.runner", "--log_level", "error", "--num_gpus", 2, "--master_port", _port()]
+        self.port = _port()
+        words = ["deepspeed.launcher.runner", "--log_level", "error", "--num_gpus", 2, "--master_port", self.port]
         log = folder.with_name(f"{folder.name}_{time.monotonic_ns()}.log")
         super().__init__([*words, "--module", WORKER, folder, rounds], log, DS_ACCELERATOR="cpu", **environment)
         self.folder = folder
@@ -45,6 +48,16 @@ class Plain(Run):
         assert pid is not None, f"there is no rank {number}"
         return [pid]
 
+    def buffers(self) -> list[Path]:
+        """What its ranks left in shared memory."""
+        return list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{self.port}_*"))
+
+    def clear(self) -> None:
+        """And no shared memory either."""
+        super().clear()
+        for buffer in self.buffers():
+            buffer.unlink(missing_ok=True)
+
     def further(self, rounds: int) -> None:
         """Waits for so many."""
         self.until(lambda: self.said().count("\nround ") + self.said().startswith("round ") >= rounds)
@@ -56,7 +69,7 @@ def _port() -> int:
     return free_port()
 
 
-def came_of(run: Run) -> dict[str, Any]:
+def came_of(run: Plain) -> dict[str, Any]:
     """Seconds until all of it had ended, or what lived after a minute; the exit code; whether a line says why."""
     begun = time.monotonic()
     while run.alive() and time.monotonic() - begun < WATCHED_SECONDS:
@@ -68,8 +81,12 @@ def came_of(run: Run) -> dict[str, Any]:
         code = run.process.wait(1)  # one that has just ended may not have been waited for
     except subprocess.TimeoutExpired:
         code = None
+    shared = sum(buffer.stat().st_size for buffer in run.buffers())
     run.clear()
-    return {"exit_code": code, "seconds": None if left else seconds, "left": len(left)}
+    return {
+        "exit_code": code, "seconds": None if left else seconds, "left": len(left),
+        "shared_memory_mib": round(shared / 2**20),
+    }  # fmt: skip
 
 
 def struck(folder: Path, strike: Callable[[Plain], Any], **environment: str) -> dict[str, Any]:
@@ -98,7 +115,7 @@ def wait_for_kill(run: Plain) -> None:
 
 def corrupted(folder: Path) -> dict[str, int]:
     """R10: one file of the newest checkpoint damaged at a time, then the same command: what it does."""
-    draw, outcomes = random.Random(0), {"refused": 0, "went on from it": 0, "went on from an older one": 0}
+    draw, outcomes = random.Random(0), Counter[str]()
     run = Plain(folder, 3)
     run.until(lambda: run.process.poll() is not None)
     run.clear()
@@ -107,31 +124,34 @@ def corrupted(folder: Path) -> dict[str, int]:
         shutil.copytree(folder, copy)
         file = draw.choice(sorted(path for path in (copy / "round_3").rglob("*") if path.is_file()))
         content = bytearray(file.read_bytes())
-        match number % 4:
-            case 0:
+        match DAMAGES[number % len(DAMAGES)]:
+            case "truncated":
                 file.write_bytes(content[: len(content) // 2])
-            case 1:
+            case "a bit flipped":
                 content[draw.randrange(len(content) // 2, len(content))] ^= 1 << draw.randrange(8)
                 file.write_bytes(bytes(content))
-            case 2:
+            case "deleted":
                 file.unlink()
             case _:
-                shutil.copy(folder / "round_2" / file.name, file)
+                shutil.copy(copy / "round_2" / file.name, file)
         again = Plain(copy, 0)
         again.until(lambda again=again: again.process.poll() is not None)
         again.orphans(60)
         said = next((line for line in again.said().splitlines() if line.startswith("begins after")), "")
         older = "begins after 3" not in said and "begins after" in said
-        outcomes["went on from an older one" if older else "went on from it" if said else "refused"] += 1
+        came = "went on from an older one" if older else "went on from it" if said else "refused"
+        outcomes[f"{DAMAGES[number % len(DAMAGES)]}: {came}"] += 1
         again.clear()
-    return outcomes
+    return dict(outcomes)
 
 
 def main() -> int:
     """A row a target."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="R", help="of R5, R6, R7, R8, R10, R11; separated by commas")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    chosen = tuple(arguments.only.split(","))
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -147,11 +167,14 @@ def main() -> int:
             ),
         }  # fmt: skip
         for number, (name, (strike, environment)) in enumerate(strikes.items()):
+            if not name.startswith(chosen):
+                continue
             rows[name] = struck(folder / f"run_{number}", strike, **environment)
             sys.stdout.write(f"{name}: {json.dumps(rows[name])}\n")
             sys.stdout.flush()
-        rows["R10"] = corrupted(folder / "run")
-        sys.stdout.write(f"R10: {json.dumps(rows['R10'])}\n")
+        if "R10".startswith(chosen):
+            rows["R10"] = corrupted(folder / "run")
+            sys.stdout.write(f"R10: {json.dumps(rows['R10'])}\n")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
     return 0
