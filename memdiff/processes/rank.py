@@ -18,7 +18,7 @@ def under_launcher() -> bool:
 
 def begin_rank() -> tuple[Stops, Heartbeat]:
     """Before imports that take their time. Returns the requests to stop it gets, and where it shows its landmarks."""
-    stops, heartbeat = Stops(exit_at_once), Heartbeat.make()
+    stops, heartbeat = Stops(exit_at_once, rank=os.environ.get("RANK", "0")), Heartbeat.make()
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # the watchdog's; it needs no Python to run
     landmarks.show(heartbeat.beat)
     landmarks.go_to("loading")

@@ -20,12 +20,16 @@ BLOCKED = (*ASKING, PASSED_ON)
 
 
 class Stops:
-    """The requests that this process got. `at_once` is called for a second SIGTERM or SIGINT."""
+    """The requests that this process got. `at_once` is called for a second SIGTERM or SIGINT.
 
-    def __init__(self, at_once: Callable[[], None]) -> None:
+    `rank` is who this process is where others stop beside it.
+    """
+
+    def __init__(self, at_once: Callable[[], None], *, rank: str | None = None) -> None:
         self.number: int | None = None  # the first request's signal
         self.together = False  # whether ranks leave what they do here at the same collective, or each alone
         self._at_once, self._leaves, self._holds = at_once, False, 0
+        self._rank = rank
 
     @property
     def requested(self) -> bool:
@@ -87,7 +91,7 @@ class Stops:
     def check(self) -> None:
         """Raises StopRequested where a request is to be acted on."""
         if self._leaves and not self._holds and self.requested:
-            raise StopRequested
+            raise StopRequested if self._rank is None else StopRequested(asked(self._rank))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         second = self.requested and number in (signal.SIGTERM, signal.SIGINT)
@@ -97,6 +101,14 @@ class Stops:
         if second:
             self._at_once()
         self.check()
+
+
+def asked(rank: str) -> str:
+    """What the rank of that number says that was asked before there was anything to save.
+
+    launch.py asks too, after another rank's end: then the number tells that it is no request of a person's.
+    """
+    return f"rank {rank} was asked to stop; nothing had been trained by this command"
 
 
 def exit_at_once() -> None:

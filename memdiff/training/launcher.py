@@ -16,7 +16,7 @@ from memdiff.processes.bound import bound_command, bound_environment
 from memdiff.processes.cores import cores_here
 from memdiff.processes.host import free_port
 from memdiff.processes.launched import Launched
-from memdiff.processes.stops import Stops
+from memdiff.processes.stops import Stops, asked
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.training.hosts import OnHosts, Seen, connect, environment_of_ranks
 from memdiff.training.run_folder import RunFolder
@@ -129,7 +129,8 @@ def launch_on_hosts(arguments: Sequence[str], folder: RunFolder, seen: Sequence[
 def outcome(folder: RunFolder, log: Path, launched: Launched | OnHosts, code: int) -> int:
     """How a launch ended: one line on stderr unless the run is complete, status.json, and the exit code."""
     status = folder.status()
-    exit_code, message = said_in(log, without=(LOST, FAREWELL) if launched.cleared else (LOST,))
+    consequences = (LOST, FAREWELL) if launched.cleared else (LOST,)
+    exit_code, message = said_in(log, without=consequences, first_gone=launched.first_gone)
     if status.get("state") == "complete" and status.get("exit_code") is not None:
         return int(status["exit_code"])
     if status.get("state") == "stopped" and status.get("exit_code") == EXIT_STOPPED:
@@ -151,10 +152,11 @@ def outcome(folder: RunFolder, log: Path, launched: Launched | OnHosts, code: in
     return exit_code
 
 
-def said_in(log: Path, *, without: Sequence[str]) -> tuple[int | None, str]:
+def said_in(log: Path, *, without: Sequence[str], first_gone: str | None) -> tuple[int | None, str]:
     """The exit code and the words of the first line in the ranks' log that says why; (None, "") where none does.
 
-    `without`: words of lines that say what something else led to.
+    `without`: words of lines that say what something else led to. `first_gone`: the rank that ended first, as
+    `rank N (pid P)`; that another was asked to stop is what that led to.
     """
     try:
         lines = log.read_text(errors="replace").splitlines()
@@ -162,6 +164,9 @@ def said_in(log: Path, *, without: Sequence[str]) -> tuple[int | None, str]:
         return None, ""
     for line in lines:
         match = re.match(r"memdiff: error\[(\d+)\]: (.*)", line)
+        rank = re.match(asked(r"(\d+)"), match[2]) if match else None
+        if rank and first_gone is not None and not first_gone.startswith(f"rank {rank[1]} "):
+            continue
         if match and not any(words in line for words in without):
             return int(match[1]), match[2]
     return None, ""

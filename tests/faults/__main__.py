@@ -34,6 +34,7 @@ MORE: dict[str, Trial] = {
     "orphans_more": trials.more_orphans,
     "namespaces": several_hosts.in_namespaces,
     "disks": disks.small_and_read_only,
+    "loading": trials.lost_while_another_works,
     "rewards": trials.raising_rewards,
     "evaluations": evaluations.killed_and_full,
     "mistakes": mistakes.under_the_bare_launcher,

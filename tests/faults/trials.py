@@ -207,6 +207,20 @@ def raising_rewards(folder: Path) -> Iterator[Result]:
         yield attempt("R16", f"a reward raises on rank {' and '.join(ranks)}", run, action)
 
 
+def lost_while_another_works(folder: Path) -> Iterator[Result]:
+    """R5: launch.py asks the other rank to stop, which is in Python code as it loads: that is no request to stop."""
+    sleeps = folder / "sleeps.py"
+    sleeps.write_text(HANGS.replace("calls > 3", "calls == 1"))
+    recipe = write_recipe(folder / "sleeps.yaml", reward=[{"kind": "python", "file": str(sleeps)}])
+    for point in ("loading", "reward"):
+        run = train(recipe, folder / f"lost_{point}", MEMDIFF_FAULT=f"kill:point={point},rank=0")
+
+        def action(run: Run = run) -> float:
+            return struck(run, lambda: None, 6, "was killed by SIGKILL", 900.0) and 0.0
+
+        yield attempt("R5", f"kill -9 of rank 0 at {point}, while rank 1 loads or sleeps in a reward", run, action)
+
+
 def orphans(folder: Path) -> Iterator[Result]:
     """R8: kill -9 of memdiff, the runner or launch.py; nothing lives 5 s later, and memdiff does not say 0."""
     yield from _orphans(folder, ("launch.py", "runner", "memdiff"))

@@ -19,7 +19,7 @@ from memdiff.processes.faults import Fault
 from memdiff.processes.heartbeat import STOPPING_SECONDS, WAITING, Heartbeat
 from memdiff.processes.identity import identity, pending
 from memdiff.processes.launched import Launched
-from memdiff.processes.stops import BLOCKED, Stops
+from memdiff.processes.stops import BLOCKED, Stops, asked
 from memdiff.processes.watcher import SECONDS_FOR_THE_OTHERS, Watchdog, watch
 from memdiff.recipe.recipe import Recipe
 from memdiff.training.launcher import outcome
@@ -222,6 +222,12 @@ ENDS = {
     "killed, another's traceback, then cleared": (False, "cleared rank 0 (pid 7)", -9,
                                                   "[rank1]: RuntimeError: Rank 0 left", 6,
                                                   "rank 0 (pid 7) was killed by SIGKILL; nothing had been trained"),
+    "killed, and the other is asked by launch.py": (False, "rank 0 (pid 7)", 247, f"memdiff: error[75]: {asked('1')}",
+                                                    6, "rank 0 (pid 7) was killed by SIGKILL; nothing had been"),
+    "a rank alone is asked": (False, "rank 1 (pid 7)", 75, f"memdiff: error[75]: {asked('1')}", 75,
+                              "stopped on request: nothing had been trained"),
+    "a rank alone is asked, then cleared": (False, "cleared rank 1 (pid 7)", -9, f"memdiff: error[75]: {asked('1')}",
+                                            75, "stopped on request: nothing had been trained"),
     "runner ended": (False, None, -15, "", 75, "stopped on request: nothing had been trained"),
 }  # fmt: skip
 
