@@ -61,7 +61,7 @@ format: $(READY)
 
 # the documentation, into build/site: open build/site/index.html
 docs: $(READY)
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
 
 bench: $(READY)

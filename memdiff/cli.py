@@ -11,8 +11,10 @@ import typer
 
 from memdiff import __version__, library
 from memdiff.errors import ConfigError
+from memdiff.runtime.announce import on_stderr, said_if_slow
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.runtime.exit_codes import guarded, written_out
+from memdiff.runtime.from_here import from_here, shell_word
 
 app = typer.Typer(
     name="memdiff",
@@ -136,7 +138,7 @@ def sample(
         seed=seed, prompt=prompt, prompts=prompts, lora_scale=lora_scale, mix=mix or (), adapter_steps=adapter_steps,
         precision=precision, out=out, height=height, width=width, config=config, gpus=gpus,
     )  # fmt: skip
-    typer.echo(str(samples.folder))
+    typer.echo(f"open {shell_word(samples.grid)}" if sys.stdout.isatty() else from_here(str(samples.folder)))
 
 
 @app.command(epilog="Example: memdiff score samples --reward aesthetic --reward jpeg:quality=90 --json scores.json")
@@ -161,7 +163,8 @@ def score(
     texts = prompt or prompts_beside(files)
     parts = given_parts(reward, with_prompts=all(texts))
 
-    from memdiff.scoring.score import score_files
+    with said_if_slow(library.LOADING, on_stderr):
+        from memdiff.scoring.score import score_files
 
     score_files(files, parts, texts, json_file=json_file, each=rows)
 
@@ -226,11 +229,12 @@ def evaluate(
         detector=detector, size=size, batch_size=batch_size, steps=steps, eta=eta, guidance=guidance, seed=seed,
         height=height, width=width, config=config, precision=precision, best=best, out=out,
     )  # fmt: skip
-    prepared = prepare(options)
+    with said_if_slow(library.LOADING, on_stderr):
+        prepared = prepare(options)
+        from memdiff.evaluation.show import evaluate_and_show, last_lines
 
-    from memdiff.evaluation.show import evaluate_and_show
-
-    typer.echo(str(evaluate_and_show(prepared, gpus)))
+    folder = evaluate_and_show(prepared, gpus)
+    typer.echo("\n".join(last_lines(folder, prepared, terminal=sys.stdout.isatty())))
 
 
 @app.command(epilog="Example: memdiff plan launch/recipes/celebahq_reinforce.yaml --gpu t4 --gpus 4")
@@ -266,9 +270,11 @@ def report(
     ] = None,
 ) -> None:
     """Write a page about a run, or about several side by side: one file, opens from file://."""
-    from memdiff.reporting.html import write_comparison, write_report
+    with said_if_slow("writing the page", on_stderr):
+        from memdiff.reporting.html import write_comparison, write_report
 
-    typer.echo(str(write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out)))
+        page = write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out)
+    typer.echo(f"open {shell_word(page)}" if sys.stdout.isatty() else from_here(str(page)))
 
 
 @app.command(epilog="Example: memdiff push runs/digits you/even-digits --yes")
@@ -324,7 +330,9 @@ def init(
         str | None, typer.Option(help="reinforce, draft, alignprop or refl. Default: by the reward's gradient.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 20,
-    gpu: Annotated[str, typer.Option(help="The card that the next command plans for.")] = "t4",
+    gpu: Annotated[
+        str | None, typer.Option(help="The card that the next command plans for. Default: t4, none for what ships.")
+    ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="And how many of them.")] = 1,
     out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
 ) -> None:
@@ -336,7 +344,7 @@ def init(
         reward = [typer.prompt("reward, such as aesthetic, jpeg or python:file=mine.py")] if asks else None
     if model is None or not reward:
         raise ConfigError("init needs --model and --reward, such as --model digits --reward digits:digits=[7]")
-    from memdiff.recipe.init import Wish, kind_of, write_recipe
+    from memdiff.recipe.init import Wish, kind_of, next_commands, write_recipe
     from memdiff.scoring.request import given_parts
 
     if not prompt and asks and (model == "digits_text" or kind_of(model, kind) in ("stable_diffusion", "sdxl")):
@@ -344,9 +352,7 @@ def init(
     parts = list(given_parts(reward, with_prompts=True).values())
     raw = [part.model_dump(mode="json", exclude_unset=True) for part in parts]
     write_recipe(Wish(model, raw, prompt or (), kind, method, rounds), parts, out)
-    typer.echo(f"wrote {out}. Next:")
-    typer.echo(f"  memdiff plan {out} --gpu {gpu} --gpus {gpus}      what fits the card, and why")
-    typer.echo(f"  memdiff train {out} --dry-run              what would run here")
+    typer.echo("\n".join([f"wrote {out}. Next:", *next_commands(out, model, gpu, gpus)]))
 
 
 @app.command(epilog="Example: memdiff recipes")

@@ -16,6 +16,7 @@ from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.config import AnyPart, way_to_a_gradient
 from memdiff.rewards.part_config import TextPart
+from memdiff.runtime.from_here import shell_word
 from memdiff.runtime.small_files import read_small_file
 
 MOST_INDEX_BYTES = 2**20
@@ -83,6 +84,18 @@ def write_recipe(wish: Wish, parts: Sequence[AnyPart], file: Path) -> Recipe:
     except OSError as error:
         raise ConfigError(f"--out {file} can't be written: {error.strerror}") from None
     return recipe
+
+
+def next_commands(file: Path, model: str, gpu: str | None, gpus: int) -> list[str]:
+    """What to type next, a line each. The models that ship train on a CPU: they are planned only for a card by name."""
+    plan = f"memdiff plan {shell_word(file)} --gpu {gpu or 't4'} --gpus {gpus}"
+    commands = {} if model in EMBEDDED and gpu is None else {plan: "what fits the card, and why"}
+    commands |= {
+        f"memdiff train {shell_word(file)} --dry-run": "what would run here",
+        f"memdiff train {shell_word(file)}": "run it",
+    }
+    width = max(map(len, commands))
+    return [f"  {command:<{width}}   {words}" for command, words in commands.items()]
 
 
 def _text(wish: Wish, kind: str, method: str, takes_prompts: bool) -> str:

@@ -14,12 +14,14 @@ from transformers import AutoConfig, AutoModelForImageClassification, ResNetConf
 from transformers.image_processing_base import ImageProcessingMixin
 
 from memdiff.errors import ConfigError
+from memdiff.models.folder import refuse_unreachable
 from memdiff.models.networks import check_report
 from memdiff.rewards.confidence import confidence_score, has_gradient
 from memdiff.rewards.config import ClassifierConfig
 from memdiff.rewards.preprocess import Interpolation, resize, standardise, to_rgb
 from memdiff.rewards.pretrained import freeze, network_dtype, run_network
 
+CONFIG = "config.json"
 PIL_INTERPOLATION: Mapping[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 ARCHITECTURES: Mapping[str, Any] = {  # of skeletons, which read no file for these
     "rizvandwiki/gender-classification": ViTConfig,  # ViT-B/16 at 224, the library's default
@@ -121,6 +123,7 @@ class ClassifierReward:
 
 def load_image_classifier(config: ClassifierConfig, device: torch.device) -> ClassifierReward:
     """From a folder or the hub. Raises ConfigError in one line."""
+    refuse_unreachable("reward classifier", config.path, config.revision, CONFIG)
     try:
         network, report = AutoModelForImageClassification.from_pretrained(
             config.path,
@@ -162,6 +165,8 @@ def _try_on_a_blank_image(reward: ClassifierReward, config: ClassifierConfig, de
 def skeleton_image_classifier(config: ClassifierConfig, device: torch.device) -> ClassifierReward:
     """The same network without its weights; images are resized to its side, and its first label is scored."""
     written = ARCHITECTURES.get(config.path)
+    if not written:
+        refuse_unreachable("reward classifier", config.path, config.revision, CONFIG)
     try:
         architecture = (
             written()

@@ -160,7 +160,7 @@ def test_page_shows_every_section_and_figure(page):
     assert sections_of(page) == expected | {"environment"}
     text = " ".join(" ".join(parse(page).texts).split())
     assert "reward 0.1 → 0.6" in text
-    assert "6 rounds · 120 images · 1 min 0 s · 2 x Tesla T4 · torch 2.13.0" in text  # 6 x (2 + 0.5 + 7.5) s
+    assert "6 rounds · 120 images · 1 min · 2 x Tesla T4 · torch 2.13.0" in text  # 6 x (2 + 0.5 + 7.5) s
     assert "10.0 % (5.0 to 17.0)" in text and "50.0 % (40.0 to 60.0)" in text and "4.25" in text
     assert "round 0 (before training)" in text and "round 4 (middle, best)" in text and "round 6 (last)" in text
     assert "train 45 s 75.0 % 7.5 s" in text  # 6 x 7.5 of 60 s

@@ -15,6 +15,7 @@ from memdiff.doctor import compiler
 from memdiff.doctor.devices import DeviceFacts
 from memdiff.engine import operators
 from memdiff.engine.build_lock import LOCK, clear_lock, holders, is_stale
+from memdiff.runtime import announce
 
 ROOT = Path(__file__).resolve().parents[2]
 # As torch does: the lock's file is made, and is open until the build is done.
@@ -117,7 +118,7 @@ def test_slow_loading_is_said(folder: Path, capsys: pytest.CaptureFixture[str], 
             while not capsys.readouterr().out.startswith("compiling"):
                 time.sleep(0.01)
 
-    monkeypatch.setattr(operators, "SECONDS_IN_SILENCE", 0.05)
+    monkeypatch.setattr(announce, "SECONDS_IN_SILENCE", 0.05)
     (folder / "cpu_adam.so").touch()
     operators.load_operator(Slow(folder))
 
