@@ -11,6 +11,7 @@ import typer
 
 from memdiff import __version__, library
 from memdiff.errors import ConfigError
+from memdiff.recipe.shipped import completions
 from memdiff.runtime.announce import on_stderr, said_if_slow
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.runtime.exit_codes import guarded, written_out
@@ -49,7 +50,9 @@ def _ranks(
 
 @app.command(epilog="Example: memdiff train launch/recipes/digits_reinforce.yaml --gpus 2 --out runs/digits")
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of one that ships.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="A YAML recipe, or the name of one that ships.", autocompletion=completions)
+    ],
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<recipe>.")] = None,
     gpus: Annotated[int | None, typer.Option(help="Ranks. Default: every GPU, or one CPU rank.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Overrides a key: --set run.rounds=5")] = None,
@@ -239,7 +242,9 @@ def evaluate(
 
 @app.command(epilog="Example: memdiff plan launch/recipes/celebahq_reinforce.yaml --gpu t4 --gpus 4")
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of one that ships.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="A YAML recipe, or the name of one that ships.", autocompletion=completions)
+    ],
     gpu: Annotated[str | None, typer.Option(help="The card: t4 (default), a10, l4, v100, a100, h100, ...")] = None,
     budget_gib: Annotated[float | None, typer.Option(min=0.01, help="Instead: what the allocator may hold.")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Cards, one rank each.")] = 1,
@@ -337,11 +342,16 @@ def init(
     out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a recipe with comments, to be planned, changed and trained. Asks for what is not given."""
+    from memdiff.models.config import EMBEDDED
+
     asks = sys.stdin.isatty()
+    asks_for_card = asks and gpu is None and (model is None or not reward)
     if model is None:
         model = typer.prompt("model (digits, digits_text, a folder or a hub id)", default="digits") if asks else None
     if not reward:
         reward = [typer.prompt("reward, such as aesthetic, jpeg or python:file=mine.py")] if asks else None
+    if asks_for_card and model not in EMBEDDED:
+        gpu = typer.prompt("card to plan for", default="t4")
     if model is None or not reward:
         raise ConfigError("init needs --model and --reward, such as --model digits --reward digits:digits=[7]")
     from memdiff.recipe.init import Wish, kind_of, next_commands, write_recipe
@@ -357,7 +367,9 @@ def init(
 
 @app.command(epilog="Example: memdiff recipes")
 def recipes(
-    show: Annotated[str | None, typer.Option(metavar="NAME", help="Print this one, to copy and change.")] = None,
+    show: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Print this one, to copy and change.", autocompletion=completions)
+    ] = None,
 ) -> None:
     """The recipes that ship. Each name stands for its file: memdiff plan sd15_draft_t4."""
     from memdiff.recipe.reading import recipe_text

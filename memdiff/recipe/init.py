@@ -14,6 +14,7 @@ from memdiff.models.folder import PIPELINE_KINDS
 from memdiff.models.single_file_kinds import SUFFIXES, kind_of_file, shapes_of
 from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.recipe import Recipe
+from memdiff.recipe.shipped import EDITORS
 from memdiff.rewards.config import AnyPart, way_to_a_gradient
 from memdiff.rewards.part_config import TextPart
 from memdiff.runtime.from_here import shell_word
@@ -23,7 +24,8 @@ MOST_INDEX_BYTES = 2**20
 
 # Of hub ids, which can't be looked into before they are downloaded; the first that stands in the id decides.
 NAMES = {"ddpm": "ddpm", "xl": "sdxl", "stable-diffusion": "stable_diffusion", "sd-": "stable_diffusion"}
-STEPS = 50
+STEPS, STEPS_OF_DIGITS = 50, 25
+SCHEMA_LINE = f"{EDITORS} $schema=./recipe.schema.json      (memdiff schema > recipe.schema.json)"
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,11 @@ def _text(wish: Wish, kind: str, method: str, takes_prompts: bool) -> str:
     """Sections in the order in which a reader asks, each with the reason for its value."""
     model = {"kind": kind, ("name" if kind == "embedded" else "path"): wish.model}
     gradient = method != "reinforce"
+    steps = STEPS_OF_DIGITS if kind == "embedded" else STEPS
     eta, guidance = (0.0 if gradient else 1.0), (7.5 if kind in ("stable_diffusion", "sdxl") else 1.0)
     images = 8 if gradient else 64
     lines = [
-        "# yaml-language-server: $schema=./recipe.schema.json      (memdiff schema > recipe.schema.json)",
+        SCHEMA_LINE,
         "# Every key: memdiff schema. Any key from the command line: --set run.rounds=5",
         f"model: {_flow(model)}",
         "# LoRA: a few megabytes are trained and saved. Without this line all of the UNet is.",
@@ -116,10 +119,10 @@ def _text(wish: Wish, kind: str, method: str, takes_prompts: bool) -> str:
         lines += [f"  - {json.dumps(prompt, ensure_ascii=False)}" for prompt in wish.prompts]
         lines += [
             "# eta 1 draws noise in every step, which a policy gradient needs; 0 is deterministic DDIM.",
-            f"sampler: {{steps: {STEPS}, eta: {eta}, guidance: {guidance}}}",
+            f"sampler: {{steps: {steps}, eta: {eta}, guidance: {guidance}}}",
         ]
     else:
-        lines.append(f"sampler: {{steps: {STEPS}, eta: {eta}}}")
+        lines.append(f"sampler: {{steps: {steps}, eta: {eta}}}")
     lines += (
         [
             "# The reward's gradient through the last step alone; last_steps: all goes through the whole chain, and",

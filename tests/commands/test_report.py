@@ -168,6 +168,23 @@ def test_page_shows_every_section_and_figure(page):
     assert "critic_loss" in text
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_no_plot_stands_there_twice(alone, tmp_path):
+    """The only part of a reward is its total; a share has a plot with its interval; in fp32 there is no loss scale."""
+    run = make_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows if alone else ():
+        row |= {"loss_scale": 1.0} if row["round"] else {}
+        for prefix in ("", "evaluate/"):
+            if f"{prefix}reward_mean" in row:
+                row[f"{prefix}reward/digit"] = row[f"{prefix}reward_mean"]
+                del row[f"{prefix}share/digit"]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = re.findall(r"<h3>([^<]+)</h3>", write_report(run).read_text())
+    assert shown.count("Part: digit") == (0 if alone else 2), shown
+    assert ("Loss scale" in shown, "Gradient norm" in shown) == (not alone, True)
+
+
 def test_page_is_self_contained_and_allows_nothing(page):
     """No script, no inline style or handler, no address but `data:`; the policy's hash is the style sheet's."""
     skeleton = parse(page)
