@@ -168,7 +168,7 @@ class RunProgress:
 
     def _estimate(self) -> str:
         pace, left = self._pace.seconds_per_step, self._pace.seconds_left
-        return f"measured: {pace:.3g} s per image-step, so that {duration(left)} are left; {self._end()}"
+        return f"measured: {pace:.3g} s per image-step, {duration(left)} left; {self._end()}"
 
     def _end(self) -> str:
         return f"ends about {clock_time(self._pace.seconds_left)}"

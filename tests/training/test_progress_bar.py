@@ -99,7 +99,7 @@ def test_a_duration_in_its_two_largest_units(seconds: float, words: str) -> None
     assert duration(seconds) == words
 
 
-@pytest.mark.parametrize(("rounds", "left"), [(3, "so that 5 min are left"), (501, "so that 20 h 50 min are left")])
+@pytest.mark.parametrize(("rounds", "left"), [(3, "5 min left"), (501, "20 h 50 min left")])
 def test_what_is_left_of_a_short_run_is_said_in_minutes(
     rounds: int, left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
