@@ -24,6 +24,7 @@ MOST_INDEX_BYTES = 2**20
 
 # Of hub ids, which can't be looked into before they are downloaded; the first that stands in the id decides.
 NAMES = {"ddpm": "ddpm", "xl": "sdxl", "stable-diffusion": "stable_diffusion", "sd-": "stable_diffusion"}
+SMALL = "digits"  # trained whole
 STEPS, STEPS_OF_DIGITS = 50, 25
 SCHEMA_LINE = f"{EDITORS} $schema=./recipe.schema.json      (memdiff schema > recipe.schema.json)"
 
@@ -78,8 +79,9 @@ def write_recipe(wish: Wish, parts: Sequence[AnyPart], file: Path) -> Recipe:
     if not takes_prompts and any(isinstance(part, TextPart) and part.prompt is None for part in parts):
         raise ConfigError("a reward that compares images with text needs its own: --reward KIND:prompt=...")
     method = wish.method or ("reinforce" if any(way_to_a_gradient(part) is not None for part in parts) else "draft")
-    text = _text(wish, kind, method, takes_prompts)
-    recipe = check_recipe(yaml.safe_load(text), source=str(file), folder=file.resolve().parent)
+    folder = file.resolve().parent
+    text = _text(wish, kind, method, folder, takes_prompts=takes_prompts)
+    recipe = check_recipe(yaml.safe_load(text), source=str(file), folder=folder)
     try:
         with file.open("x") as new:  # a link that leads nowhere is not written through
             new.write(text)
@@ -100,7 +102,17 @@ def next_commands(file: Path, model: str, gpu: str | None, gpus: int) -> list[st
     return [f"  {command:<{width}}   {words}" for command, words in commands.items()]
 
 
-def _text(wish: Wish, kind: str, method: str, takes_prompts: bool) -> str:
+def _as_seen_from(folder: Path, part: Mapping[str, Any]) -> dict[str, Any]:
+    """The part with files below the recipe's folder by their names there, so that both can be moved."""
+    return {
+        key: str(Path(value).relative_to(folder))
+        if isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(folder)
+        else value
+        for key, value in part.items()
+    }
+
+
+def _text(wish: Wish, kind: str, method: str, folder: Path, *, takes_prompts: bool) -> str:
     """Sections in the order in which a reader asks, each with the reason for its value."""
     model = {"kind": kind, ("name" if kind == "embedded" else "path"): wish.model}
     gradient = method != "reinforce"
@@ -111,9 +123,19 @@ def _text(wish: Wish, kind: str, method: str, takes_prompts: bool) -> str:
         SCHEMA_LINE,
         "# Every key: memdiff schema. Any key from the command line: --set run.rounds=5",
         f"model: {_flow(model)}",
-        "# LoRA: a few megabytes are trained and saved. Without this line all of the UNet is.",
-        "adapter: {rank: 4}",
     ]
+    whole = wish.model == SMALL and not gradient
+    lines += (
+        [
+            "# All of this small UNet is trained. Of a large one LoRA is, a few megabytes: adapter: {rank: 4}, and a",
+            "# learning rate of 3.0e-4.",
+        ]
+        if whole
+        else [
+            "# LoRA: a few megabytes are trained and saved. Without this line all of the UNet is.",
+            "adapter: {rank: 4}",
+        ]
+    )
     if takes_prompts:
         lines += ["# What images are made from; a file of texts, one a line: prompts: {file: prompts.txt}", "prompts:"]
         lines += [f"  - {json.dumps(prompt, ensure_ascii=False)}" for prompt in wish.prompts]
@@ -123,21 +145,10 @@ def _text(wish: Wish, kind: str, method: str, takes_prompts: bool) -> str:
         ]
     else:
         lines.append(f"sampler: {{steps: {steps}, eta: {eta}}}")
-    lines += (
-        [
-            "# The reward's gradient through the last step alone; last_steps: all goes through the whole chain, and",
-            "# kind: alignprop draws how far. Follow a reward too long and images look alike: watch diversity.",
-            f"method: {_flow({'kind': method, **({'last_steps': 1} if method == 'draft' else {})})}",
-        ]
-        if gradient
-        else [
-            "# The reward is a number without a gradient: a policy gradient. kl_weight pulls to the base.",
-            "method: {kind: reinforce}",
-        ]
-    )
+    lines += _method_lines(method)
     lines += ["# Summed by weight; each part's own score stays in the metrics.", "reward:"]
-    lines += [f"  - {_flow(part)}" for part in wish.rewards]
-    rate = 4.0e-4 if gradient else 3.0e-4
+    lines += [f"  - {_flow(_as_seen_from(folder, part))}" for part in wish.rewards]
+    rate = 4.0e-4 if gradient else 2.0e-4 if whole else 3.0e-4
     lines += [
         f"optimizer: {{learning_rate: {rate}}}",
         "# Images from the same noise, scored every so many rounds: the report's pictures.",
@@ -149,6 +160,21 @@ def _text(wish: Wish, kind: str, method: str, takes_prompts: bool) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _method_lines(method: str) -> list[str]:
+    """The section `method`, with what it does."""
+    if method == "reinforce":
+        return [
+            "# The reward is a number without a gradient: a policy gradient. kl_weight pulls to the base; balanced",
+            "# weighs all steps of the chain alike, of which else the last, which draw fine detail, have most.",
+            "method: {kind: reinforce, step_weights: balanced}",
+        ]
+    return [
+        "# The reward's gradient through the last step alone; last_steps: all goes through the whole chain, and",
+        "# kind: alignprop draws how far. Follow a reward too long and images look alike: watch diversity.",
+        f"method: {_flow({'kind': method, **({'last_steps': 1} if method == 'draft' else {})})}",
+    ]
 
 
 def _flow(mapping: Mapping[str, Any]) -> str:

@@ -97,6 +97,12 @@ def test_a_recipe_from_a_few_words_trains_as_it_stands(tmp_path: Path, capsys: A
     said(capsys, "init", "--model", "digits", "--reward", "jpeg", "--out", str(tmp_path / "jpeg.yaml"))
     recipe = read_recipe(tmp_path / "jpeg.yaml")
     assert (recipe.method.kind, recipe.sampler.eta) == ("reinforce", 1.0)
+    assert recipe.adapter is None
+    (tmp_path / "mine.py").write_text("def score(images, prompts):\n    return images.mean(dim=(1, 2, 3))\n")
+    words = ["--reward", f"python:file={tmp_path}/mine.py", "--out", str(tmp_path / "mine.yaml")]
+    assert "memdiff plan" not in said(capsys, "init", "--model", "digits", *words)[1]
+    assert "{kind: python, file: mine.py}" in (tmp_path / "mine.yaml").read_text()
+    assert getattr(read_recipe(tmp_path / "mine.yaml").reward[0], "file", "") == str(tmp_path / "mine.py")
     hub = ["init", "--model", "stable-diffusion-v1-5/stable-diffusion-v1-5", "--prompt", 'a "cat": two', "--reward"]
     said(capsys, *hub, "aesthetic", "--out", str(tmp_path / "sd.yaml"))
     recipe = read_recipe(tmp_path / "sd.yaml")
