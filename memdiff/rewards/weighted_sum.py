@@ -10,8 +10,10 @@ from typing import Literal
 import torch
 
 from memdiff.errors import RewardError
+from memdiff.rewards.backbones import of_one_backbone
 from memdiff.rewards.normalise import EPSILON, Running, normalise
-from memdiff.rewards.reward import Reward, score
+from memdiff.rewards.reward import Reward
+from memdiff.rewards.score import score_together
 from memdiff.runtime.memory_tags import memory_tag
 from memdiff.runtime.placement import place
 
@@ -51,6 +53,17 @@ class WeightedReward:
     def __init__(self, parts: Sequence[WeightedPart], *, device: torch.device) -> None:
         self.parts, self.device = tuple(parts), device
         self.statistics: Statistics = {part.name: Running() for part in parts if part.normalised}
+        self._groups = of_one_backbone([part.reward for part in parts], [part.chunk for part in parts])
+
+    @property
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """Of all parts, each once: parts may share one."""
+        return tuple(dict.fromkeys(network for part in self.parts for network in part.reward.networks))
+
+    @property
+    def groups(self) -> Sequence[tuple[Sequence[int], Sequence[WeightedPart]]]:
+        """Parts that one forward scores, with their places among all: most are by themselves."""
+        return [(numbers, [self.parts[number] for number in numbers]) for numbers in self._groups]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,8 +76,10 @@ class WeightedReward:
             return images_BCHW.new_zeros(0, len(images_BCHW))
         with memory_tag("reward"):
             images = place(images_BCHW, self.device)
-            rows = [score(part.reward, images, prompts, chunk=part.chunk, name=part.name) for part in self.parts]
-            return place(torch.stack(rows), images_BCHW.device)
+            rows: dict[int, torch.Tensor] = {}
+            for numbers, parts in self.groups:
+                rows |= dict(zip(numbers, score_parts(parts, images, prompts, chunk=parts[0].chunk), strict=True))
+            return place(in_order(rows), images_BCHW.device)
 
     def observe(self, raw_PN: torch.Tensor) -> None:
         """Takes a round's raw scores of all ranks into the statistics."""
@@ -119,9 +134,21 @@ class WeightedReward:
     def move(self, device: torch.device) -> None:
         """Takes the parts' networks to `device`; they are brought back before they score."""
         with memory_tag("reward"):
-            for part in self.parts:
-                for network in part.reward.networks:
-                    place(network, device)
+            for network in self.networks:
+                place(network, device)
+
+
+def score_parts(
+    parts: Sequence[WeightedPart], images_BCHW: torch.Tensor, prompts: Sequence[str], *, chunk: int
+) -> torch.Tensor:
+    """The checked scores of parts that one forward scores, in chunks: p B for p of them."""
+    rewards, names = [part.reward for part in parts], [part.name for part in parts]
+    return score_together(rewards, images_BCHW, prompts, chunk=chunk, names=names)
+
+
+def in_order(rows: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """The rows of all parts by their places: P B."""
+    return torch.stack([rows[number] for number in range(len(rows))])
 
 
 def towards_share(yes_N: torch.Tensor, target: float) -> torch.Tensor:

@@ -23,8 +23,9 @@ from memdiff.rewards.clip import ClipReward, PromptHead, fit_square, load_clip
 from memdiff.rewards.config import RewardPart
 from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, HpsConfig, PickScoreConfig
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD
-from memdiff.rewards.reward import score
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.rewards.score import score
+from memdiff.runtime.gradients import Gradients
+from memdiff.runtime.vjp import Pieces
 from tests.helpers.processes import run_python
 from tests.helpers.reward_models import (
     OpenClip,
@@ -131,10 +132,10 @@ def test_scores_equal_an_independent_computation(kind: str, tmp_path: Path) -> N
 def test_gradients_equal_finite_differences(kind: str, tmp_path: Path) -> None:
     """In fp64, through the resize from 40 to 32 pixels: grad . d = (f(x + h d) - f(x - h d)) / 2h for random d."""
     reward, _ = make(kind, tmp_path / "model")
-    reward.tower.network.double()
-    reward.tower.dtype = torch.float64
-    if isinstance(reward.head, torch.nn.Module):
-        reward.head.double()
+    reward.backbone.network.double()
+    reward.backbone.dtype = torch.float64
+    if isinstance(reward._head, torch.nn.Module):
+        reward._head.double()
     x_BCHW = (0.3 + 0.4 * images(2, 40).double()).requires_grad_(True)
     (gradient_BCHW,) = torch.autograd.grad(reward.scores(x_BCHW, TEXTS[:2]).sum(), x_BCHW)
     generator = torch.Generator().manual_seed(7)
@@ -234,7 +235,7 @@ def test_grey_images_count_as_three_equal_channels(tmp_path: Path) -> None:
 def test_a_prompt_is_encoded_once_and_alone(tmp_path: Path) -> None:
     """The text network runs once for each different prompt, however often it comes back."""
     reward, _ = make("pickscore", tmp_path / "model")
-    head = reward.head
+    head = reward._head
     assert isinstance(head, PromptHead)
     calls = []
     head.text.register_forward_hook(lambda *_: calls.append(1))

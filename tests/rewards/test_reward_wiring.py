@@ -22,11 +22,13 @@ from memdiff.rewards import image_reward
 from memdiff.rewards.build import build_reward, build_weighted
 from memdiff.rewards.clip import PromptHead
 from memdiff.rewards.config import part_name
-from memdiff.rewards.reward import Reward, score
+from memdiff.rewards.reward import Reward
+from memdiff.rewards.score import score
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.placement import HOST
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 from tests.helpers.image_reward_small import RECORD, small_checkpoint, small_net
 from tests.helpers.processes import memdiff, run_python
 from tests.helpers.reward_models import (
@@ -147,9 +149,9 @@ def test_moving_takes_every_tensor_along(kind: str, tmp_path: Path, monkeypatch:
     reward: Any = weighted.parts[0].reward
     stays: set[int] = set()
     if kind in ("pickscore", "hpsv2", "clip_similarity"):
-        assert isinstance(reward.head, PromptHead)
-        stays = {id(tensor) for tensor in reward.head.text.state_dict(keep_vars=True).values()}
-        stays |= {id(buffer) for buffer in reward.head.text.buffers()}
+        assert isinstance(reward._head, PromptHead)
+        stays = {id(tensor) for tensor in reward._head.text.state_dict(keep_vars=True).values()}
+        stays |= {id(buffer) for buffer in reward._head.text.buffers()}
     weighted.move(torch.device("meta"))
     left = [t.shape for t in tensors_of(reward, set()) if not t.is_meta and id(t) not in stays]
     assert left == [] and (reward.networks or kind in ("python", "jpeg"))
