@@ -55,6 +55,10 @@ class PieceCosts:
     scoring: float  # of decoding and scoring one image, and back where the method does
     scoring_again: float
 
+    def are_measured_at(self, rows: int) -> bool:
+        """Whether these costs are more than a guess there: measured, or proportional to the rows."""
+        return len(self.kept.points) == 1 or any(rows == measured for measured, _ in self.kept.points)
+
     @classmethod
     def of(cls, measured: Sequence[Measured]) -> "PieceCosts":
         """`measured` differ in their images only."""

@@ -127,11 +127,11 @@ def make_plan(
         costs = {recompute: PieceCosts.of(measured) for recompute, measured in rounds.items()}
         plan = choose(recipe, costs, budget_bytes=budget_bytes, ranks=ranks, gpu=gpu, precision=precision)
         knobs = plan.chosen()
-        measured = rounds[recompute_of(knobs)]
-        if any(each.images == knobs.micro_batch for each in measured) or len(measured) == 1:
+        if costs[recompute_of(knobs)].are_measured_at(knobs.micro_batch):
             return plan.held_to(host_limit_bytes)
         # What was chosen lay between measured sizes: it is measured itself, and the choice made again.
         missing = [ShortRound(recompute_of(knobs), knobs.micro_batch)]
+        measured = rounds[recompute_of(knobs)]
         measured += measure_rounds(recipe, rank_round, precision, missing, measuring)
         measured.sort(key=lambda each: each.images)
 

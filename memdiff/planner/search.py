@@ -2,7 +2,8 @@
 
 Settings are compared by estimated seconds: FLOPs at what the model's family reaches on the card, bytes moved over
 PCIe, and a piece's fixed costs, a tenth of a one-image piece. FLOPs outweigh the rest, so that what is chosen is the
-setting with the least recomputation, of those the one that moves least, of those the one with the largest pieces.
+setting with the least recomputation, of those the one that moves least, of those the one with the largest pieces. One
+whose pieces were measured is taken over one that is faster by less than NEGLIGIBLE: that would have to be measured.
 """
 
 import math
@@ -23,6 +24,7 @@ from memdiff.planner.piece_costs import PieceCosts
 from memdiff.planner.rank_round import RankRound
 
 ENOUGH_FLOPS = 2e11  # of one image's step: pieces of one image fill a GPU from about there on (not measured)
+NEGLIGIBLE = 1e-3  # of a round's estimated seconds
 FIXED_SHARE = 0.1  # of a one-image piece: launches, sums of gradients; a piece of B images has it once
 MEASURED = tuple(name for name, knob in TABLE.items() if knob.measured)
 PLACED = tuple(name for name, knob in TABLE.items() if knob.choices and not knob.measured)
@@ -146,21 +148,39 @@ def smallest_of(every: Sequence[Ways]) -> Setting:
 
 
 def fastest_of(every: Sequence[Ways], memory: MemoryConfig, *, budget: int, tflops: float) -> Setting | None:
-    """The fastest setting that fits, the first in order of those that are equally fast; None where none fits.
+    """The fastest setting that fits, with NEGLIGIBLE for one whose pieces were measured; None where none fits.
+
+    Of equally fast ones it is the first in order.
 
     Branch and bound (Land and Doig 1960): ways that can't be faster than what was found are not looked at.
     """
     bounds = [ways.least_seconds(memory, tflops) for ways in every]
-    found: tuple[float, int, Setting] | None = None
+    of_any, of_measured = _Fastest(), _Fastest()
     for number in sorted(range(len(every)), key=bounds.__getitem__):
-        if found is not None and bounds[number] > found[0]:
+        ways = every[number]
+        if bounds[number] > of_any.seconds * (1 + NEGLIGIBLE):
             break
-        for setting in every[number].settings():
+        for setting in ways.settings():
             if setting.peak_bytes <= budget:
-                kept = keep_more(setting, every[number], memory, budget)
-                candidate = (kept.seconds(tflops), number, kept)
-                found = candidate if found is None else min(found, candidate, key=lambda entry: entry[:2])
-    return found[2] if found is not None else None
+                kept = keep_more(setting, ways, memory, budget)
+                seconds, measured = kept.seconds(tflops), ways.costs.are_measured_at(kept.knobs.micro_batch)
+                for fastest in (of_any, of_measured) if measured else (of_any,):
+                    fastest.see(kept, seconds, number)
+    return (of_measured if of_measured.seconds <= of_any.seconds * (1 + NEGLIGIBLE) else of_any).setting
+
+
+@dataclass
+class _Fastest:
+    """The fastest setting seen, the first in order of those that are equally fast."""
+
+    setting: Setting | None = None
+    seconds: float = math.inf
+    number: int = 0
+
+    def see(self, setting: Setting, seconds: float, number: int) -> None:
+        """One more."""
+        if self.setting is None or (seconds, number) < (self.seconds, self.number):
+            self.setting, self.seconds, self.number = setting, seconds, number
 
 
 def keep_more(setting: Setting, ways: Ways, memory: MemoryConfig, budget: int) -> Setting:

@@ -1,6 +1,6 @@
 """The search for the fastest setting that fits, against a look at every setting, on costs drawn at random."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -11,7 +11,7 @@ from memdiff.methods.workload import Workload
 from memdiff.planner.measured import Sizes
 from memdiff.planner.piece_costs import TRANSIENT, Curve, PieceCosts
 from memdiff.planner.rank_round import rank_round_of
-from memdiff.planner.search import Recompute, all_ways, fastest_of, keep_more, smallest_of
+from memdiff.planner.search import Recompute, Setting, all_ways, fastest_of, keep_more, smallest_of
 from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.recipe import Recipe
 
@@ -76,6 +76,17 @@ def drawn_case(seed: int, method: str, *, adapter: bool, memory: Mapping[str, An
     return random, recipe, rank_round, costs, states_of
 
 
+def chosen_by_hand(fitting: Sequence[Setting], costs: Mapping[Recompute, PieceCosts]) -> Setting | None:
+    """The fastest, or the fastest of 1 and 8 images a piece, which are measured, where that is within 0.1 %."""
+    fastest = min(fitting, key=lambda setting: setting.seconds(TFLOPS), default=None)
+    measured = [setting for setting in fitting if setting.knobs.micro_batch in (1, 8)]
+    fastest_measured = min(measured, key=lambda setting: setting.seconds(TFLOPS), default=None)
+    if fastest is None or fastest_measured is None:
+        return fastest
+    near = fastest_measured.seconds(TFLOPS) <= 1.001 * fastest.seconds(TFLOPS)
+    return fastest_measured if near else fastest
+
+
 @pytest.mark.parametrize("memory", [{}, {"trajectory": "host", "kept_steps": 1}], ids=["all open", "some given"])
 @pytest.mark.parametrize("adapter", [True, False], ids=["adapter", "whole"])
 @pytest.mark.parametrize("method", METHODS)
@@ -86,7 +97,7 @@ def test_the_search_finds_what_a_look_at_every_setting_finds(
     same smallest peak."""
     if method in ("reinforce", "ddpo"):  # no step's graph is kept
         memory = {key: value for key, value in memory.items() if key != "kept_steps"}
-    for seed in range(4):
+    for seed in range(2):
         random, recipe, rank_round, costs, states_of = drawn_case(seed, method, adapter=adapter, memory=memory)
         every = list(all_ways(rank_round, recipe.memory, costs, states_of))
         settings = [(ways, setting) for ways in every for setting in ways.settings()]
@@ -97,7 +108,7 @@ def test_the_search_finds_what_a_look_at_every_setting_finds(
         for share in (-0.01, 0.01, random.random() / 2, 1.0):
             budget = int(smallest + share * (largest - smallest))
             fitting = [keep_more(s, ways, recipe.memory, budget) for ways, s in settings if s.peak_bytes <= budget]
-            expected = min(fitting, key=lambda setting: setting.seconds(TFLOPS), default=None)
+            expected = chosen_by_hand(fitting, costs)
             found = fastest_of(every, recipe.memory, budget=budget, tflops=TFLOPS)
             assert found == expected
             chosen.add(found.knobs.model_dump_json() if found else None)
