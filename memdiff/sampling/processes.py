@@ -22,7 +22,7 @@ from memdiff.runtime.numbered import numbered
 from memdiff.runtime.screen import screen
 from memdiff.runtime.units import counted
 from memdiff.sampling.request import SampleRequest
-from memdiff.training.launcher import choose_world_size, rank_environment
+from memdiff.training.launcher import choose_world_size, rank_environment, ranks_without_gpus
 
 MOST_IN_GRID = 64
 WIDEST = 8  # tiles of a labelled grid
@@ -37,6 +37,9 @@ def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
     """
     folder = Path(request.out)
     world_size = min(choose_world_size(gpus), request.num_images)
+    note = ranks_without_gpus(gpus)
+    if note is not None:
+        on_stderr(note)
     with own_folder(folder):
         clear_folder(folder)
         for name in (SETTINGS, GRID):
