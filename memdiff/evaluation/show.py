@@ -47,8 +47,10 @@ def last_lines(folder: Path, evaluation: Evaluation, *, terminal: bool) -> list[
     if not terminal:
         return [from_here(str(folder))]
     runs = [subject.source for subject in evaluation.subjects if RunFolder(Path(subject.source)).exists()]
-    following = [f"next: memdiff push {shell_word(Path(runs[-1]))} you/NAME      (lists what would go to the hub)"]
-    return [f"open {shell_word(folder / PAGE)}", *(following if runs else ())]
+    lines = [f"open {shell_word(folder / PAGE)}"]
+    if runs:
+        lines.append(f"next: memdiff push {shell_word(Path(runs[-1]))} you/NAME      (lists what would go to the hub)")
+    return lines
 
 
 def metric_names(outcome: Outcome) -> list[str]:

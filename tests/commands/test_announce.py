@@ -10,6 +10,7 @@ from memdiff.runtime import announce
 from memdiff.runtime.announce import said_if_slow
 from memdiff.runtime.from_here import from_here, shell_word
 from memdiff.runtime.units import counted
+from memdiff.training import launcher
 
 
 def test_what_is_slow_is_said_once_and_what_is_quick_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,3 +62,13 @@ def test_what_init_says_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         next_commands(Path("a.yaml"), "digits", "l4", 2)[0].split("   ")[0] == "  memdiff plan a.yaml --gpu l4 --gpus 2"
     )
     assert next_commands(Path("a.yaml"), "x/y", None, 1)[0].split("   ")[0] == "  memdiff plan a.yaml --gpu t4 --gpus 1"
+
+
+def test_gpus_that_are_asked_for_and_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several processes on the CPU may be what was meant, and may be a driver that is missing."""
+    monkeypatch.setattr(launcher, "ranks_use_gpus", lambda: False)
+    note = launcher.ranks_without_gpus(4)
+    assert note is not None and "--gpus 4 is 4 processes on the CPU" in note
+    assert launcher.ranks_without_gpus(None) is launcher.ranks_without_gpus(1) is None
+    monkeypatch.setattr(launcher, "ranks_use_gpus", lambda: True)
+    assert launcher.ranks_without_gpus(4) is None

@@ -1,10 +1,13 @@
 """What a person sees of a run: lines that fit the terminal, no figure twice, and at the end what to open and type."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
 
+from memdiff.evaluation.show import last_lines as last_lines_of_eval
 from memdiff.memory.knobs import MemoryConfig, resolved, word
 from memdiff.training.command import last_lines
 from memdiff.training.progress import LONGEST_LINE, RunProgress, evaluation_summary, lines_of, round_summary
@@ -73,6 +76,19 @@ def test_the_last_lines_say_what_to_open_and_what_comes_next(tmp_path: Path, mon
         "open 'runs/my run/report.html'", "next: memdiff sample 'runs/my run' --num-images 16"
     ]  # fmt: skip
     assert last_lines(folder, 0, terminal=False) == last_lines(folder, 4, terminal=True) == ["runs/my run"]
+
+
+def test_the_last_lines_of_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page; of a run among the sources, what would go to the hub. A program gets the folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/config.yaml").write_text("")
+    base, run = SimpleNamespace(source="digits"), SimpleNamespace(source="runs/a")
+    folder, both, alone = Path("evaluation"), SimpleNamespace(subjects=[base, run]), SimpleNamespace(subjects=[base])
+    lines = last_lines_of_eval(folder, cast(Any, both), terminal=True)
+    assert lines[0] == "open evaluation/eval.html" and lines[1].startswith("next: memdiff push runs/a you/NAME ")
+    assert last_lines_of_eval(folder, cast(Any, alone), terminal=True) == lines[:1]
+    assert last_lines_of_eval(folder, cast(Any, both), terminal=False) == ["evaluation"]
 
 
 def test_a_plans_settings_can_be_pasted_into_a_recipe() -> None:
