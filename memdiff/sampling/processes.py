@@ -36,8 +36,9 @@ def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
     None where it fails: a part of them would pass for the result.
     """
     folder = Path(request.out)
-    world_size = min(choose_world_size(gpus), request.num_images)
-    note = ranks_without_gpus(gpus)
+    with said_if_slow("loading torch", on_stderr):
+        world_size = min(choose_world_size(gpus), request.num_images)
+        note = ranks_without_gpus(gpus)
     if note is not None:
         on_stderr(note)
     with own_folder(folder):
