@@ -209,16 +209,17 @@ def raising_rewards(folder: Path) -> Iterator[Result]:
 
 def lost_while_another_works(folder: Path) -> Iterator[Result]:
     """R5: launch.py asks the other rank to stop, which is in Python code as it loads: that is no request to stop."""
-    sleeps = folder / "sleeps.py"
-    sleeps.write_text(HANGS.replace("calls > 3", "calls == 1"))
-    recipe = write_recipe(folder / "sleeps.yaml", reward=[{"kind": "python", "file": str(sleeps)}])
-    for point in ("loading", "reward"):
-        run = train(recipe, folder / f"lost_{point}", MEMDIFF_FAULT=f"kill:point={point},rank=0")
+    for number in range(3):
+        moment, file, out = folder / f"moment_{number}", folder / f"sleeps_{number}.py", folder / f"lost_{number}"
+        touches = f"import pathlib; pathlib.Path({str(moment)!r}).touch(); time.sleep(100000)"
+        file.write_text(HANGS.replace("calls > 3", "calls == 1").replace("time.sleep(100000)", touches))
+        run = train(write_recipe(file.with_suffix(".yaml"), reward=[{"kind": "python", "file": str(file)}]), out)
 
-        def action(run: Run = run) -> float:
-            return struck(run, lambda: None, 6, "was killed by SIGKILL", 900.0) and 0.0
+        def action(run: Run = run, moment: Path = moment) -> float:
+            run.until(moment.exists)
+            return struck(run, signalled(run, "rank 0", signal.SIGKILL), 6, "was killed by SIGKILL; nothing had", 10.0)
 
-        yield attempt("R5", f"kill -9 of rank 0 at {point}, while rank 1 loads or sleeps in a reward", run, action)
+        yield attempt("R5", "kill -9 of rank 0 while rank 1 sleeps in its first reward", run, action)
 
 
 def orphans(folder: Path) -> Iterator[Result]:
