@@ -21,4 +21,5 @@ small_files     Text files, read whole: regular ones of sane size, of a run's ow
 state_dicts     Tensors by name, held to the network that they are for: all of them, in its shapes
 units           Units that people read
 vjp             Pieces: vector-Jacobian products that keep their graph or make it again
+weight_headers  Headers of safetensors files, read without their tensors: what each is called, holds, where it lies
 """

@@ -1,6 +1,5 @@
 """Tensors by name, held to the network that they are for: all of them, in its shapes, or one line that names them."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,6 @@ from safetensors.torch import load_file
 
 from memdiff.errors import ConfigError, MemdiffError
 
-MOST_HEADER_BYTES = 10**8  # safetensors' own limit
 NAMED = 3  # how many keys an error names
 
 
@@ -41,17 +39,6 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise ConfigError(
             f"{path} is not a whole safetensors file ({type(error).__name__}: {reason}); fetch it again"
         ) from None
-
-
-def kinds_of_numbers(path: Path) -> set[str]:
-    """F16, F32, I64, ...: those of a safetensors file's tensors, from its header. Nothing where it is damaged."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= MOST_HEADER_BYTES else {}
-        return {str(entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return set()
 
 
 def refuse_other_weights(
