@@ -49,7 +49,7 @@ def read_header(path: Path) -> Header:
         text = file.read(length)
     try:
         entries = json.loads(text.decode())
-        tensors = {name: _stored(name, entries[name], size, file_size) for name in entries if name != METADATA}
+        tensors = {name: _stored(name, entry, size, file_size) for name, entry in entries.items() if name != METADATA}
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"its header makes no sense ({type(error).__name__})") from None
     return Header(tensors, size)
