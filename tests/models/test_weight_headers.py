@@ -72,7 +72,7 @@ def test_a_header_without_sense_is_none(what: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [0, 15, 2**31, 2**63, 2**64 - 1])
 def test_a_length_that_is_not_the_headers(length: int, tmp_path: Path) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):
         read_header(written(tmp_path / "w.safetensors", json.dumps({"a": WHOLE}).encode(), length=length))
 
 
