@@ -20,8 +20,8 @@ from memdiff.doctor.examine import look
 from memdiff.errors import ConfigError, MemdiffError, StopRequested
 from memdiff.memory.host import machine_bytes
 from memdiff.planner.warm_up import warm_round_cache
+from memdiff.processes.cores import cores_here
 from memdiff.recipe.reading import check_recipe, laid_over, read_recipe_data
-from memdiff.runtime.cores import cores_here
 from memdiff.runtime.units import GIB
 from memdiff.training.launcher import choose_world_size, rank_environment
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memdiff.doctor.table import Finding
-from memdiff.runtime.cores import cores_here
+from memdiff.processes.cores import cores_here
 from memdiff.runtime.units import GIB
 
 LEAST_DISK_BYTES = 5 * GIB

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from memdiff.runtime.cores import cores_here
+from memdiff.processes.cores import cores_here
 
 T = TypeVar("T")
 

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from memdiff.processes.ancestors import LAUNCH
 from memdiff.processes.bound import bound_command, bound_environment
+from memdiff.processes.cores import cores_here
 from memdiff.processes.identity import kill, of_session
 from memdiff.processes.launched import Launched
 from memdiff.processes.stops import Stops
@@ -79,7 +80,7 @@ def launch_here(name: str, words: list[str], environment: Mapping[str, str], ran
     """launch.py with `words`, until all has ended that it started. Returns its exit code."""
     stops = Stops(lambda: None)
     everything = {**os.environ, **environment, **bound_environment()}
-    everything.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    everything.setdefault("OMP_NUM_THREADS", str(max(1, cores_here() // ranks)))
     everything["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{everything.get('PATH', '')}"
     process = subprocess.Popen(
         bound_command(LAUNCH, *words, requests_wait=True),

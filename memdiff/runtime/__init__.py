@@ -1,6 +1,5 @@
 """What every room stands on: devices, ranks, vector-Jacobian products, files. No model, no recipe.
 
-cores           How many processors this process may use
 cuda_allocator  How torch's CUDA allocator holds its memory: in segments that grow
 exit_codes      The outermost frame of every program: errors become one line on stderr and an exit code
 file_errors     Whether an OSError is a line about a file that a person named, or a mistake of ours

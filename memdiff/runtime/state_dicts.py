@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from memdiff.errors import ConfigError, MemdiffError
 
 NAMED = 3  # how many keys an error names
+MOST_REPEATS = 8  # of the bytes of a file: weights that layers share are there once, and count for each
 
 
 @contextmanager
@@ -39,6 +40,16 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise ConfigError(
             f"{path} is not a whole safetensors file ({type(error).__name__}: {reason}); fetch it again"
         ) from None
+
+
+def refuse_repeated_numbers(path: Path, tensors: Iterable[torch.Tensor]) -> None:
+    """Raises ConfigError where the tensors of a pickle are more than the file can hold.
+
+    A tensor may be a view that repeats a few numbers, so that a file of a kilobyte would fill the memory.
+    """
+    held, claimed = path.stat().st_size, sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if claimed > MOST_REPEATS * held:
+        raise ConfigError(f"{path} is a file of {held} bytes, and its tensors would take {claimed}; fetch it again")
 
 
 def refuse_other_weights(

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 from memdiff.errors import EXIT_STOPPED, LOST, CheckpointError, ConfigError, PeerError
 from memdiff.processes.ancestors import FAREWELL
 from memdiff.processes.bound import bound_command, bound_environment
+from memdiff.processes.cores import cores_here
 from memdiff.processes.host import free_port
 from memdiff.processes.launched import Launched
 from memdiff.processes.stops import Stops
-from memdiff.runtime.cores import cores_here
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.training.hosts import OnHosts, Seen, connect, environment_of_ranks
 from memdiff.training.run_folder import RunFolder

@@ -104,6 +104,8 @@ class Campaign:
             self._imported.add("ranks")
 
     def _copied(self, base: Path) -> Path:
+        conversions = self.scratch / "cache/memdiff/weights"  # of pickles, each as large as what it was made of
+        shutil.rmtree(conversions, ignore_errors=True)
         folder = self.scratch / "trial"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(base, folder)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from memdiff.planner import rounds
+from memdiff.planner import rounds, search
 from memdiff.planner.fake_tensors import GPU, fake_gpu
 from memdiff.planner.libraries import hidden
 from memdiff.planner.measured import Measured
@@ -120,6 +120,35 @@ def test_another_budget_measures_what_it_chooses_alone(tmp_path: Path) -> None:
     measuring = Measuring(cache=cache, progress=lambda done, total: progress_calls.append((done, total)))
     plan = make_plan(recipe, budget_bytes=GIB // 100, measuring=measuring)
     assert not plan.fits and set(progress_calls) == {(3, 3)}
+
+
+def test_what_fits_nowhere_takes_no_more_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.01 GiB, and rounds of a million images: no more short rounds are measured, and no more settings looked at, than
+    for any other budget, but for the larger pieces that so many images could make."""
+    looked_at: list[int] = []
+    estimate = search.estimate_round
+
+    def count(*arguments: Any) -> Any:
+        looked_at.append(1)
+        return estimate(*arguments)
+
+    monkeypatch.setattr(search, "estimate_round", count)
+
+    def work(recipe: Recipe, budget: int) -> tuple[bool, int, int]:
+        cache = RoundCache(recipe, tmp_path)
+        before = len(list(tmp_path.iterdir()))
+        looked_at.clear()
+        plan = make_plan(recipe, budget_bytes=budget, measuring=Measuring(cache=cache))
+        return plan.fits, len(list(tmp_path.iterdir())) - before, len(looked_at)
+
+    recipe = recipe_of("draft")
+    fits, measured, settings = work(recipe, 4 * GIB)
+    assert fits and measured >= 2
+    fits, measured_more, settings_then = work(recipe, GIB // 100)
+    assert not fits and measured_more <= 1 and settings_then <= settings
+    large = recipe.model_copy(update={"run": recipe.run.model_copy(update={"images_per_round": 10**6})})
+    fits, measured_then, settings_then = work(large, GIB // 100)
+    assert not fits and measured_then <= measured + 1 and settings_then <= 40 * settings
 
 
 def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_all_problems_of_a_deepspeed_file_at_once(tmp_path: Path) -> None:
     )  # fmt: skip
     for word in ("train_batch_size", "gradient_clipping", "zero_optimization.stage", "cpu_offload", "fp16 must be"):
         assert word in said
-    assert "no key gradient_acumulation_steps; did you mean gradient_accumulation_steps?" in said
+    assert "no key gradient_acumulation_steps" in said
     (tmp_path / "ds.json").write_text('{"fp16": {"hysteresis": 1, "hysteresis": 2}}')
     assert "the key hysteresis is given twice" in refusal(read_user_file, tmp_path / "ds.json", {})
 
