@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tests.fuzz.hostile import SECRET, Outside
+from tests.fuzz.hostile import SECRET, Outside, names
+from tests.fuzz.json_mutants import short
 from tests.fuzz.mutants import mutate
 from tests.fuzz.surfaces import RANK, Command, Surface
 from tests.fuzz.trial import Allowed, Outcome, forked, traced
@@ -51,6 +52,15 @@ class Result:
     seconds: float
     processor_seconds: float
     last: str
+
+    @property
+    def holds_a_pickle(self) -> bool:
+        """Whether something in it would run where it is unpickled."""
+        return "pickle" in self.mutant or "trap" in self.mutant
+
+    def holds_a_name(self, outside: Outside) -> bool:
+        """Whether one of the hostile names stands in it."""
+        return any(short(name) in self.mutant for name in names(outside) if len(name) > 1)
 
 
 class Campaign:
