@@ -61,7 +61,7 @@ ZERO = _block(
     ),
     (int, "module_granularity_threshold stage3_module_granularity_threshold"),
     (ZENFLOW | None, "zenflow"),
-    (LEAF_MODULE, "leaf_module"),
+    (LEAF_MODULE | None, "leaf_module"),
 )
 FP16 = _block(
     "fp16",
