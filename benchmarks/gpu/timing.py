@@ -21,7 +21,7 @@ from benchmarks.gpu.idle import profiled
 from benchmarks.measures.planning import changed_recipe
 from benchmarks.measuring import Phase, seconds_of
 from benchmarks.peers.bare import TARGETS, Bare, alignprop, ddpo
-from memdiff.engine.engine import start_process_group
+from memdiff.engine.process_group import start_process_group
 from memdiff.memory.knobs import Knobs, resolved
 from memdiff.methods.experience import Clock
 from memdiff.methods.workload import Chain

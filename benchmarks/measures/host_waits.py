@@ -31,9 +31,10 @@ from memdiff.planner.dry_run import make_policy
 from memdiff.planner.fake_tensors import GPU, BlankNoise, fake_gpu
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.build import build_weighted
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.placement import HOST
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 
 PACKAGE = Path(sys.modules["memdiff"].__path__[0])
 READ_BACK = {

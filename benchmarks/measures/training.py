@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import Phase, bytes_of, seconds_of
-from memdiff.engine.engine import start_process_group
+from memdiff.engine.process_group import start_process_group
 from memdiff.methods.experience import Clock
 from memdiff.recipe.reading import check_recipe
 from memdiff.runtime.ranks import ranks_of_this_process

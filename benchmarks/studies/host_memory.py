@@ -127,7 +127,7 @@ def run_rank(folder: Path, ranks: int) -> None:
 
     CPU_Accelerator.is_fp16_supported = lambda self: True
     CPU_Accelerator.supported_dtypes = lambda self: [torch.float, torch.bfloat16, torch.half]
-    from memdiff.engine.engine import start_process_group
+    from memdiff.engine.process_group import start_process_group
     from memdiff.models.text_encoders import TextEncoders
     from memdiff.recipe.reading import read_recipe
     from memdiff.runtime.host_allocator import return_freed_memory

@@ -25,7 +25,8 @@ from benchmarks.studies.written import write_study
 from memdiff.planner.ledger import Ledger
 from memdiff.rewards.clip import AestheticHead, ClipReward, ImageTower
 from memdiff.rewards.pretrained import checkpoint_layers, freeze
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.gradients import Gradients
+from memdiff.runtime.vjp import Pieces
 
 CPU = torch.device("cpu")
 BATCH = 8

@@ -28,8 +28,9 @@ from memdiff.models.load import load_policy
 from memdiff.models.options import ModelOptions
 from memdiff.recipe.reading import check_recipe
 from memdiff.rewards.build import build_weighted
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 
 RESULTS = Path(__file__).parents[1] / "results"
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from memdiff.bench.block import RecipeRow
-from memdiff.engine.engine import start_process_group
+from memdiff.engine.process_group import start_process_group
 from memdiff.errors import ConfigError, OutOfMemoryError
 from memdiff.methods.experience import Clock
 from memdiff.models.precision import resolve_precision

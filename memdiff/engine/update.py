@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from memdiff.engine.config import OptimizerConfig
-from memdiff.runtime.vjp import Gradients
+from memdiff.runtime.gradients import Gradients
 
 
 @dataclass(frozen=True)

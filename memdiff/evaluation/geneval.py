@@ -7,7 +7,7 @@ Shapes: B images, C channels, H W pixels, P patches, N candidates, 4 of centre x
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -40,10 +40,13 @@ class ObjectChecks:
         return cls(dict(zip(names, rewards, strict=True)), device)
 
     @torch.no_grad()
-    def boxes(self, image_1CHW: Tensor, name: str) -> list[Box]:
-        """The separate boxes of a class above the detector's threshold, the surest first."""
-        reward = self.detections[name]
-        logits_1P, boxes_1P4 = reward.detect(image_1CHW)
+    def objects(self, image_1CHW: Tensor, names: Iterable[str]) -> dict[str, list[Box]]:
+        """The separate boxes of each class above the detector's threshold, the surest first."""
+        features_1hwD = next(iter(self.detections.values())).backbone(image_1CHW)
+        return {name: self._boxes(features_1hwD, self.detections[name]) for name in names}
+
+    def _boxes(self, features_1hwD: Tensor, reward: DetectionReward) -> list[Box]:
+        logits_1P, boxes_1P4 = reward.boxes(features_1hwD)
         logits_1N, indices_1N = logits_1P.topk(min(CANDIDATES, logits_1P.shape[1]), dim=1)
         boxes_1N4 = boxes_1P4.gather(1, indices_1N[..., None].expand(-1, -1, 4))
         kept_N = (separate(boxes_1N4)[0] > 0) & (logits_1N[0].sigmoid() >= reward.part.threshold)
@@ -59,8 +62,7 @@ class ObjectChecks:
             assert prompt.scene is not None
             image_1CHW = place(read_image(file)[None], self.device)
             names = {wanted.class_ for wanted in (*prompt.scene.include, *prompt.scene.exclude)}
-            objects = {name: self.boxes(image_1CHW, name) for name in names}
-            results.append(float(shows(prompt.scene, objects)))
+            results.append(float(shows(prompt.scene, self.objects(image_1CHW, names))))
             advance(1)
         return results
 

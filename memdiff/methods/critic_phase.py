@@ -30,9 +30,9 @@ from memdiff.methods.learner import Learner
 from memdiff.methods.real_images import RealImages
 from memdiff.methods.sft_pg_config import SftPgConfig
 from memdiff.methods.value_function import ValueFunction
+from memdiff.runtime.fixed_batches import fixed_batches
 from memdiff.runtime.placement import place
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import fixed_batches
 
 _JUDGED = 1 << 32  # first draw of what the model is updated with: no critic step uses it
 

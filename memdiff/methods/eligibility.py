@@ -19,8 +19,10 @@ from memdiff.chain.ddim import LogProbReduction, log_prob, step_sigma
 from memdiff.chain.noise import Noise
 from memdiff.methods.experience import Round
 from memdiff.models.policy import Policy, StoreState, sample_step, with_noise
+from memdiff.runtime.fixed_batches import fixed_batches
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.placement import place, upload
-from memdiff.runtime.vjp import Gradients, Pieces, fixed_batches
+from memdiff.runtime.vjp import Pieces
 
 
 @dataclass

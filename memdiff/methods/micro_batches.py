@@ -15,7 +15,8 @@ import torch
 
 from memdiff.errors import OutOfMemoryError
 from memdiff.runtime import incidents
-from memdiff.runtime.vjp import Sums, fixed_batches
+from memdiff.runtime.fixed_batches import fixed_batches
+from memdiff.runtime.gradients import Sums
 
 Item = TypeVar("Item")
 

@@ -23,8 +23,10 @@ from memdiff.methods.reinforce import Pair, Reinforce
 from memdiff.methods.reinforce_experience import Experience
 from memdiff.methods.sampling import new_trajectory
 from memdiff.models.policy import Policy
+from memdiff.runtime.fixed_batches import fixed_batches
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.placement import numbers_on
-from memdiff.runtime.vjp import Gradients, Pieces, fixed_batches
+from memdiff.runtime.vjp import Pieces
 
 
 class ReinforceOnePass(Reinforce):

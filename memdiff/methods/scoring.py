@@ -20,7 +20,7 @@ from memdiff.errors import ConfigError, RewardError
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.offload import decoding, scoring
 from memdiff.models.policy import Policy
-from memdiff.rewards.reward import score
+from memdiff.rewards.score import score
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward, refuse_non_finite
 from memdiff.runtime.memory_tags import memory_tag
 from memdiff.runtime.placement import place

@@ -46,9 +46,10 @@ from memdiff.methods.sft_pg_config import SftPgConfig
 from memdiff.methods.value_function import ValueFunction
 from memdiff.models.policy import Policy, sample_step
 from memdiff.rewards.guards import pixel_diversity
+from memdiff.runtime.fixed_batches import fixed_batches
 from memdiff.runtime.placement import place
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Pieces, Pull, fixed_batches
+from memdiff.runtime.vjp import Pieces, Pull
 
 Pair = tuple[int, int]  # (image of this rank, step)
 

@@ -11,7 +11,7 @@ import torch
 
 from memdiff.errors import OutOfMemoryError
 from memdiff.runtime import incidents
-from memdiff.runtime.vjp import fixed_batches
+from memdiff.runtime.fixed_batches import fixed_batches
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

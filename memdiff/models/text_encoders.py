@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from memdiff.runtime.fixed_batches import fixed_batches
 from memdiff.runtime.placement import HOST, cast_and_place, place, upload
 from memdiff.runtime.state_dicts import told_in_one_line
-from memdiff.runtime.vjp import fixed_batches
 
 _log = logging.getLogger(__name__)
 

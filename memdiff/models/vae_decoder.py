@@ -17,8 +17,8 @@ from memdiff.errors import ConfigError, NumericError
 from memdiff.models.config import VaeCheckpointing
 from memdiff.models.low_memory.layers import make_lean
 from memdiff.runtime.finite_checks import AllFinite, all_finite
+from memdiff.runtime.fixed_batches import fixed_batches
 from memdiff.runtime.half_precision import call_network, widen
-from memdiff.runtime.vjp import fixed_batches
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
 

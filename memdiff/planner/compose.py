@@ -58,17 +58,7 @@ def estimate_round(rank_round: RankRound, knobs: Knobs, costs: PieceCosts, state
     rows, work = rank_round.rows(knobs), rank_round.workload(knobs)
     stored = work.states * (rows if work.by_micro_batch else rank_round.images)
     trajectory = (stored if work.replays else 0) * sizes.state_elements * rank_round.state_bytes
-    always: dict[MemoryTag, int] = {
-        "weights": sizes.unet,
-        "gradients": 0 if knobs.accumulators == "host" else states.accumulators,
-        "optimizer": states.optimizer_on_gpu,
-        "method networks": sizes.own_networks,
-        "engine buckets": states.engine_resident,
-        "trajectory": 0 if knobs.trajectory == "host" else trajectory,
-        "activations": 0,
-        "decoder": 0 if knobs.idle_decoder == "host" else sizes.decoder,
-        "reward": sizes.rewards + sizes.held_out if knobs.rewards == "gpu" else 0,
-    }
+    always = _always(knobs, sizes, states, trajectory)
     phases = {phase: dict(always) for phase in PHASES}
     if not sizes.encoders:
         del phases["encode"]
@@ -105,6 +95,21 @@ def estimate_round(rank_round: RankRound, knobs: Knobs, costs: PieceCosts, state
         host_waiting_bytes=_waiting_on_host(rank_round, knobs, sizes, states),
         modules=costs.modules,
     )
+
+
+def _always(knobs: Knobs, sizes: Sizes, states: States, trajectory: int) -> dict[MemoryTag, int]:
+    """What lies on the GPU in every phase."""
+    return {
+        "weights": sizes.unet,
+        "gradients": 0 if knobs.accumulators == "host" else states.accumulators,
+        "optimizer": states.optimizer_on_gpu,
+        "method networks": sizes.own_networks,
+        "engine buckets": states.engine_resident,
+        "trajectory": 0 if knobs.trajectory == "host" else trajectory,
+        "activations": 0,
+        "decoder": 0 if knobs.idle_decoder == "host" else sizes.decoder,
+        "reward": sizes.rewards + sizes.held_out if knobs.rewards == "gpu" else 0,
+    }
 
 
 def _flops(rank_round: RankRound, work: Workload, knobs: Knobs, costs: PieceCosts) -> tuple[float, float]:

@@ -33,10 +33,11 @@ from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.build import build_weighted
 from memdiff.rewards.guards import diversity
 from memdiff.rewards.weighted_sum import WeightedReward
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.memory_tags import MemoryTag, memory_tag
 from memdiff.runtime.placement import HOST
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Gradients, Pieces, Pull
+from memdiff.runtime.vjp import Pieces, Pull
 
 STEPS = 2
 PROMPT = "a"
@@ -153,10 +154,10 @@ def enter(ledger: Ledger, policy: Policy, reward: WeightedReward, held_out: Weig
     """Counts what was built before the ledger began."""
     unet, decoder = policy.networks["unet"], policy.networks.get("vae")
     encoders = [network for name, network in policy.networks.items() if name.startswith("text_encoder")]
-    scoring = _networks(reward)
+    scoring = reward.networks
     ledger.enter(_tensors(unet), "weights")
     ledger.enter(_tensors(decoder) if decoder is not None else (), "decoder")
-    ledger.enter((tensor for network in (*scoring, *_networks(held_out)) for tensor in _tensors(network)), "reward")
+    ledger.enter((tensor for network in (*scoring, *held_out.networks) for tensor in _tensors(network)), "reward")
     trained = list(policy.trainable().values())
     channels, height, width = policy.shape
     return Sizes(
@@ -164,7 +165,7 @@ def enter(ledger: Ledger, policy: Policy, reward: WeightedReward, held_out: Weig
         unet_trained=sum(parameter.numel() * parameter.element_size() for parameter in trained),
         decoder=_bytes(decoder) if decoder is not None else 0,
         rewards=sum(_bytes(network) for network in scoring),
-        held_out=sum(_bytes(network) for network in _networks(held_out)),
+        held_out=sum(_bytes(network) for network in held_out.networks),
         encoders=sum(_bytes(encoder, policy.dtype) for encoder in encoders),
         elements=sum(parameter.numel() for parameter in trained),
         largest_elements=max(parameter.numel() for parameter in trained),
@@ -231,12 +232,11 @@ class _Phases(Clock):
 
 
 def _named(policy: Policy, reward: WeightedReward) -> Mapping[str, torch.nn.Module]:
-    scoring = {f"reward.{part.name}": network for part in reward.parts for network in part.reward.networks}
+    scoring: dict[str, torch.nn.Module] = {}
+    for part in reward.parts:  # one that several parts read has the first's name
+        new = [network for network in part.reward.networks if network not in scoring.values()]
+        scoring |= {f"reward.{part.name}": network for network in new}
     return {**policy.networks, **scoring}
-
-
-def _networks(reward: WeightedReward) -> list[torch.nn.Module]:
-    return [network for part in reward.parts for network in part.reward.networks]
 
 
 def _tensors(network: torch.nn.Module) -> Iterator[torch.Tensor]:

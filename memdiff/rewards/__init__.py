@@ -1,5 +1,6 @@
 """Rewards: images_BCHW in [0, 1] and prompts -> rewards_B. One file per family.
 
+backbones        Networks that several parts of a reward read: loaded once, and run once for the same images
 build            From recipe sections to rewards. Each family's module is imported only where a recipe asks for it
 classifier       A Hugging Face image classifier as a reward, its label chosen by name
 clip             Rewards on CLIP: LAION aesthetic, PickScore, HPSv2, plain similarity. One network
@@ -22,6 +23,7 @@ pretrained       What the rewards on transformers' networks share: configs, weig
 python_file      The file of a reward function: imported here, or tried in a process of its own before a run starts
 python_function  A function in a user's own file as a reward
 reward           What a reward is
+score            Scores of many images: in chunks, checked, those of one backbone from one forward of it
 weighted_sum     The weighted sum of a recipe's reward parts, every part's own score kept
 weights          Weight files of reward models: found, and read without running anything in them
 """

@@ -14,7 +14,9 @@ from transformers import AutoConfig, AutoModelForImageClassification, ResNetConf
 from transformers.image_processing_base import ImageProcessingMixin
 
 from memdiff.errors import ConfigError
+from memdiff.models.config import Precision
 from memdiff.models.networks import check_report
+from memdiff.rewards.backbones import Backbones
 from memdiff.rewards.confidence import confidence_score, has_gradient
 from memdiff.rewards.config import ClassifierConfig
 from memdiff.rewards.preprocess import Interpolation, resize, standardise, to_rgb
@@ -87,40 +89,68 @@ class ImageProcessing:
         return standardise(images_BCHW, self.mean, self.std)
 
 
-class ClassifierReward:
-    """Scores the probability of one label. Fulfils memdiff.rewards.reward.Reward."""
+class ImageClassifier:
+    """images_BCHW in [0, 1] -> the logits of all labels, B L. Labels of one network share it."""
 
-    def __init__(
-        self, config: ClassifierConfig, network: Any, processing: ImageProcessing, label: int, *, device: torch.device
-    ) -> None:
-        """`network` is frozen and moved to `device` in its precision; `label` is the place of the label's logit."""
-        self.config, self.differentiable = config, has_gradient(config)
-        self._network, self._processing, self._label = network, processing, label
-        self._dtype = network_dtype(config.precision, device)
+    def __init__(self, network: Any, processing: ImageProcessing, precision: Precision, device: torch.device) -> None:
+        """`network` is frozen and moved to `device` in its precision."""
+        self.network, self._processing, self._dtype = network, processing, network_dtype(precision, device)
         freeze(network, self._dtype, device)
 
-    @property
-    def networks(self) -> Sequence[torch.nn.Module]:
-        """The image classifier, the only network of this reward."""
-        return (self._network,)
-
-    def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """What `mode` makes of the label's probability, B fp32; prompts play no part."""
-        logits_BL = run_network(lambda x: self._network(x).logits, self._processing(images_BCHW), self._dtype)
-        return confidence_score(logits_BL.log_softmax(dim=1)[:, self._label], self.config).float()
+    def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Logits of a batch."""
+        return run_network(lambda x: self.network(x).logits, self._processing(images_BCHW), self._dtype)
 
     def features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """The last hidden state, averaged over its tokens or pixels: B D fp32."""
 
         def last_hidden(x: torch.Tensor) -> torch.Tensor:
-            hidden = self._network(x, output_hidden_states=True).hidden_states[-1]
+            hidden = self.network(x, output_hidden_states=True).hidden_states[-1]
             return hidden.mean(dim=1 if hidden.ndim == 3 else (2, 3))  # B tokens D of a transformer, B D h w else
 
         return run_network(last_hidden, self._processing(images_BCHW), self._dtype)
 
 
-def load_image_classifier(config: ClassifierConfig, device: torch.device) -> ClassifierReward:
+class ClassifierReward:
+    """Scores the probability of one label. Fulfils memdiff.rewards.reward.Reward."""
+
+    def __init__(self, config: ClassifierConfig, backbone: ImageClassifier, label: int) -> None:
+        """`label` is the place of the label's logit."""
+        self.config, self.differentiable = config, has_gradient(config)
+        self.backbone, self._label = backbone, label
+
+    @property
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """The image classifier, the only network of this reward."""
+        return (self.backbone.network,)
+
+    def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """What `mode` makes of the label's probability, B fp32; prompts play no part."""
+        return self.head(self.backbone(images_BCHW), prompts)
+
+    def head(self, outputs: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """The same from all labels' logits, B L."""
+        del prompts
+        return confidence_score(outputs.log_softmax(dim=1)[:, self._label], self.config).float()
+
+    def features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """The last hidden state, averaged over its tokens or pixels: B D fp32."""
+        return self.backbone.features(images_BCHW)
+
+
+def load_image_classifier(
+    config: ClassifierConfig, device: torch.device, backbones: Backbones | None = None
+) -> ClassifierReward:
     """From a folder or the hub. Raises ConfigError in one line."""
+    backbone = (backbones or Backbones()).once(_key(config), lambda: _load_network(config, device))
+    return ClassifierReward(config, backbone, _label_index(backbone.network.config.label2id, config))
+
+
+def _key(config: ClassifierConfig) -> tuple[str, str | None, Precision]:
+    return config.path, config.revision, config.precision
+
+
+def _load_network(config: ClassifierConfig, device: torch.device) -> ImageClassifier:
     try:
         network, report = AutoModelForImageClassification.from_pretrained(
             config.path,
@@ -137,19 +167,19 @@ def load_image_classifier(config: ClassifierConfig, device: torch.device) -> Cla
             f"preprocessor_config.json and weights, or fetch a hub id first: hf download {config.path}"
         ) from None
     check_report(network, report, name=f"reward classifier {config.path}")
-    label = _label_index(network.config.label2id, config)
+    _label_index(network.config.label2id, config)  # a label that it does not have is told before it is moved and tried
     processing = ImageProcessing.from_json(processing, config.path)
-    reward = ClassifierReward(config, network, processing, label, device=device)
+    backbone = ImageClassifier(network, processing, config.precision, device)
     if processing.has_a_size:
-        _try_on_a_blank_image(reward, config, device)
-    return reward
+        _try_on_a_blank_image(backbone, config, device)
+    return backbone
 
 
-def _try_on_a_blank_image(reward: ClassifierReward, config: ClassifierConfig, device: torch.device) -> None:
+def _try_on_a_blank_image(backbone: ImageClassifier, config: ClassifierConfig, device: torch.device) -> None:
     """Raises ConfigError where the network does not take what the image processor makes."""
     try:
         with torch.no_grad():
-            reward(torch.zeros(1, 3, 32, 32, device=device), [""])
+            backbone(torch.zeros(1, 3, 32, 32, device=device))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # shapes that don't fit end in whatever exception the architecture leads to
@@ -159,8 +189,15 @@ def _try_on_a_blank_image(reward: ClassifierReward, config: ClassifierConfig, de
         ) from None
 
 
-def skeleton_image_classifier(config: ClassifierConfig, device: torch.device) -> ClassifierReward:
+def skeleton_image_classifier(
+    config: ClassifierConfig, device: torch.device, backbones: Backbones | None = None
+) -> ClassifierReward:
     """The same network without its weights; images are resized to its side, and its first label is scored."""
+    backbone = (backbones or Backbones()).once(_key(config), lambda: _skeleton_network(config, device))
+    return ClassifierReward(config, backbone, 0)
+
+
+def _skeleton_network(config: ClassifierConfig, device: torch.device) -> ImageClassifier:
     written = ARCHITECTURES.get(config.path)
     try:
         architecture = (
@@ -176,7 +213,7 @@ def skeleton_image_classifier(config: ClassifierConfig, device: torch.device) ->
     side = getattr(architecture, "image_size", 224)
     half = (0.5, 0.5, 0.5)
     processing = ImageProcessing((side, side), None, None, "bilinear", half, half)
-    return ClassifierReward(config, network, processing, 0, device=device)
+    return ImageClassifier(network, processing, config.precision, device)
 
 
 def _reason(error: Exception) -> str:

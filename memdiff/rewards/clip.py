@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from memdiff.errors import ConfigError, RewardError
+from memdiff.rewards.backbones import Backbones
 from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, HpsConfig, PickScoreConfig
 from memdiff.rewards.open_clip import config_of, convert_keys
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, resize, standardise, to_rgb
@@ -155,41 +156,63 @@ class ClipReward:
 
     differentiable = True
 
-    def __init__(self, tower: ImageTower, head: Head) -> None:
-        self.tower, self.head = tower, head
+    def __init__(self, backbone: ImageTower, head: Head) -> None:
+        self.backbone, self._head = backbone, head
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
         """The image network, and the aesthetic head."""
-        return (self.tower.network, *([self.head] if isinstance(self.head, torch.nn.Module) else []))
+        return (self.backbone.network, *([self._head] if isinstance(self._head, torch.nn.Module) else []))
 
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Rewards, B fp32. Raises RewardError for an empty prompt where one is needed."""
-        return self.scores(images_BCHW, prompts).float()
+        return self.head(self.backbone(images_BCHW), prompts)
+
+    def head(self, outputs: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """The same from the images' embeddings, B D."""
+        return self._head(outputs, prompts).float()
 
     def scores(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """As a call, B in the precision of the head (fp64 in an fp64 network)."""
-        return self.head(self.tower(images_BCHW), prompts)
+        return self._head(self.backbone(images_BCHW), prompts)
 
 
-def load_clip(part: ClipPart, device: torch.device) -> ClipReward:
+def load_clip(part: ClipPart, device: torch.device, backbones: Backbones | None = None) -> ClipReward:
     """A reward from a folder or the hub, frozen, on `device`. Raises ConfigError in one line."""
     config, tensors = _read(part)
     vision, text, logit_scale = _split(tensors)
-    with torch.device("meta"):
-        network = CLIPVisionModelWithProjection(_vision_config(config))
-    assign_strictly(network, vision, part.path)
-    fill_positions(network)
+    backbone = (backbones or Backbones()).once(_key(part), lambda: _load_tower(part, config, vision, device))
     match part:
         case AestheticConfig():
-            head: Head = load_aesthetic_head(part, network.config.projection_dim)
+            head: Head = load_aesthetic_head(part, backbone.network.config.projection_dim)
+            freeze(head, torch.float32, device)
         case PickScoreConfig():
             if logit_scale is None:
                 raise ConfigError(f"{part.path} has no logit_scale, which PickScore multiplies its cosine by")
             head = _prompt_head(part, config, text, float(logit_scale.float().exp()))
         case HpsConfig() | ClipSimilarityConfig():
             head = _prompt_head(part, config, text, 1.0)
-    return _frozen(part, network, head, device)
+    return ClipReward(backbone, head)
+
+
+def _key(part: ClipPart) -> tuple[Any, ...]:
+    """All that an image tower is made of."""
+    files = (part.format, part.version) if isinstance(part, HpsConfig) else ()
+    return (part.path, part.revision, part.precision, part.checkpointing, _fit(part), *files)
+
+
+def _fit(part: ClipPart) -> Fit:
+    return "pad" if isinstance(part, HpsConfig) else "crop"
+
+
+def _load_tower(
+    part: ClipPart, config: CLIPConfig, tensors: dict[str, torch.Tensor], device: torch.device
+) -> ImageTower:
+    with torch.device("meta"):
+        network = CLIPVisionModelWithProjection(_vision_config(config))
+    assign_strictly(network, tensors, part.path)
+    fill_positions(network)
+    return _frozen(part, network, device)
 
 
 def load_image_tower(source: str, device: torch.device) -> ImageTower:
@@ -205,8 +228,17 @@ def load_image_tower(source: str, device: torch.device) -> ImageTower:
     return ImageTower(network, "crop", dtype)
 
 
-def skeleton_clip(part: ClipPart, device: torch.device) -> ClipReward:
+def skeleton_clip(part: ClipPart, device: torch.device, backbones: Backbones | None = None) -> ClipReward:
     """The same image network and head without their weights; every prompt's embedding is zeros."""
+    backbone = (backbones or Backbones()).once(_key(part), lambda: _skeleton_tower(part, device))
+    head: Head = _any_prompt
+    if isinstance(part, AestheticConfig):
+        head = AestheticHead(backbone.network.config.projection_dim)
+        freeze(head, torch.float32, device)
+    return ClipReward(backbone, head)
+
+
+def _skeleton_tower(part: ClipPart, device: torch.device) -> ImageTower:
     written = ARCHITECTURES.get(part.path)
     if written is None and isinstance(part, HpsConfig) and part.format == "open_clip":
         written = CLIP_H_VISION
@@ -214,9 +246,7 @@ def skeleton_clip(part: ClipPart, device: torch.device) -> ClipReward:
         config = CLIPVisionConfig(**written)
     else:
         config = _vision_config(read_config(part.path, {"clip": CLIPConfig}, revision=part.revision))
-    network = CLIPVisionModelWithProjection(config)
-    head = AestheticHead(config.projection_dim) if isinstance(part, AestheticConfig) else _any_prompt
-    return _frozen(part, network, head, device)
+    return _frozen(part, CLIPVisionModelWithProjection(config), device)
 
 
 def _any_prompt(e_BD: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
@@ -224,14 +254,12 @@ def _any_prompt(e_BD: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
     return (e_BD * upload(t_BD, e_BD.device)).sum(dim=-1)
 
 
-def _frozen(part: ClipPart, network: CLIPVisionModelWithProjection, head: Head, device: torch.device) -> ClipReward:
+def _frozen(part: ClipPart, network: CLIPVisionModelWithProjection, device: torch.device) -> ImageTower:
     dtype = network_dtype(part.precision, device)
     freeze(network, dtype, device)
     if part.checkpointing:
         checkpoint_layers(network.vision_model.encoder.layers)
-    if isinstance(head, AestheticHead):
-        freeze(head, torch.float32, device)
-    return ClipReward(ImageTower(network, "pad" if isinstance(part, HpsConfig) else "crop", dtype), head)
+    return ImageTower(network, _fit(part), dtype)
 
 
 def load_aesthetic_head(part: AestheticConfig, width: int) -> AestheticHead:

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from memdiff.errors import ConfigError
+from memdiff.rewards.backbones import Backbones
 from memdiff.rewards.families_config import DetectionConfig
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, resize, standardise, to_rgb
 from memdiff.rewards.pretrained import (
@@ -55,48 +56,19 @@ SAME_OBJECT = 0.5  # intersection over union from which two boxes show one objec
 TEMPERATURE = 0.5  # a box two nats below the threshold counts as 0.02
 
 
-class DetectionReward:
-    """Fulfils memdiff.rewards.reward.Reward. Prompts are not looked at: the object stands in the recipe."""
+class PatchFeatures:
+    """images_BCHW in [0, 1] -> the image network's features on its grid of patches, B h w D. Objects share it."""
 
-    differentiable = True
-
-    def __init__(self, detector: Detector, query_D: Sequence[float], part: DetectionConfig, dtype: torch.dtype) -> None:
-        """`detector` has its image network in `dtype`, its heads in fp32; `query_D` is the embedding of the words."""
-        # Python numbers, not a tensor: a plan calls this under fake tensors.
-        self.detector, self.query_D, self.part, self.dtype = detector, query_D, part, dtype
+    def __init__(self, detector: Detector, dtype: torch.dtype) -> None:
+        """`detector` has its image network in `dtype`, its heads in fp32, and no text network."""
+        self.detector, self.dtype = detector, dtype
         self._pads = isinstance(detector, Owlv2ForObjectDetection)
         vision_config: Any = detector.config.vision_config
         self._side: int = vision_config.image_size
 
-    @property
-    def networks(self) -> Sequence[torch.nn.Module]:
-        """The detector, without its text network."""
-        return (self.detector,)
-
-    def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """Reward for the object being added, removed or counted, B fp32; prompts play no part."""
-        del prompts
-        return self.scores(images_BCHW).float()
-
-    def scores(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """As a call, B in the precision of the heads."""
-        logits_BP, boxes_BP4 = self.detect(images_BCHW)
-        if self.part.mode == "add":
-            return logsigmoid(logits_BP.amax(dim=1))
-        if self.part.mode == "remove":
-            return logsigmoid(-logits_BP.amax(dim=1))
-        assert self.part.count is not None
-        return -(soft_count(logits_BP, boxes_BP4, self.part.threshold) - self.part.count).abs()
-
-    def detect(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logits_BP, boxes_BP4 as centre x, centre y, width, height in 0..1), in the heads' precision."""
-        pixels_B3SS = self.pixels(images_BCHW)
-        features_BhwD = run_network(lambda x: self.detector.image_embedder(x)[0], pixels_B3SS, self.dtype)
-        features_BPD = features_BhwD.flatten(1, 2)
-        query_11D = upload(torch.tensor([[self.query_D]], dtype=torch.float32), features_BPD.device)
-        query_B1D = query_11D.to(features_BPD.dtype).expand(len(features_BPD), 1, -1)
-        logits_BP1 = self.detector.class_predictor(features_BPD, query_B1D)[0]
-        return logits_BP1.squeeze(-1), self.detector.box_predictor(features_BPD, features_BhwD)
+    def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Features of a batch."""
+        return run_network(lambda x: self.detector.image_embedder(x)[0], self.pixels(images_BCHW), self.dtype)
 
     def pixels(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """OWL-ViT: stretched, bicubic. OWLv2: black added at the bottom or the right to make a square, bilinear."""
@@ -107,6 +79,56 @@ class DetectionReward:
             images_BCHW = pad(images_BCHW, (0, longest - width, 0, longest - height))
         images_BCHW = resize(images_BCHW, (self._side, self._side), "bilinear" if self._pads else "bicubic")
         return standardise(images_BCHW, CLIP_MEAN, CLIP_STD)
+
+
+class DetectionReward:
+    """Fulfils memdiff.rewards.reward.Reward. Prompts are not looked at: the object stands in the recipe."""
+
+    differentiable = True
+
+    def __init__(self, backbone: PatchFeatures, query_D: Sequence[float], part: DetectionConfig) -> None:
+        """`query_D` is the embedding of the words."""
+        # Python numbers, not a tensor: a plan calls this under fake tensors.
+        self.backbone, self.query_D, self.part = backbone, query_D, part
+
+    @property
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """The detector, without its text network."""
+        return (self.backbone.detector,)
+
+    def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Reward for the object being added, removed or counted, B fp32; prompts play no part."""
+        return self.head(self.backbone(images_BCHW), prompts)
+
+    def head(self, outputs: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """The same from the features of the patches, B h w D."""
+        del prompts
+        return self._scores(outputs).float()
+
+    def scores(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """As a call, B in the precision of the heads."""
+        return self._scores(self.backbone(images_BCHW))
+
+    def _scores(self, features_BhwD: torch.Tensor) -> torch.Tensor:
+        logits_BP, boxes_BP4 = self.boxes(features_BhwD)
+        if self.part.mode == "add":
+            return logsigmoid(logits_BP.amax(dim=1))
+        if self.part.mode == "remove":
+            return logsigmoid(-logits_BP.amax(dim=1))
+        assert self.part.count is not None
+        return -(soft_count(logits_BP, boxes_BP4, self.part.threshold) - self.part.count).abs()
+
+    def detect(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits_BP, boxes_BP4 as centre x, centre y, width, height in 0..1), in the heads' precision."""
+        return self.boxes(self.backbone(images_BCHW))
+
+    def boxes(self, features_BhwD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`detect` from the features of the patches."""
+        detector, features_BPD = self.backbone.detector, features_BhwD.flatten(1, 2)
+        query_11D = upload(torch.tensor([[self.query_D]], dtype=torch.float32), features_BPD.device)
+        query_B1D = query_11D.to(features_BPD.dtype).expand(len(features_BPD), 1, -1)
+        logits_BP1 = detector.class_predictor(features_BPD, query_B1D)[0]
+        return logits_BP1.squeeze(-1), detector.box_predictor(features_BPD, features_BhwD)
 
 
 def soft_count(logits_BP: torch.Tensor, boxes_BP4: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -145,9 +167,10 @@ def intersection_over_union(boxes_BN4: torch.Tensor) -> torch.Tensor:
     return shared_BNN / union_BNN.clamp(min=torch.finfo(union_BNN.dtype).tiny)
 
 
-def load_detection(part: DetectionConfig, device: torch.device) -> DetectionReward:
+def load_detection(part: DetectionConfig, device: torch.device, backbones: Backbones | None = None) -> DetectionReward:
     """From a folder or the hub, frozen, on `device`. Raises ConfigError in one line."""
-    return _load([part], device)[0]
+    backbone, words = (backbones or Backbones()).once(_key(part), lambda: _load_networks(part, device))
+    return DetectionReward(backbone, words.embedding(part.object), part)
 
 
 def load_objects(path: str, objects: Sequence[str], device: torch.device) -> list[DetectionReward]:
@@ -156,12 +179,16 @@ def load_objects(path: str, objects: Sequence[str], device: torch.device) -> lis
         parts = [DetectionConfig(kind="detection", path=path, object=words) for words in objects]
     except ValidationError as error:
         raise ConfigError(f"detector {path}: {error.errors()[0]['msg']}") from None
-    return _load(parts, device)
+    backbones = Backbones()
+    return [load_detection(part, device, backbones) for part in parts]
 
 
-def _load(parts: Sequence[DetectionConfig], device: torch.device) -> list[DetectionReward]:
-    """On one network; the first part says from where, and in what precision."""
-    part = parts[0]
+def _key(part: DetectionConfig) -> tuple[Any, ...]:
+    """All that a detector is made of."""
+    return part.path, part.revision, part.precision, part.checkpointing
+
+
+def _load_networks(part: DetectionConfig, device: torch.device) -> "tuple[PatchFeatures, _Words]":
     with torch.device("meta"):
         detector = _network(read_config(part.path, KINDS, revision=part.revision))
     tensors = load_weights(find_model(part.path, revision=part.revision))
@@ -169,18 +196,42 @@ def _load(parts: Sequence[DetectionConfig], device: torch.device) -> list[Detect
     fill_positions(detector)
     bias_P4 = detector.compute_box_bias(detector.num_patches_height, detector.num_patches_width)
     detector.register_buffer("box_bias", bias_P4, persistent=False)
-    tokenizer = load_tokenizer(part.path, revision=part.revision)
-    queries = [_embed(_core(detector), tokenizer, each) for each in parts]
-    dtype = _freeze(part, detector, device)
-    return [DetectionReward(detector, query_D, each, dtype) for each, query_D in zip(parts, queries, strict=True)]
+    words = _Words(_core(detector), load_tokenizer(part.path, revision=part.revision))
+    return _frozen(part, detector, device), words
 
 
-def skeleton_detection(part: DetectionConfig, device: torch.device) -> DetectionReward:
+def skeleton_detection(
+    part: DetectionConfig, device: torch.device, backbones: Backbones | None = None
+) -> DetectionReward:
     """The same network without its weights; the words' embedding is zeros."""
-    written = ARCHITECTURES.get(part.path)
-    config = written() if written else read_config(part.path, KINDS, revision=part.revision)
-    detector = _network(config)
-    return DetectionReward(detector, [0.0] * config.projection_dim, part, _freeze(part, detector, device))
+
+    def make() -> PatchFeatures:
+        written = ARCHITECTURES.get(part.path)
+        config = written() if written else read_config(part.path, KINDS, revision=part.revision)
+        return _frozen(part, _network(config), device)
+
+    backbone = (backbones or Backbones()).once(_key(part), make)
+    config: Any = backbone.detector.config
+    return DetectionReward(backbone, [0.0] * config.projection_dim, part)
+
+
+class _Words:
+    """The text network, on the host in fp32, for as long as objects are named."""
+
+    def __init__(self, core: Any, tokenizer: CLIPTokenizer) -> None:
+        self._network, self._projection, self._tokenizer = core.text_model, core.text_projection, tokenizer
+        self._length: int = core.config.text_config.max_position_embeddings
+
+    def embedding(self, words: str) -> list[float]:
+        """L2-normalised: D. Raises ConfigError for too many words."""
+        ids = self._tokenizer(words)["input_ids"]
+        if len(ids) > self._length:
+            raise ConfigError(
+                f"reward object takes at most {self._length - 2} word pieces, got {len(ids) - 2}: {words:.60}"
+            )
+        network, projection = self._network.float(), self._projection.float()
+        with torch.no_grad():
+            return normalize(projection(network(input_ids=torch.tensor([ids])).pooler_output)[0], dim=-1).tolist()
 
 
 def _network(config: Any) -> Any:
@@ -192,8 +243,8 @@ def _core(detector: Detector) -> Any:
     return detector.owlv2 if isinstance(detector, Owlv2ForObjectDetection) else detector.owlvit
 
 
-def _freeze(part: DetectionConfig, detector: Detector, device: torch.device) -> torch.dtype:
-    """Without its text network, on `device`; returns the precision of the image network."""
+def _frozen(part: DetectionConfig, detector: Detector, device: torch.device) -> PatchFeatures:
+    """Without its text network, on `device`."""
     core = _core(detector)
     # The objects never change: their embeddings are all that the text network is for.
     core.text_model, core.text_projection = torch.nn.Identity(), torch.nn.Identity()
@@ -203,17 +254,4 @@ def _freeze(part: DetectionConfig, detector: Detector, device: torch.device) -> 
         network.to(dtype=dtype)
     if part.checkpointing:
         checkpoint_layers(core.vision_model.encoder.layers)
-    return dtype
-
-
-def _embed(core: Any, tokenizer: CLIPTokenizer, part: DetectionConfig) -> list[float]:
-    """The L2-normalised embedding of the words, in fp32 on the host."""
-    length = core.config.text_config.max_position_embeddings
-    ids = tokenizer(part.object)["input_ids"]
-    if len(ids) > length:
-        raise ConfigError(
-            f"reward object takes at most {length - 2} word pieces, got {len(ids) - 2}: {part.object:.60}"
-        )
-    core.float()
-    with torch.no_grad():
-        return normalize(core.get_text_features(input_ids=torch.tensor([ids])).pooler_output[0], dim=-1).tolist()
+    return PatchFeatures(detector, dtype)

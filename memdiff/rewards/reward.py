@@ -9,9 +9,6 @@ from typing import Protocol
 import torch
 
 from memdiff.errors import RewardError
-from memdiff.models.batches_that_fit import batches_that_fit
-from memdiff.processes import landmarks
-from memdiff.runtime.half_precision import widen
 
 
 class Reward(Protocol):
@@ -34,33 +31,6 @@ class Reward(Protocol):
         The images belong to the caller and are seen by others too: they are not written into.
         """
         ...
-
-
-def score(reward: Reward, images_BCHW: torch.Tensor, prompts: Sequence[str], *, chunk: int, name: str) -> torch.Tensor:
-    """B rewards in chunks of at most `chunk` images, checked: a mistake is a RewardError that names the reward.
-
-    fp32, whatever the reward returns; fp64 for images in fp64. Without a graph, a chunk that memory runs out in is made
-    again in halves.
-    """
-
-    def score_chunk(rows: list[int], count: int) -> torch.Tensor:
-        here = slice(rows[0], rows[0] + count)
-        images, texts = images_BCHW[here], prompts[here]
-        version = images._version
-        with landmarks.at(f"reward {name}"):
-            result = reward(images, texts)
-        if images._version != version:
-            raise RewardError(
-                f"reward {name} wrote into the images it was given, which others see too; clone them first"
-            )
-        return checked(result, count=len(images), name=name, dtype=widen(images[:0]).dtype)
-
-    rows = range(len(images_BCHW))
-    if torch.is_grad_enabled():  # a graph of halves takes as much: the caller's piece is made again
-        parts = [score_chunk(list(some), len(some)) for some in (rows[i : i + chunk] for i in rows[::chunk])]
-    else:
-        parts = list(batches_that_fit(reward, f"reward {name}", rows, min(chunk, len(rows)), score_chunk))
-    return torch.cat(parts) if parts else images_BCHW.new_zeros(0, dtype=torch.float32)
 
 
 def checked(result: object, *, count: int, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:

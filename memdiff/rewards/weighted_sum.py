@@ -10,8 +10,10 @@ from typing import Literal
 import torch
 
 from memdiff.errors import RewardError
+from memdiff.rewards.backbones import of_one_backbone
 from memdiff.rewards.normalise import EPSILON, Running, normalise
-from memdiff.rewards.reward import Reward, score
+from memdiff.rewards.reward import Reward
+from memdiff.rewards.score import score_together
 from memdiff.runtime.memory_tags import memory_tag
 from memdiff.runtime.placement import place
 
@@ -51,6 +53,12 @@ class WeightedReward:
     def __init__(self, parts: Sequence[WeightedPart], *, device: torch.device) -> None:
         self.parts, self.device = tuple(parts), device
         self.statistics: Statistics = {part.name: Running() for part in parts if part.normalised}
+        self._together = of_one_backbone([part.reward for part in parts], [part.chunk for part in parts])
+
+    @property
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """Of all parts, each once: parts may share one."""
+        return tuple(dict.fromkeys(network for part in self.parts for network in part.reward.networks))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,8 +71,13 @@ class WeightedReward:
             return images_BCHW.new_zeros(0, len(images_BCHW))
         with memory_tag("reward"):
             images = place(images_BCHW, self.device)
-            rows = [score(part.reward, images, prompts, chunk=part.chunk, name=part.name) for part in self.parts]
-            return place(torch.stack(rows), images_BCHW.device)
+            rows: dict[int, torch.Tensor] = {}
+            for numbers in self._together:
+                parts = [self.parts[number] for number in numbers]
+                rewards, names = [part.reward for part in parts], [part.name for part in parts]
+                scores_pB = score_together(rewards, images, prompts, chunk=parts[0].chunk, names=names)
+                rows |= dict(zip(numbers, scores_pB, strict=True))
+            return place(torch.stack([rows[number] for number in range(len(rows))]), images_BCHW.device)
 
     def observe(self, raw_PN: torch.Tensor) -> None:
         """Takes a round's raw scores of all ranks into the statistics."""
@@ -119,9 +132,8 @@ class WeightedReward:
     def move(self, device: torch.device) -> None:
         """Takes the parts' networks to `device`; they are brought back before they score."""
         with memory_tag("reward"):
-            for part in self.parts:
-                for network in part.reward.networks:
-                    place(network, device)
+            for network in self.networks:
+                place(network, device)
 
 
 def towards_share(yes_N: torch.Tensor, target: float) -> torch.Tensor:

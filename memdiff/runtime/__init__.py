@@ -4,6 +4,8 @@ cuda_allocator  How torch's CUDA allocator holds its memory: in segments that gr
 exit_codes      The outermost frame of every program: errors become one line on stderr and an exit code
 file_errors     Whether an OSError is a line about a file that a person named, or a mistake of ours
 finite_checks   Whether numbers are finite: asked at once, or noted on the device and asked once for many pieces
+fixed_batches   Batches of one shape, whatever the number of items
+gradients       fp32 sums of parameter gradients, which pieces add into and an update takes
 half_precision  fp16 networks between fp32 mathematics: gradients enter scaled by a power of two, leave unscaled
 host_allocator  What the C library does with freed host memory
 image_files     Image files in folders: what `memdiff sample` writes, and what is taken from a folder to be scored

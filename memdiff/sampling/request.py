@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -82,11 +83,9 @@ def make_request(
         raise _no_adapter("--adapter-steps" if lora_scale is None else "--lora-scale", source, resolved_source)
     if not takes_prompts(resolved_source.model) and guidance is not None:
         raise ConfigError(f"--guidance needs a text-to-image model; {source} takes no prompts")
-    overrides = {
-        key: value for key, value in (("steps", steps), ("eta", eta), ("guidance", guidance)) if value is not None
-    }
-    kind = resolved_source.model.kind
-    try:
+    asked = {"steps": steps, "eta": eta, "guidance": guidance}
+    overrides = {key: value for key, value in asked.items() if value is not None}
+    with _mistakes_as_one_line():
         request = SampleRequest(
             source=source,
             model=_sized(resolved_source.model, height, width, source),
@@ -95,21 +94,28 @@ def make_request(
             adapter_steps=window,
             prompts=_prompts_for(resolved_source, texts, source),
             num_images=num_images,
-            batch_size=min(batch_size or BATCHES[kind], num_images),
+            batch_size=min(batch_size or BATCHES[resolved_source.model.kind], num_images),
             sampler=SamplerConfig.model_validate(resolved_source.sampler.model_dump() | overrides),
             seed=seed,
             precision=precision,  # pyright: ignore[reportArgumentType]
             out=str((out or resolved_source.out).resolve()),
         )
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(key) for key in first["loc"])
-        raise ConfigError(f"{name}: {first['msg']}, got {first['input']!r}") from None
     if window is not None and window[1] > request.sampler.steps:
         raise ConfigError(
             f"--adapter-steps must end at the chain's {request.sampler.steps} steps or before, got {adapter_steps}"
         )
     return request
+
+
+@contextmanager
+def _mistakes_as_one_line() -> Iterator[None]:
+    """A value that a section does not take is the person's mistake: ConfigError."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(key) for key in first["loc"])
+        raise ConfigError(f"{name}: {first['msg']}, got {first['input']!r}") from None
 
 
 def _sized(model: ModelConfig, height: int | None, width: int | None, source: str) -> ModelConfig:

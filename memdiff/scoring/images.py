@@ -19,7 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from memdiff.errors import ConfigError
-from memdiff.rewards.reward import Reward, score
+from memdiff.rewards.backbones import of_one_backbone
+from memdiff.rewards.reward import Reward
+from memdiff.rewards.score import score_together
 from memdiff.runtime.image_files import open_image
 from memdiff.runtime.placement import place
 
@@ -80,10 +82,14 @@ def score_images(
 def _score_batch(
     images_BCHW: torch.Tensor, prompts: Sequence[str], rewards: Mapping[str, Reward]
 ) -> dict[str, list[float]]:
-    return {
-        name: score(reward, images_BCHW, prompts, chunk=len(images_BCHW), name=name).tolist()
-        for name, reward in rewards.items()
-    }
+    names, columns = list(rewards), {}
+    for numbers in of_one_backbone(list(rewards.values()), [len(images_BCHW)] * len(names)):
+        together = [names[number] for number in numbers]
+        scores_pB = score_together(
+            [rewards[name] for name in together], images_BCHW, prompts, chunk=len(images_BCHW), names=together
+        )
+        columns |= dict(zip(together, scores_pB.tolist(), strict=True))
+    return {name: columns[name] for name in names}
 
 
 def _batches(images: Sequence[Path], chunk: int) -> Iterator[torch.Tensor]:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from memdiff.errors import ConfigError
 from memdiff.models.quiet import quiet_libraries
+from memdiff.rewards.backbones import Backbones
 from memdiff.rewards.build import build_reward
 from memdiff.rewards.config import AnyPart
 from memdiff.runtime.ranks import device_of_this_process
@@ -47,7 +48,8 @@ def score_rows(images: Sequence[Path], parts: Mapping[str, AnyPart], prompts: Se
     """Loads the rewards and scores the images, a row per image in their order. Raises ConfigError and RewardError."""
     quiet_libraries()
     device = device_of_this_process()
-    rewards = {name: build_reward(part, device=device) for name, part in parts.items()}
+    backbones = Backbones()
+    rewards = {name: build_reward(part, device=device, backbones=backbones) for name, part in parts.items()}
     chunk = min(part.chunk for part in parts.values())
     progress = screen(stderr=True)
     return score_images(

@@ -10,7 +10,7 @@ import torch
 
 from memdiff.chain.noise import Noise, Stream
 from memdiff.engine.checkpoint import Checkpoints
-from memdiff.engine.engine import start_process_group
+from memdiff.engine.process_group import start_process_group
 from memdiff.errors import LOST, CheckpointError, ConfigError, OutOfMemoryError, PeerError
 from memdiff.memory.offload import decoding, scoring
 from memdiff.methods.micro_batches import fits

@@ -59,10 +59,10 @@ def test_one_detector_for_all_classes(tmp_path: Path) -> None:
         logits_1P, boxes_1P4 = alone.detect(image)
         torch.testing.assert_close(checks.detections[name].detect(image), (logits_1P, boxes_1P4))
         surest = boxes_1P4[0, int(logits_1P[0].argmax())].tolist()
-        boxes = checks.boxes(image, name)
+        boxes = checks.objects(image, [name])[name]
         assert bool(boxes) == (float(logits_1P.max().sigmoid()) >= 0.1)
         assert not boxes or boxes[0] == pytest.approx(surest)
-    present = {name: checks.boxes(image, name) for name in ("cat", "dog")}
+    present = checks.objects(image, ["cat", "dog"])
     assert prompts[0].scene is not None
     assert checks.check([tmp_path / "a.png"], prompts) == [float(shows(prompts[0].scene, present))]
     with pytest.raises(ConfigError, match="no such folder"):

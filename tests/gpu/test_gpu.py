@@ -15,8 +15,9 @@ from memdiff.methods.experience import Batch, Clock, Round
 from memdiff.methods.reinforce import Reinforce
 from memdiff.reporting.rows import read_rows
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 from tests.helpers.processes import memdiff
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import tiny_policy

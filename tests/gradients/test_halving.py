@@ -14,8 +14,9 @@ from memdiff.methods.experience import Batch, Clock, Round
 from memdiff.methods.micro_batches import PieceSize, micro_batches
 from memdiff.methods.reinforce import Reinforce
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 from tests.helpers.one_graph import knobs
 from tests.helpers.tiny import CPU, tiny_policy
 from tests.workers.engine_parity import Brightness, relative

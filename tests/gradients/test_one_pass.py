@@ -15,8 +15,9 @@ from memdiff.planner.ledger import Ledger
 from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 from tests.gradients.test_reinforce import autograd_truth, gradient, round_of
 from tests.helpers import half_precision
 from tests.helpers.tiny import CPU, tiny_policy, tiny_stable_diffusion

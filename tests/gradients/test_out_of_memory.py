@@ -22,8 +22,9 @@ from memdiff.methods.refl import Refl
 from memdiff.methods.reinforce import Reinforce
 from memdiff.methods.reinforce_one_pass import ReinforceOnePass
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.half_precision import call_network, widen
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 from tests.helpers.one_graph import ALONE, Waves, knobs, round_of, waves
 from tests.helpers.tiny import CPU, tiny_policy
 

@@ -10,7 +10,8 @@ from memdiff.methods.config import ReinforceConfig
 from memdiff.methods.predicted_baseline import predicted_rewards, step_advantages
 from memdiff.methods.reinforce import Reinforce
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.gradients import Gradients
+from memdiff.runtime.vjp import Pieces
 from tests.helpers.one_graph import ALONE, CPU, knobs, round_of, waves
 from tests.helpers.tiny import tiny_policy
 

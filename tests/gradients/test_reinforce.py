@@ -15,8 +15,9 @@ from memdiff.methods.config import ReinforceConfig
 from memdiff.methods.experience import Batch, Clock, Round
 from memdiff.methods.reinforce import Experience, Reinforce, clipped_slope
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 from tests.helpers.tiny import CPU, tiny_policy
 from tests.workers.engine_parity import Brightness, knobs, relative
 

@@ -28,7 +28,8 @@ from memdiff.methods.sft_pg_config import RealDataset, RealDigits, RealFolder, S
 from memdiff.methods.value_function import ValueFunction, new_value_function
 from memdiff.recipe.reading import check_recipe
 from memdiff.rewards.weighted_sum import WeightedReward
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.gradients import Gradients
+from memdiff.runtime.vjp import Pieces
 from tests.helpers.one_graph import ALONE, knobs, round_of
 from tests.helpers.ranks import run_ranks
 from tests.helpers.reference_engine import ReferenceEngine

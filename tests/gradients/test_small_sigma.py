@@ -18,8 +18,9 @@ from memdiff.methods.reinforce import Reinforce
 from memdiff.methods.reinforce_one_pass import ReinforceOnePass
 from memdiff.models.config import AdapterConfig
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 from tests.gradients.test_reinforce import gradient, round_of
 from tests.gradients.test_sweep import off_the_start
 from tests.helpers import half_precision

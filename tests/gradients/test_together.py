@@ -11,8 +11,9 @@ from memdiff.memory.knobs import resolved
 from memdiff.methods.experience import Clock
 from memdiff.recipe.reading import check_recipe
 from memdiff.runtime import finite_checks
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.half_precision import call_network
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 
 OVERFLOWS = 2.0**9  # twice: a gradient of 2^18, above fp16's largest; once: below it
 

@@ -19,7 +19,8 @@ from memdiff.methods.learners_config import LEARNT_BYTES
 from memdiff.methods.reinforce import Reinforce
 from memdiff.recipe.reading import check_recipe
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.gradients import Gradients
+from memdiff.runtime.vjp import Pieces
 from tests.gradients.test_sft_pg import Engine, Walk
 from tests.helpers.half_precision import relative_error
 from tests.helpers.one_graph import ALONE, knobs, round_of, waves

@@ -8,8 +8,10 @@ import torch
 
 from memdiff.errors import NumericError
 from memdiff.runtime.finite_checks import all_finite
+from memdiff.runtime.fixed_batches import fixed_batches
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.half_precision import call_network
-from memdiff.runtime.vjp import Gradients, Pieces, fixed_batches
+from memdiff.runtime.vjp import Pieces
 
 
 class Net(torch.nn.Module):

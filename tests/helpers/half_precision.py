@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.gradients import Gradients
+from memdiff.runtime.vjp import Pieces
 
 TIMES = 2.0
 ROUNDING = 2.0**-11  # of one operation in fp16: no error is asked to be smaller

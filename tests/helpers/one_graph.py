@@ -10,8 +10,9 @@ from memdiff.chain.noise import Noise, Stream
 from memdiff.memory.knobs import Knobs, MemoryConfig, resolved
 from memdiff.methods.experience import Batch, Clock, Round
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 from tests.helpers.tiny import CPU
 
 ALONE = Ranks(0, 1, CPU)

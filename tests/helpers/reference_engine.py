@@ -6,8 +6,8 @@ import torch
 
 from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.update import Update, warmed_up
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Gradients
 
 
 class ReferenceEngine:

@@ -20,7 +20,8 @@ from memdiff.models.precision import DTYPES
 from memdiff.models.quiet import quiet_libraries
 from memdiff.models.sdxl import SdxlPolicy
 from memdiff.models.vae_files import choose_vae_dtype
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.gradients import Gradients
+from memdiff.runtime.vjp import Pieces
 from tests.helpers import half_precision
 from tests.helpers.against_diffusers import (
     PARTS,

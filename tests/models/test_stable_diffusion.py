@@ -19,8 +19,9 @@ from memdiff.models.policy import rollout
 from memdiff.models.precision import DTYPES
 from memdiff.models.quiet import quiet_libraries
 from memdiff.models.stable_diffusion import StableDiffusionPolicy
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.placement import cast_and_place
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 from tests.helpers import half_precision
 from tests.helpers.against_diffusers import (
     PARTS,

@@ -55,10 +55,11 @@ from memdiff.recipe.reading import check_recipe, read_recipe
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.build import build_weighted
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.placement import HOST, place
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.units import GIB
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 from memdiff.training.build import Parts
 from memdiff.training.evaluate import evaluate
 from memdiff.training.one_rank import memory_told

@@ -47,7 +47,7 @@ def test_classifier_gradients_equal_finite_differences(kind: str, tmp_path: Path
     network: Any = reward.networks[0]
 
     def of(x: torch.Tensor) -> torch.Tensor:
-        return network(reward._processing(x)).logits.log_softmax(dim=1)[:, 1].sum()
+        return network(reward.backbone._processing(x)).logits.log_softmax(dim=1)[:, 1].sum()
 
     batch_BCHW = images(2).double().requires_grad_()
     (gradient,) = torch.autograd.grad(of(batch_BCHW), batch_BCHW)

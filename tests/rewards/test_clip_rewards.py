@@ -23,8 +23,9 @@ from memdiff.rewards.clip import ClipReward, PromptHead, fit_square, load_clip
 from memdiff.rewards.config import RewardPart
 from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, HpsConfig, PickScoreConfig
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD
-from memdiff.rewards.reward import score
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.rewards.score import score
+from memdiff.runtime.gradients import Gradients
+from memdiff.runtime.vjp import Pieces
 from tests.helpers.processes import run_python
 from tests.helpers.reward_models import (
     OpenClip,
@@ -131,8 +132,8 @@ def test_scores_equal_an_independent_computation(kind: str, tmp_path: Path) -> N
 def test_gradients_equal_finite_differences(kind: str, tmp_path: Path) -> None:
     """In fp64, through the resize from 40 to 32 pixels: grad . d = (f(x + h d) - f(x - h d)) / 2h for random d."""
     reward, _ = make(kind, tmp_path / "model")
-    reward.tower.network.double()
-    reward.tower.dtype = torch.float64
+    reward.backbone.network.double()
+    reward.backbone.dtype = torch.float64
     if isinstance(reward.head, torch.nn.Module):
         reward.head.double()
     x_BCHW = (0.3 + 0.4 * images(2, 40).double()).requires_grad_(True)

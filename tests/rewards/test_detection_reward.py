@@ -20,7 +20,7 @@ from memdiff.errors import ConfigError
 from memdiff.rewards.detection import DetectionReward, intersection_over_union, load_detection, separate, soft_count
 from memdiff.rewards.families_config import DetectionConfig
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD
-from memdiff.rewards.reward import score
+from memdiff.rewards.score import score
 from tests.helpers.reward_models import ids_by_hand, shake, write_tokenizer, write_trap
 
 CPU = torch.device("cpu")
@@ -165,8 +165,8 @@ def test_the_gradient_leads_there(mode: str, tmp_path: Path) -> None:
 def test_gradients_equal_finite_differences(kind: str, settings: dict, tmp_path: Path) -> None:
     """In fp64, through the resize from 40 to 32 pixels: grad . d = (f(x + h d) - f(x - h d)) / 2h for random d."""
     reward, _ = make(kind, tmp_path / "model", **settings)
-    reward.detector.double()
-    reward.dtype = torch.float64
+    reward.backbone.detector.double()
+    reward.backbone.dtype = torch.float64
     x_BCHW = (0.3 + 0.4 * images(2, 40, 40).double()).requires_grad_(True)
     (gradient_BCHW,) = torch.autograd.grad(reward.scores(x_BCHW).sum(), x_BCHW)
     generator = torch.Generator().manual_seed(7)
@@ -183,7 +183,7 @@ def test_half_precision_is_within_a_hundredth(kind: str, tmp_path: Path) -> None
     """An fp16 image network gives fp32 scores within 1 % of those of an fp32 one."""
     full, _ = make(kind, tmp_path / "model", precision="fp32")
     half, _ = make(kind, tmp_path / "model", precision="fp16")
-    dtypes = {name.split(".")[0]: p.dtype for name, p in half.detector.named_parameters()}
+    dtypes = {name.split(".")[0]: p.dtype for name, p in half.backbone.detector.named_parameters()}
     assert dtypes["class_head"] == torch.float32 and dtypes["layer_norm"] == torch.float16
     expected, half_scores = full(images(6), [""] * 6), half(images(6), [""] * 6)
     assert (half_scores - expected).abs().max() <= 1e-2 * expected.abs().max()
@@ -205,7 +205,7 @@ def test_checkpointing_keeps_the_gradient(kind: str, tmp_path: Path) -> None:
     gradients, calls = [], []
     for checkpointing in (False, True):
         reward, _ = make(kind, tmp_path / "model", checkpointing=checkpointing)
-        core: Any = reward.detector.owlv2 if kind == "owlv2" else reward.detector.owlvit
+        core: Any = reward.backbone.detector.owlv2 if kind == "owlv2" else reward.backbone.detector.owlvit
         layer = core.vision_model.encoder.layers[0]
         (layer.layer if checkpointing else layer).layer_norm1.register_forward_hook(lambda *_: calls.append(1))
         x_BCHW = images(2).requires_grad_(True)
@@ -224,7 +224,7 @@ def test_it_runs_on_fake_tensors(settings: dict, tmp_path: Path) -> None:
 def test_the_text_network_is_not_kept(tmp_path: Path) -> None:
     """The object's embedding is made once; what stays on the device is the image network and the heads."""
     reward, model = make("owlvit", tmp_path / "model")
-    names = {name for name, _ in reward.detector.named_parameters()}
+    names = {name for name, _ in reward.backbone.detector.named_parameters()}
     assert not any(name.startswith("owlvit.text") for name in names)
     assert not any(p.requires_grad for network in reward.networks for p in network.parameters())
     assert sum(1 for name, _ in model.named_parameters() if name.startswith("owlvit.text")) > 10
@@ -262,7 +262,7 @@ def test_preprocessing_is_the_processors_own(height: int, width: int, tmp_path: 
     pixels_HWC = (64 + 128 * images(1, height, width)[0]).permute(1, 2, 0).to(torch.uint8)
     processor = OwlViTImageProcessorPil(size={"height": 32, "width": 32})
     expected: Any = processor(Image.fromarray(pixels_HWC.numpy()), return_tensors="pt")
-    pixels = reward.pixels(pixels_HWC.permute(2, 0, 1)[None].float() / 255)
+    pixels = reward.backbone.pixels(pixels_HWC.permute(2, 0, 1)[None].float() / 255)
     assert (pixels - expected["pixel_values"]).abs().max() <= 1.5 / 255 / min(CLIP_STD)
 
 
@@ -276,7 +276,7 @@ def test_owlv2_pads_below_and_right(height: int, width: int, tmp_path: Path) -> 
     expected: Any = processor(
         [image_CHW.numpy().astype(np.float32)], return_tensors="pt", input_data_format="channels_first"
     )
-    pixels = reward.pixels(image_CHW[None])
+    pixels = reward.backbone.pixels(image_CHW[None])
     assert pixels.shape == (1, 3, 32, 32)
     difference = (pixels - expected["pixel_values"])[..., 1:-1, 1:-1].abs()
     assert difference.max() <= 1e-4

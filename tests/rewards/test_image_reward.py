@@ -16,8 +16,9 @@ from memdiff.rewards.image_reward import (
     to_blip,
     vision_config,
 )
-from memdiff.rewards.reward import score
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.rewards.score import score
+from memdiff.runtime.gradients import Gradients
+from memdiff.runtime.vjp import Pieces
 from tests.helpers import half_precision
 from tests.helpers.image_reward_small import (
     PROMPTS,

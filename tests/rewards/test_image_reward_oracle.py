@@ -13,7 +13,7 @@ import torch
 
 from memdiff.rewards.families_config import ImageRewardConfig
 from memdiff.rewards.image_reward import LENGTH, ImageReward, load_image_reward, preprocess
-from memdiff.rewards.reward import score
+from memdiff.rewards.score import score
 from tests.helpers.image_reward_small import ORACLES, RECORD, SEED, TOLERANCE, fill, relative
 
 pytestmark = pytest.mark.slow

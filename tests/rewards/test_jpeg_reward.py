@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from memdiff.errors import ConfigError
 from memdiff.rewards.families_config import JpegConfig
 from memdiff.rewards.jpeg import JpegDistance, JpegSize, load_jpeg
-from memdiff.rewards.reward import score
+from memdiff.rewards.score import score
 
 
 def noise(count: int = 4, side: int = 48, *, channels: int = 3, seed: int = 0) -> torch.Tensor:

@@ -22,11 +22,13 @@ from memdiff.rewards import image_reward
 from memdiff.rewards.build import build_reward, build_weighted
 from memdiff.rewards.clip import PromptHead
 from memdiff.rewards.config import part_name
-from memdiff.rewards.reward import Reward, score
+from memdiff.rewards.reward import Reward
+from memdiff.rewards.score import score
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.placement import HOST
 from memdiff.runtime.ranks import Ranks
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 from tests.helpers.image_reward_small import RECORD, small_checkpoint, small_net
 from tests.helpers.processes import memdiff, run_python
 from tests.helpers.reward_models import (

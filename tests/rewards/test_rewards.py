@@ -22,7 +22,7 @@ from memdiff.rewards.confidence import confidence_score, has_gradient
 from memdiff.rewards.config import Confidence, DigitsConfig, PythonConfig
 from memdiff.rewards.digits import load_digits
 from memdiff.rewards.python_function import PythonReward, load_python
-from memdiff.rewards.reward import score
+from memdiff.rewards.score import score
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward, refuse_non_finite, towards_share
 
 CPU = torch.device("cpu")

@@ -26,7 +26,8 @@ from memdiff.rewards.guards import alarms, watched
 from memdiff.rewards.guards_config import GuardsConfig
 from memdiff.rewards.non_finite import clamped, settle
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.gradients import Gradients
+from memdiff.runtime.vjp import Pieces
 from memdiff.training.metrics import plain_row, round_row
 from memdiff.training.progress import summary
 from memdiff.training.run_state import RunState

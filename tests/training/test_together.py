@@ -64,7 +64,7 @@ def test_an_update_that_runs_out_of_memory_is_made_again_where_nothing_has_chang
 
 ALONE = """
 import torch
-from memdiff.engine.engine import start_process_group
+from memdiff.engine.process_group import start_process_group
 from memdiff.runtime.ranks import ranks_of_this_process
 start_process_group(ranks_of_this_process())
 print("ranks:", torch.distributed.get_world_size())

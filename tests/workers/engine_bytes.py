@@ -10,7 +10,8 @@ import torch
 
 from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.ds_config import make_ds_config
-from memdiff.engine.engine import DeepSpeedEngine, start_process_group
+from memdiff.engine.engine import DeepSpeedEngine
+from memdiff.engine.process_group import start_process_group
 from memdiff.planner.ledger import Ledger
 from memdiff.runtime.ranks import Ranks
 from tests.helpers.half_on_cpu import allow_half

@@ -14,7 +14,8 @@ from memdiff.chain.ddim import log_prob, step_sigma
 from memdiff.chain.noise import Noise, Stream
 from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.ds_config import make_ds_config
-from memdiff.engine.engine import DeepSpeedEngine, start_process_group
+from memdiff.engine.engine import DeepSpeedEngine
+from memdiff.engine.process_group import start_process_group
 from memdiff.memory.knobs import Knobs
 from memdiff.methods.config import ReinforceConfig
 from memdiff.methods.experience import Batch, Clock, Round
@@ -22,9 +23,10 @@ from memdiff.methods.reinforce import Experience, Reinforce
 from memdiff.methods.reinforce_one_pass import ReinforceOnePass
 from memdiff.models.config import AdapterConfig
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.placement import HOST, place
 from memdiff.runtime.ranks import Ranks, ranks_of_this_process
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 from tests.helpers import half_precision
 from tests.helpers.half_on_cpu import allow_half
 from tests.helpers.one_graph import knobs as everything_here

@@ -19,8 +19,9 @@ from memdiff.methods.real_images import RealImages
 from memdiff.methods.sft_pg import ShortcutFineTuning
 from memdiff.methods.sft_pg_config import SftPgConfig
 from memdiff.methods.value_function import new_value_function
+from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.ranks import Ranks, ranks_of_this_process
-from memdiff.runtime.vjp import Gradients, Pieces
+from memdiff.runtime.vjp import Pieces
 from tests.helpers.one_graph import knobs, round_of, waves
 from tests.helpers.reference_engine import ReferenceEngine
 from tests.helpers.tiny import tiny_policy

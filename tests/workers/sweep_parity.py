@@ -10,7 +10,8 @@ from deepspeed.utils import safe_get_full_grad
 
 from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.ds_config import make_ds_config
-from memdiff.engine.engine import DeepSpeedEngine, start_process_group
+from memdiff.engine.engine import DeepSpeedEngine
+from memdiff.engine.process_group import start_process_group
 from memdiff.methods.alignprop import AlignProp
 from memdiff.methods.config import AlignPropConfig, DraftConfig
 from memdiff.methods.draft import Draft

@@ -13,7 +13,8 @@ import torch
 from memdiff.engine.checkpoint import Checkpoints
 from memdiff.engine.config import OptimizerConfig
 from memdiff.engine.ds_config import make_ds_config
-from memdiff.engine.engine import DeepSpeedEngine, start_process_group
+from memdiff.engine.engine import DeepSpeedEngine
+from memdiff.engine.process_group import start_process_group
 from memdiff.errors import CheckpointError, NumericError, OutOfMemoryError, StopRequested
 from memdiff.processes import landmarks
 from memdiff.processes.stops import Stops, exit_at_once
