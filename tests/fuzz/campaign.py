@@ -14,7 +14,7 @@ from tests.fuzz.hostile import SECRET, Outside, names
 from tests.fuzz.json_mutants import short
 from tests.fuzz.mutants import mutate
 from tests.fuzz.surfaces import RANK, Command, Surface
-from tests.fuzz.trial import Allowed, Outcome, forked, traced
+from tests.fuzz.trial import USERS, Allowed, Outcome, forked, traced
 
 STARTS = ("nvidia-smi", "lscpu", "uname", "ldconfig", "gcc", "cc", "c++", "g++", "ninja", "which", "git")
 
@@ -145,13 +145,17 @@ class Campaign:
 
     def _leaked(self, folder: Path, outcome: Outcome) -> str | None:
         """What was read from elsewhere and said, or written into what the command made."""
+        secrets = (SECRET, Path(USERS).read_text().partition("\n")[0])
         made = [file for name in ("out", "new", "evaluation") for file in (folder / name).rglob("*")]
         made += [folder / "run/report.html"]
         for file in made:
             with contextlib.suppress(OSError):
-                if not file.is_symlink() and file.is_file() and SECRET.encode() in file.read_bytes():
+                if file.is_symlink() or not file.is_file():
+                    continue
+                content = file.read_bytes()
+                if any(secret.encode() in content for secret in secrets):
                     return "escape"
-        return "escape" if SECRET in outcome.said else None
+        return "escape" if any(secret in outcome.said for secret in secrets) else None
 
 
 def _command_for(surface: Surface, file: str, random: Random) -> Command:
