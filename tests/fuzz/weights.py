@@ -79,9 +79,7 @@ def _unlike_tensors() -> dict[str, Any]:
     return {
         "empty": torch.zeros(0), "one number, repeated": torch.zeros(()).expand(2**21, 2**21),
         "without numbers": torch.zeros(2**21, 2**21, device="meta"), "sparse": torch.eye(2).to_sparse(),
-        "a parameter": torch.nn.Parameter(torch.zeros(2)), "quantised": torch.quantize_per_tensor(
-            torch.zeros(2), 1.0, 0, torch.quint8
-        ),
+        "a parameter": torch.nn.Parameter(torch.zeros(2)),
     }  # fmt: skip
 
 
