@@ -9,6 +9,7 @@ are measured again.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 from memdiff.memory.gpus import WORKSPACE_BYTES
 from memdiff.memory.knobs import Knobs
@@ -52,13 +53,17 @@ def networks_move(knobs: Knobs) -> bool:
 
 def allowance_share(live: int, knobs: Knobs) -> float:
     """Of so many live bytes: the largest measured in the knobs' situation, between two rows in proportion."""
-    stays = BLOCKS_AND_KEPT_STEPS if knobs.activation_checkpointing == "blocks" and knobs.kept_steps else ()
-    share = max(row.share for row in (*EVERYTHING_STAYS, *stays))
+    share = _largest_share(blocks_and_kept=knobs.activation_checkpointing == "blocks" and knobs.kept_steps > 0)
     if not networks_move(knobs):
         return share
     few, many = NETWORKS_MOVE
     way = min(1.0, max(0.0, (live / GIB - few.live_gib) / (many.live_gib - few.live_gib)))
     return max(share, few.share + way * (many.share - few.share))
+
+
+@cache
+def _largest_share(*, blocks_and_kept: bool) -> float:
+    return max(row.share for row in EVERYTHING_STAYS + (BLOCKS_AND_KEPT_STEPS if blocks_and_kept else ()))
 
 
 def allowance_bytes(live: int, knobs: Knobs) -> int:

@@ -4,9 +4,9 @@
     loss_i = scale max(target - r_i, 0)     bounded: an image that has reached the target is left alone
     r_i = sum_p w_p f_p(image_i)   f_p the part's score; a normalised one in units of its std over earlier rounds
 
-The rewards' costates on the images are made first, chunk by chunk and part by part, each chunk's graph pulled before
-the next is made; then the decoder is run again with its graph, some images at a time, and pulled with them. What is
-recomputed is one forward of the decoder: a hundredth of a guided chain of 50 steps.
+The rewards' costates on the images are made first, chunk by chunk and network by network, each chunk's graph pulled
+before the next is made; then the decoder is run again with its graph, some images at a time, and pulled with them. What
+is recomputed is one forward of the decoder: a hundredth of a guided chain of 50 steps.
 
 Shapes: B rows of a micro-batch, C H W of x_0, c h w of images, P reward parts.
 """
@@ -20,8 +20,7 @@ from memdiff.errors import ConfigError, RewardError
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.offload import decoding, scoring
 from memdiff.models.policy import Policy
-from memdiff.rewards.score import score
-from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward, refuse_non_finite
+from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward, in_order, refuse_non_finite, score_parts
 from memdiff.runtime.memory_tags import memory_tag
 from memdiff.runtime.placement import place
 from memdiff.runtime.vjp import Pieces
@@ -92,26 +91,27 @@ class Scoring:
                 raw_PB = self.reward.raw(images_BCHW, rows.prompts)
             self._refuse(raw_PB, self.reward.names, rows)
             weight_B = weight_B * self._below(raw_PB)
-        scores, d_images_BCHW = [], torch.zeros_like(images_BCHW)
-        for part, slope in zip(self.reward.parts, slopes, strict=True):
+        scores: dict[int, torch.Tensor] = {}
+        d_images_BCHW = torch.zeros_like(images_BCHW)
+        for numbers, parts in self.reward.groups:
             raw = []
-            for start in range(0, len(images_BCHW), part.chunk):
-                stop = min(start + part.chunk, len(images_BCHW))
-                raw_b, pull = self.pieces.vjp(
-                    lambda x, part=part, texts=rows.prompts[start:stop]: _score(part, x, texts),
+            for start in range(0, len(images_BCHW), parts[0].chunk):
+                stop = min(start + parts[0].chunk, len(images_BCHW))
+                raw_pb, pull = self.pieces.vjp(
+                    lambda x, parts=parts, texts=rows.prompts[start:stop]: _score(parts, x, texts),
                     images_BCHW[start:stop].detach().requires_grad_(),
                     keep=True,
                 )
-                self._refuse(raw_b[None], [part.name], rows, start)
-                d_raw_b = -slope * weight_B[start:stop]
+                self._refuse(raw_pb, [part.name for part in parts], rows, start)
+                d_raw_pb = torch.stack([-slopes[number] * weight_B[start:stop] for number in numbers])
                 if self.target is not None and len(self.reward.parts) == 1:
-                    d_raw_b = d_raw_b * self._below(raw_b[None])
-                gradient = pull(d_raw_b.to(raw_b.dtype))
+                    d_raw_pb = d_raw_pb * self._below(raw_pb)
+                gradient = pull(d_raw_pb.to(raw_pb.dtype))
                 assert gradient is not None
                 d_images_BCHW[start:stop] += gradient
-                raw.append(raw_b)
-            scores.append(torch.cat(raw))
-        return torch.stack(scores), d_images_BCHW
+                raw.append(raw_pb)
+            scores |= dict(zip(numbers, torch.cat(raw, dim=1), strict=True))
+        return in_order(scores), d_images_BCHW
 
     def loss(self, rewards_N: torch.Tensor) -> torch.Tensor:
         """The mean of the images' losses: a scalar."""
@@ -128,16 +128,16 @@ class Scoring:
             refuse_non_finite(raw_PB, names, rows.prompts[start:], rows.images[start:])
 
 
-def _score(part: WeightedPart, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-    """One part's checked scores: B. RewardError where they carry no gradient though one is asked for."""
+def _score(parts: Sequence[WeightedPart], images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """Checked scores from one forward: p B. RewardError where they carry no gradient though one is asked for."""
     with memory_tag("reward"):
-        raw_B = score(part.reward, images_BCHW, prompts, chunk=len(images_BCHW), name=part.name)
-    if torch.is_grad_enabled() and not raw_B.requires_grad:
+        raw_pB = score_parts(parts, images_BCHW, prompts, chunk=len(images_BCHW))
+    if torch.is_grad_enabled() and not raw_pB.requires_grad:  # those of one backbone have one, all of them
         raise RewardError(
-            f"reward {part.name} must return scores with a gradient to the images, got a tensor without one; "
+            f"reward {parts[0].name} must return scores with a gradient to the images, got a tensor without one; "
             "compute it with torch operations and without detach or no_grad, or use method.kind: reinforce"
         )
-    return raw_B
+    return raw_pB
 
 
 def refuse_without_gradient(reward: WeightedReward, method: str) -> None:

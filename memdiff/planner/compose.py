@@ -13,6 +13,7 @@ which the phase `encode` counts.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.zero2 import FULL, States
@@ -41,12 +42,12 @@ class Estimate:
         """At the phase's peak."""
         return sum(self.phases[phase].values())
 
-    @property
+    @cached_property
     def peak_phase(self) -> str:
         """Of the most live bytes."""
         return max(self.phases, key=self.live)
 
-    @property
+    @cached_property
     def peak(self) -> int:
         """Most live bytes of any phase."""
         return self.live(self.peak_phase)

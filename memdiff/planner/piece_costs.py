@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from memdiff.planner.measured import Measured, Sizes
 from memdiff.runtime.memory_tags import MemoryTag
@@ -22,16 +23,21 @@ class Curve:
 
     def at(self, rows: float) -> int:
         """Never less than nothing."""
-        if len(self.points) == 1:
-            return max(0, round(self.points[0][1] * rows / self.points[0][0]))
-        (n, low), (m, high) = self.points[-2:]
-        line = round(low + (high - low) * (rows - n) / (m - n))
-        known = dict(self.points).get(rows)  # pyright: ignore[reportArgumentType]
-        return known if known is not None else max(0, line, *(size for less, size in self.points if less < rows))
+        return _at(self.points, rows)
 
     def and_point(self, rows: int, size: int) -> "Curve":
         """A new curve that goes through (rows, size) too; a point at the same rows is replaced."""
         return Curve(tuple(sorted({**dict(self.points), rows: size}.items())))
+
+
+@cache  # a plan of thousands of settings asks at some fifty numbers of rows
+def _at(points: tuple[tuple[int, int], ...], rows: float) -> int:
+    if len(points) == 1:
+        return max(0, round(points[0][1] * rows / points[0][0]))
+    (n, low), (m, high) = points[-2:]
+    line = round(low + (high - low) * (rows - n) / (m - n))
+    known = dict(points).get(rows)  # pyright: ignore[reportArgumentType]
+    return known if known is not None else max(0, line, *(size for less, size in points if less < rows))
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,10 @@ class PieceCosts:
     again: float  # of what checkpoints run again in it
     scoring: float  # of decoding and scoring one image, and back where the method does
     scoring_again: float
+
+    def are_measured_at(self, rows: int) -> bool:
+        """Whether these costs are more than a guess there: measured, or proportional to the rows."""
+        return len(self.kept.points) == 1 or any(rows == measured for measured, _ in self.kept.points)
 
     @classmethod
     def of(cls, measured: Sequence[Measured]) -> "PieceCosts":

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import yaml
@@ -19,7 +20,7 @@ from memdiff.planner.compose import total
 from memdiff.planner.piece_costs import PieceCosts
 from memdiff.planner.rank_round import planned_precision, rank_round_of
 from memdiff.planner.rounds import Measuring, ShortRound, measure_recomputes, measure_rounds
-from memdiff.planner.search import Recompute, Setting, all_settings, best, recompute_of
+from memdiff.planner.search import Recompute, Setting, all_ways, fastest_of, recompute_of, smallest_of
 from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.units import GIB
 
@@ -126,11 +127,11 @@ def make_plan(
         costs = {recompute: PieceCosts.of(measured) for recompute, measured in rounds.items()}
         plan = choose(recipe, costs, budget_bytes=budget_bytes, ranks=ranks, gpu=gpu, precision=precision)
         knobs = plan.chosen()
-        measured = rounds[recompute_of(knobs)]
-        if any(each.images == knobs.micro_batch for each in measured) or len(measured) == 1:
+        if costs[recompute_of(knobs)].are_measured_at(knobs.micro_batch):
             return plan.held_to(host_limit_bytes)
         # What was chosen lay between measured sizes: it is measured itself, and the choice made again.
         missing = [ShortRound(recompute_of(knobs), knobs.micro_batch)]
+        measured = rounds[recompute_of(knobs)]
         measured += measure_rounds(recipe, rank_round, precision, missing, measuring)
         measured.sort(key=lambda each: each.images)
 
@@ -153,6 +154,7 @@ def choose(
         "zero_optimization"
     ]["reduce_bucket_size"]
 
+    @cache
     def states_of(offload: bool, *, bits: Literal[8, 32] | None = None, over: int = ranks) -> States:
         return training_states(
             sizes.elements,
@@ -167,9 +169,11 @@ def choose(
 
     peak = gpu.peak_tflops if gpu else REFERENCE_TFLOPS
     tflops = peak * peak_share(_family(recipe), 1)
-    settings = list(all_settings(rank_round, recipe.memory, costs, states_of))
-    setting, fits = best(settings, rank_round, recipe.memory, costs, states_of, budget=budget_bytes, tflops=tflops)
-    smallest = min(candidate.peak_bytes for candidate in settings)
+    every = list(all_ways(rank_round, recipe.memory, costs, states_of))
+    smallest_setting = smallest_of(every)
+    smallest = smallest_setting.peak_bytes
+    fastest = fastest_of(every, recipe.memory, budget=budget_bytes, tflops=tflops)
+    fits, setting = fastest is not None, fastest or smallest_setting
     notes = sentences(recipe, setting, sizes, states_of, ranks=ranks, fits=fits, budget=budget_bytes, smallest=smallest)
     if not fits:
         notes += [_cards_that_would(smallest, ranks)]

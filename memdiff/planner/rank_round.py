@@ -1,6 +1,6 @@
 """What a recipe's round comes to on one rank, and at which sizes it is measured."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from memdiff.memory.knobs import Knobs, resolved
 from memdiff.methods.config import MethodConfig
@@ -21,6 +21,7 @@ class RankRound:
     chunk: int  # images that rewards score at once
     evaluated: int  # images of this rank in one evaluation; 0: there is none
     separable: bool  # an adapter is trained: the images of one piece can have gradients of their own
+    _works: dict[tuple[bool, int], Workload] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def on(self, sizes: Sizes) -> "RankRound":
         """With what the model's own schedule says of the last step, once it is measured.
@@ -28,11 +29,14 @@ class RankRound:
         Stable Diffusion's ends at the noise of its first timestep, so that its last step adds noise as the others do.
         """
         noisy = self.chain.steps if self.chain.noisy and sizes.noisy_to_the_end else self.chain.noisy
-        return replace(self, chain=replace(self.chain, noisy=noisy))
+        return self if noisy == self.chain.noisy else replace(self, chain=replace(self.chain, noisy=noisy))
 
     def workload(self, knobs: Knobs) -> Workload:
-        """As the method's section has it."""
-        return self.method.workload(self.chain, knobs)
+        """As the method's section has it, which of the knobs asks for these two."""
+        key = knobs.one_pass, knobs.kept_steps
+        if key not in self._works:
+            self._works[key] = self.method.workload(self.chain, knobs)
+        return self._works[key]
 
     def rows(self, knobs: Knobs) -> int:
         """Rows of a piece: the micro-batch, or 1 in one pass that cannot separate the images' gradients."""

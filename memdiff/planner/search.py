@@ -2,12 +2,14 @@
 
 Settings are compared by estimated seconds: FLOPs at what the model's family reaches on the card, bytes moved over
 PCIe, and a piece's fixed costs, a tenth of a one-image piece. FLOPs outweigh the rest, so that what is chosen is the
-setting with the least recomputation, of those the one that moves least, of those the one with the largest pieces.
+setting with the least recomputation, of those the one that moves least, of those the one with the largest pieces. One
+whose pieces were measured is taken over one that is faster by less than NEGLIGIBLE: that would have to be measured.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -22,6 +24,7 @@ from memdiff.planner.piece_costs import PieceCosts
 from memdiff.planner.rank_round import RankRound
 
 ENOUGH_FLOPS = 2e11  # of one image's step: pieces of one image fill a GPU from about there on (not measured)
+NEGLIGIBLE = 1e-3  # of a round's estimated seconds
 FIXED_SHARE = 0.1  # of a one-image piece: launches, sums of gradients; a piece of B images has it once
 MEASURED = tuple(name for name, knob in TABLE.items() if knob.measured)
 PLACED = tuple(name for name, knob in TABLE.items() if knob.choices and not knob.measured)
@@ -36,12 +39,12 @@ class Setting:
     knobs: Knobs
     estimate: Estimate
 
-    @property
+    @cached_property
     def peak_bytes(self) -> int:
         """What the allocator will have reserved: live bytes and the allowance."""
         return self.estimate.peak + self.allowance_bytes
 
-    @property
+    @cached_property
     def allowance_bytes(self) -> int:
         """Reserved beyond what is live."""
         return allowance_bytes(self.estimate.peak, self.knobs)
@@ -53,8 +56,11 @@ class Setting:
 
     def seconds(self, tflops: float) -> float:
         """Of a round at so many TFLOP/s, as settings are compared."""
-        arithmetic = self.estimate.flops / (tflops * 1e12)
-        return arithmetic * (1 + FIXED_SHARE / self.knobs.micro_batch) + self.moved_seconds
+        return self.arithmetic_seconds(tflops) + self.moved_seconds
+
+    def arithmetic_seconds(self, tflops: float) -> float:
+        """Of them, those that nothing moves in."""
+        return self.estimate.flops / (tflops * 1e12) * (1 + FIXED_SHARE / self.knobs.micro_batch)
 
 
 def recompute_of(knobs: Knobs) -> Recompute:
@@ -82,24 +88,51 @@ def left_open(memory: MemoryConfig, name: str, has: Situation | None = None) -> 
     return knob.choices if knob.choices and (has is None or knob.needs(has)) else (knob.plain,)
 
 
-def all_settings(
+@dataclass(frozen=True)
+class Ways:
+    """One way of recomputing at one size of pieces, in one pass or not: what is left open is where things lie."""
+
+    knobs: Knobs
+    costs: PieceCosts
+    placed: tuple[tuple[Any, ...], ...]  # values of each knob of PLACED
+    rank_round: RankRound
+    states_of: StatesOf
+
+    def settings(self) -> Iterator[Setting]:
+        """All of them, as many steps kept as `knobs` say."""
+        for values in product(*self.placed):
+            yield self.at(self.knobs.model_copy(update=dict(zip(PLACED, values, strict=True))))
+
+    def at(self, knobs: Knobs) -> Setting:
+        """One of them, whatever its kept steps."""
+        states = self.states_of(knobs.offload_optimizer)
+        return Setting(knobs, estimate_round(self.rank_round, knobs, self.costs, states))
+
+    def least_seconds(self, memory: MemoryConfig, tflops: float) -> float:
+        """None of them takes less: the arithmetic with as many kept steps as there can be, and nothing moved."""
+        most_kept = self.rank_round.workload(self.knobs).most_kept if memory.kept_steps == "auto" else 0
+        knobs = self.knobs.model_copy(update={"kept_steps": most_kept}) if most_kept else self.knobs
+        return self.at(knobs).arithmetic_seconds(tflops)
+
+
+def all_ways(
     rank_round: RankRound, memory: MemoryConfig, costs: Mapping[Recompute, PieceCosts], states_of: StatesOf
-) -> Iterator[Setting]:
-    """Every setting that the recipe leaves open, with no kept steps where it doesn't say how many."""
+) -> Iterator[Ways]:
+    """What the recipe leaves open, with no kept steps where it doesn't say how many. Sizes of a way rise."""
     base = resolved(memory)
     work = rank_round.workload(base)
     for recompute, piece_costs in costs.items():
         if any(value not in left_open(memory, name) for name, value in zip(MEASURED, recompute, strict=True)):
             continue
         has = situation(work, piece_costs.sizes)
-        placed = [left_open(memory, name, has) for name in PLACED]
-        for batch, *values in product(batches(rank_round, work, memory, base), *placed):
-            chosen: dict[str, Any] = {**batch, **dict(zip(MEASURED + PLACED, (*recompute, *values), strict=True))}
-            asked = memory.one_pass != "auto" or not chosen["one_pass"]
+        placed = {name: left_open(memory, name, has) for name in PLACED}
+        for batch, one_pass in product(batches(rank_round, work, memory, base), placed["one_pass"]):
+            asked = memory.one_pass != "auto" or not one_pass
             if not asked and not _worth_one_pass(rank_round, batch["micro_batch"], piece_costs):
                 continue
-            knobs = base.model_copy(update=chosen)
-            yield Setting(knobs, estimate_round(rank_round, knobs, piece_costs, states_of(knobs.offload_optimizer)))
+            chosen: dict[str, Any] = {**batch, **dict(zip(MEASURED, recompute, strict=True))}
+            knobs = base.model_copy(update=chosen | {"one_pass": one_pass})
+            yield Ways(knobs, piece_costs, tuple((placed | {"one_pass": (one_pass,)}).values()), rank_round, states_of)
 
 
 def _worth_one_pass(rank_round: RankRound, rows: int, piece_costs: PieceCosts) -> bool:
@@ -107,40 +140,57 @@ def _worth_one_pass(rank_round: RankRound, rows: int, piece_costs: PieceCosts) -
     return rank_round.separable or (piece_costs.forward >= ENOUGH_FLOPS and rows == 1)
 
 
-def best(
-    settings: list[Setting],
-    rank_round: RankRound,
-    memory: MemoryConfig,
-    costs: Mapping[Recompute, PieceCosts],
-    states_of: StatesOf,
-    *,
-    budget: int,
-    tflops: float,
-) -> tuple[Setting, bool]:
-    """(the fastest setting that fits, True), or (the smallest of all, False)."""
-    fitting = [keep_more(s, rank_round, memory, costs, states_of, budget) for s in settings if s.peak_bytes <= budget]
-    if not fitting:
-        return min(settings, key=lambda setting: setting.peak_bytes), False
-    return min(fitting, key=lambda setting: setting.seconds(tflops)), True
+def smallest_of(every: Sequence[Ways]) -> Setting:
+    """The setting with the lowest peak. It has the smallest pieces: no peak falls with their rows."""
+    least = min(ways.knobs.micro_batch for ways in every)
+    settings = (setting for ways in every if ways.knobs.micro_batch == least for setting in ways.settings())
+    return min(settings, key=lambda setting: setting.peak_bytes)
 
 
-def keep_more(
-    setting: Setting,
-    rank_round: RankRound,
-    memory: MemoryConfig,
-    costs: Mapping[Recompute, PieceCosts],
-    states_of: StatesOf,
-    budget: int,
-) -> Setting:
+def fastest_of(every: Sequence[Ways], memory: MemoryConfig, *, budget: int, tflops: float) -> Setting | None:
+    """The fastest setting that fits, with NEGLIGIBLE for one whose pieces were measured; None where none fits.
+
+    Of equally fast ones it is the first in order.
+
+    Branch and bound (Land and Doig 1960): ways that can't be faster than what was found are not looked at.
+    """
+    bounds = [ways.least_seconds(memory, tflops) for ways in every]
+    of_any, of_measured = _Fastest(), _Fastest()
+    for number in sorted(range(len(every)), key=bounds.__getitem__):
+        ways = every[number]
+        if bounds[number] > of_any.seconds * (1 + NEGLIGIBLE):
+            break
+        for setting in ways.settings():
+            if setting.peak_bytes <= budget:
+                kept = keep_more(setting, ways, memory, budget)
+                seconds, measured = kept.seconds(tflops), ways.costs.are_measured_at(kept.knobs.micro_batch)
+                for fastest in (of_any, of_measured) if measured else (of_any,):
+                    fastest.see(kept, seconds, number)
+    return (of_measured if of_measured.seconds <= of_any.seconds * (1 + NEGLIGIBLE) else of_any).setting
+
+
+@dataclass
+class _Fastest:
+    """The fastest setting seen, the first in order of those that are equally fast."""
+
+    setting: Setting | None = None
+    seconds: float = math.inf
+    number: int = 0
+
+    def see(self, setting: Setting, seconds: float, number: int) -> None:
+        """One more."""
+        if self.setting is None or (seconds, number) < (self.seconds, self.number):
+            self.setting, self.seconds, self.number = setting, seconds, number
+
+
+def keep_more(setting: Setting, ways: Ways, memory: MemoryConfig, budget: int) -> Setting:
     """The same with as many kept steps as fit."""
-    most_kept = rank_round.workload(setting.knobs).most_kept
+    most_kept = ways.rank_round.workload(setting.knobs).most_kept
     if memory.kept_steps != "auto" or not most_kept:
         return setting
-    piece_costs, states = costs[recompute_of(setting.knobs)], states_of(setting.knobs.offload_optimizer)
 
     def keeping(steps: int) -> Setting:
-        kept = setting.knobs.model_copy(update={"kept_steps": steps})
-        return Setting(kept, estimate_round(rank_round, kept, piece_costs, states))
+        return ways.at(setting.knobs.model_copy(update={"kept_steps": steps}))
 
     low, high = 0, most_kept  # peaks never fall with kept steps: the largest that fits by halving
     while low < high:

@@ -53,12 +53,17 @@ class WeightedReward:
     def __init__(self, parts: Sequence[WeightedPart], *, device: torch.device) -> None:
         self.parts, self.device = tuple(parts), device
         self.statistics: Statistics = {part.name: Running() for part in parts if part.normalised}
-        self._together = of_one_backbone([part.reward for part in parts], [part.chunk for part in parts])
+        self._groups = of_one_backbone([part.reward for part in parts], [part.chunk for part in parts])
 
     @property
     def networks(self) -> Sequence[torch.nn.Module]:
         """Of all parts, each once: parts may share one."""
         return tuple(dict.fromkeys(network for part in self.parts for network in part.reward.networks))
+
+    @property
+    def groups(self) -> Sequence[tuple[Sequence[int], Sequence[WeightedPart]]]:
+        """Parts that one forward scores, with their places among all: most are by themselves."""
+        return [(numbers, [self.parts[number] for number in numbers]) for numbers in self._groups]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,12 +77,9 @@ class WeightedReward:
         with memory_tag("reward"):
             images = place(images_BCHW, self.device)
             rows: dict[int, torch.Tensor] = {}
-            for numbers in self._together:
-                parts = [self.parts[number] for number in numbers]
-                rewards, names = [part.reward for part in parts], [part.name for part in parts]
-                scores_pB = score_together(rewards, images, prompts, chunk=parts[0].chunk, names=names)
-                rows |= dict(zip(numbers, scores_pB, strict=True))
-            return place(torch.stack([rows[number] for number in range(len(rows))]), images_BCHW.device)
+            for numbers, parts in self.groups:
+                rows |= dict(zip(numbers, score_parts(parts, images, prompts, chunk=parts[0].chunk), strict=True))
+            return place(in_order(rows), images_BCHW.device)
 
     def observe(self, raw_PN: torch.Tensor) -> None:
         """Takes a round's raw scores of all ranks into the statistics."""
@@ -134,6 +136,19 @@ class WeightedReward:
         with memory_tag("reward"):
             for network in self.networks:
                 place(network, device)
+
+
+def score_parts(
+    parts: Sequence[WeightedPart], images_BCHW: torch.Tensor, prompts: Sequence[str], *, chunk: int
+) -> torch.Tensor:
+    """The checked scores of parts that one forward scores, in chunks: p B for p of them."""
+    rewards, names = [part.reward for part in parts], [part.name for part in parts]
+    return score_together(rewards, images_BCHW, prompts, chunk=chunk, names=names)
+
+
+def in_order(rows: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """The rows of all parts by their places: P B."""
+    return torch.stack([rows[number] for number in range(len(rows))])
 
 
 def towards_share(yes_N: torch.Tensor, target: float) -> torch.Tensor:

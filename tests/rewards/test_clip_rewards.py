@@ -134,8 +134,8 @@ def test_gradients_equal_finite_differences(kind: str, tmp_path: Path) -> None:
     reward, _ = make(kind, tmp_path / "model")
     reward.backbone.network.double()
     reward.backbone.dtype = torch.float64
-    if isinstance(reward.head, torch.nn.Module):
-        reward.head.double()
+    if isinstance(reward._head, torch.nn.Module):
+        reward._head.double()
     x_BCHW = (0.3 + 0.4 * images(2, 40).double()).requires_grad_(True)
     (gradient_BCHW,) = torch.autograd.grad(reward.scores(x_BCHW, TEXTS[:2]).sum(), x_BCHW)
     generator = torch.Generator().manual_seed(7)
@@ -235,7 +235,7 @@ def test_grey_images_count_as_three_equal_channels(tmp_path: Path) -> None:
 def test_a_prompt_is_encoded_once_and_alone(tmp_path: Path) -> None:
     """The text network runs once for each different prompt, however often it comes back."""
     reward, _ = make("pickscore", tmp_path / "model")
-    head = reward.head
+    head = reward._head
     assert isinstance(head, PromptHead)
     calls = []
     head.text.register_forward_hook(lambda *_: calls.append(1))

@@ -149,9 +149,9 @@ def test_moving_takes_every_tensor_along(kind: str, tmp_path: Path, monkeypatch:
     reward: Any = weighted.parts[0].reward
     stays: set[int] = set()
     if kind in ("pickscore", "hpsv2", "clip_similarity"):
-        assert isinstance(reward.head, PromptHead)
-        stays = {id(tensor) for tensor in reward.head.text.state_dict(keep_vars=True).values()}
-        stays |= {id(buffer) for buffer in reward.head.text.buffers()}
+        assert isinstance(reward._head, PromptHead)
+        stays = {id(tensor) for tensor in reward._head.text.state_dict(keep_vars=True).values()}
+        stays |= {id(buffer) for buffer in reward._head.text.buffers()}
     weighted.move(torch.device("meta"))
     left = [t.shape for t in tensors_of(reward, set()) if not t.is_meta and id(t) not in stays]
     assert left == [] and (reward.networks or kind in ("python", "jpeg"))
