@@ -23,6 +23,12 @@ def line_about(error: OSError, named: Iterable[object]) -> str | None:
     return f"{file or 'a file'} can't be used: {error.strerror or error}"
 
 
+def circle_of(error: RuntimeError) -> OSError | None:
+    """Of links in a circle, which pathlib makes another error of (until Python 3.13): the disk's own. Else None."""
+    cause = error.__context__
+    return cause if isinstance(cause, OSError) and cause.errno == errno.ELOOP else None
+
+
 def _is_name(filename: object) -> bool:
     """An OSError may have a descriptor in its place."""
     return isinstance(filename, str | bytes)

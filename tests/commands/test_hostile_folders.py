@@ -24,6 +24,7 @@ from memdiff.evaluation.request import _size_of
 from memdiff.loggers.loggers import KEY_FILE, key_of
 from memdiff.models.folder import unet_layers
 from memdiff.models.load import pipeline_kind
+from memdiff.models.lora.paths import find_adapter
 from memdiff.processes.file_lock import FileLock
 from memdiff.recipe.init import Wish, write_recipe
 from memdiff.recipe.reading import read_recipe
@@ -266,6 +267,26 @@ def test_what_cannot_be_opened_is_one_line(tmp_path: Path, capsys: Any) -> None:
     assert "\x1b" not in said
     with pytest.raises(OSError, match="nameless"):
         guarded(lambda: (_ for _ in ()).throw(OSError("nameless")))
+
+
+def test_links_in_a_circle_are_one_line(tmp_path: Path, capsys: Any) -> None:
+    """Wherever a path is followed; another RuntimeError stays a traceback."""
+    a_circle(tmp_path / "round", tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        guarded(lambda: (tmp_path / "round").resolve() / "x" and (tmp_path / "round").read_bytes())
+    said = capsys.readouterr().err
+    assert caught.value.code == 5 and said.count("\n") == 1 and "round can't be used: Too many levels" in said
+    with pytest.raises(RuntimeError, match="other"):
+        guarded(lambda: (_ for _ in ()).throw(RuntimeError("other")))
+
+
+@pytest.mark.parametrize("plant", [a_pipe, a_circle, a_folder])
+def test_what_is_no_file_is_no_adapter(tmp_path: Path, plant: Plant) -> None:
+    """Under the name that is read, and as the only one of a folder."""
+    for name in ("pytorch_lora_weights.safetensors", "mine.safetensors"):
+        plant(tmp_path / name, tmp_path)
+        with pytest.raises(ConfigError, match=r"holds no adapter_model\.safetensors"):
+            find_adapter(tmp_path)
 
 
 @pytest.mark.parametrize("word", ["", "{}", "{}/scores.json", "--json={}/scores.json"])

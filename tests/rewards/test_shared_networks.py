@@ -27,10 +27,10 @@ def digits(_: Path) -> list[AnyPart]:
 
 def labels(folder: Path) -> list[AnyPart]:
     write_classifier(folder, "vit")
-    found = ("female", "male")
+    both = ("female", "male")
     return [
         ClassifierConfig(kind="classifier", path=str(folder), name=label, label=label, mode="log_probability")
-        for label in found
+        for label in both
     ]
 
 
