@@ -11,6 +11,7 @@ host_allocator  What the C library does with freed host memory
 image_files     Image files in folders: what `memdiff sample` writes, and what is taken from a folder to be scored
 incidents       What this process had to do in another way than it was planned, counted since its start
 memory_tags     What memory is for: a word that code may put on what it allocates, and that a ledger reads
+network_files   Folders of networks, before a library reads them: what it would wait for, or build without end
 numbered        Files and folders that memdiff numbers: `round_000003`, `image_000012.png`, and no other name
 placement       The one function that moves things between a device and the host
 quiet_imports   Keeps from a person the advice that libraries give while they are imported. Imports none of them

@@ -34,6 +34,7 @@ from memdiff.rewards.config import DigitsConfig
 from memdiff.rewards.families_config import ClipSimilarityConfig
 from memdiff.runtime.exit_codes import guarded
 from memdiff.runtime.image_files import sample_settings, sampled_images
+from memdiff.runtime.network_files import trouble_in
 from memdiff.runtime.small_files import free_of_others, own_bytes
 from memdiff.sampling.processes import clear_folder, sample_over_processes
 from memdiff.sampling.sample import write_png
@@ -350,6 +351,22 @@ def test_a_pipe_in_a_folder_of_networks_is_not_waited_for(name: str, tmp_path: P
             read()
     with pytest.raises(ValueError, match="is no regular file"):
         ClipSimilarityConfig(kind="clip_similarity", path=str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [10**400, 2**31, 1e300, [2, 10**9]])
+@pytest.mark.parametrize("key", ["num_hidden_layers", "layers_per_block", "depths", "encoder_layers"])
+def test_layers_without_end_are_refused(key: str, value: Any, tmp_path: Path) -> None:
+    """A library would build one after the other until the memory is full; also those of a tower within."""
+    (tmp_path / "text_encoder").mkdir()
+    (tmp_path / "text_encoder/config.json").write_text(json.dumps({"text_config": {key: value}, "layer_norm_eps": 9}))
+    for read in (lambda: locate(str(tmp_path), best=False, own_adapter=True), lambda: pipeline_kind(str(tmp_path))):
+        with pytest.raises(ConfigError, match=rf"asks for more than 1000 of {key}"):
+            read()
+    with pytest.raises(ValueError, match=rf"asks for more than 1000 of {key}"):
+        ClipSimilarityConfig(kind="clip_similarity", path=str(tmp_path))
+    config = {"layers_per_block": 2, "block_out_channels": [320, 1280], "sample_size": 1024, "depths": [3, 27, 3]}
+    (tmp_path / "text_encoder/config.json").write_text(json.dumps(config))
+    assert trouble_in(tmp_path) is None
 
 
 def test_settings_that_a_link_leads_to_are_not_a_folders_own(tmp_path: Path) -> None:
