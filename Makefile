@@ -6,6 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO := runs/demo
+SCHEMA := launch/recipes/recipe.schema.json
 
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -15,13 +16,17 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: setup demo test test-slow test-gpu faults soak fuzz lint format docs bench bench-digits bench-queries bench-rewards bench-lora-scale bench-sft_pg \
 	bench-value_baseline bench-planning bench-host_memory bench-watching bench-host_waits bench-peers bench-gpu bench-gpu-peers record-check rooms clean
 
-setup: $(READY)
+setup: $(READY) $(SCHEMA)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("memdiff needs Python >= 3.11, got " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# what an editor completes and checks the recipes by
+$(SCHEMA): $(READY) $(wildcard memdiff/*/*config.py memdiff/memory/knobs.py memdiff/recipe/*.py)
+	$(BIN)/python -m memdiff schema > $@
 
 demo: $(READY)
 	launch/demo.sh $(DEMO)
@@ -61,7 +66,7 @@ format: $(READY)
 
 # the documentation, into build/site: open build/site/index.html
 docs: $(READY)
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
 
 bench: $(READY)

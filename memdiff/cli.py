@@ -11,8 +11,11 @@ import typer
 
 from memdiff import __version__, library
 from memdiff.errors import ConfigError
+from memdiff.recipe.shipped import completions
+from memdiff.runtime.announce import on_stderr, said_if_slow
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.runtime.exit_codes import guarded, written_out
+from memdiff.runtime.from_here import from_here, shell_word
 
 app = typer.Typer(
     name="memdiff",
@@ -47,7 +50,9 @@ def _ranks(
 
 @app.command(epilog="Example: memdiff train launch/recipes/digits_reinforce.yaml --gpus 2 --out runs/digits")
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of one that ships.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="A YAML recipe, or the name of one that ships.", autocompletion=completions)
+    ],
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<recipe>.")] = None,
     gpus: Annotated[int | None, typer.Option(help="Ranks. Default: every GPU, or one CPU rank.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Overrides a key: --set run.rounds=5")] = None,
@@ -136,7 +141,7 @@ def sample(
         seed=seed, prompt=prompt, prompts=prompts, lora_scale=lora_scale, mix=mix or (), adapter_steps=adapter_steps,
         precision=precision, out=out, height=height, width=width, config=config, gpus=gpus,
     )  # fmt: skip
-    typer.echo(str(samples.folder))
+    typer.echo(f"open {shell_word(samples.grid)}" if sys.stdout.isatty() else from_here(str(samples.folder)))
 
 
 @app.command(epilog="Example: memdiff score samples --reward aesthetic --reward jpeg:quality=90 --json scores.json")
@@ -161,7 +166,8 @@ def score(
     texts = prompt or prompts_beside(files)
     parts = given_parts(reward, with_prompts=all(texts))
 
-    from memdiff.scoring.score import score_files
+    with said_if_slow(library.LOADING, on_stderr):
+        from memdiff.scoring.score import score_files
 
     score_files(files, parts, texts, json_file=json_file, each=rows)
 
@@ -226,16 +232,19 @@ def evaluate(
         detector=detector, size=size, batch_size=batch_size, steps=steps, eta=eta, guidance=guidance, seed=seed,
         height=height, width=width, config=config, precision=precision, best=best, out=out,
     )  # fmt: skip
-    prepared = prepare(options)
+    with said_if_slow(library.LOADING, on_stderr):
+        prepared = prepare(options)
+        from memdiff.evaluation.show import evaluate_and_show, last_lines
 
-    from memdiff.evaluation.show import evaluate_and_show
-
-    typer.echo(str(evaluate_and_show(prepared, gpus)))
+    folder = evaluate_and_show(prepared, gpus)
+    typer.echo("\n".join(last_lines(folder, prepared, terminal=sys.stdout.isatty())))
 
 
 @app.command(epilog="Example: memdiff plan launch/recipes/celebahq_reinforce.yaml --gpu t4 --gpus 4")
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of one that ships.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="A YAML recipe, or the name of one that ships.", autocompletion=completions)
+    ],
     gpu: Annotated[str | None, typer.Option(help="The card: t4 (default), a10, l4, v100, a100, h100, ...")] = None,
     budget_gib: Annotated[float | None, typer.Option(min=0.01, help="Instead: what the allocator may hold.")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Cards, one rank each.")] = 1,
@@ -266,9 +275,11 @@ def report(
     ] = None,
 ) -> None:
     """Write a page about a run, or about several side by side: one file, opens from file://."""
-    from memdiff.reporting.html import write_comparison, write_report
+    with said_if_slow("writing the page", on_stderr):
+        from memdiff.reporting.html import write_comparison, write_report
 
-    typer.echo(str(write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out)))
+        page = write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out)
+    typer.echo(f"open {shell_word(page)}" if sys.stdout.isatty() else from_here(str(page)))
 
 
 @app.command(epilog="Example: memdiff push runs/digits you/even-digits --yes")
@@ -324,19 +335,26 @@ def init(
         str | None, typer.Option(help="reinforce, draft, alignprop or refl. Default: by the reward's gradient.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 20,
-    gpu: Annotated[str, typer.Option(help="The card that the next command plans for.")] = "t4",
+    gpu: Annotated[
+        str | None, typer.Option(help="The card that the next command plans for. Default: t4, none for what ships.")
+    ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="And how many of them.")] = 1,
     out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a recipe with comments, to be planned, changed and trained. Asks for what is not given."""
+    from memdiff.models.config import EMBEDDED
+
     asks = sys.stdin.isatty()
+    asks_for_card = asks and gpu is None and (model is None or not reward)
     if model is None:
         model = typer.prompt("model (digits, digits_text, a folder or a hub id)", default="digits") if asks else None
     if not reward:
         reward = [typer.prompt("reward, such as aesthetic, jpeg or python:file=mine.py")] if asks else None
+    if asks_for_card and model not in EMBEDDED:
+        gpu = typer.prompt("card to plan for", default="t4")
     if model is None or not reward:
         raise ConfigError("init needs --model and --reward, such as --model digits --reward digits:digits=[7]")
-    from memdiff.recipe.init import Wish, kind_of, write_recipe
+    from memdiff.recipe.init import Wish, kind_of, next_commands, write_recipe
     from memdiff.scoring.request import given_parts
 
     if not prompt and asks and (model == "digits_text" or kind_of(model, kind) in ("stable_diffusion", "sdxl")):
@@ -344,14 +362,14 @@ def init(
     parts = list(given_parts(reward, with_prompts=True).values())
     raw = [part.model_dump(mode="json", exclude_unset=True) for part in parts]
     write_recipe(Wish(model, raw, prompt or (), kind, method, rounds), parts, out)
-    typer.echo(f"wrote {out}. Next:")
-    typer.echo(f"  memdiff plan {out} --gpu {gpu} --gpus {gpus}      what fits the card, and why")
-    typer.echo(f"  memdiff train {out} --dry-run              what would run here")
+    typer.echo("\n".join([f"wrote {out}. Next:", *next_commands(out, model, gpu, gpus)]))
 
 
 @app.command(epilog="Example: memdiff recipes")
 def recipes(
-    show: Annotated[str | None, typer.Option(metavar="NAME", help="Print this one, to copy and change.")] = None,
+    show: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Print this one, to copy and change.", autocompletion=completions)
+    ] = None,
 ) -> None:
     """The recipes that ship. Each name stands for its file: memdiff plan sd15_draft_t4."""
     from memdiff.recipe.reading import recipe_text

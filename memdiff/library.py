@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from memdiff.runtime.announce import on_stderr, said_if_slow
 from memdiff.runtime.quiet_imports import quiet_imports
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from memdiff.recipe.recipe import Recipe
 
 RecipeLike: TypeAlias = "str | Path | Mapping[str, Any] | Recipe"  # a file, the name of one that ships, plain data
+LOADING = "loading torch and diffusers"
 RewardFunction = Callable[..., Any]  # score(images_BCHW, prompts) -> B numbers
 
 
@@ -118,16 +120,22 @@ def plan(
     """
     quiet_imports()
     from memdiff.memory.gpus import find_gpu
-    from memdiff.models.quiet import quiet_libraries
-    from memdiff.planner.plan import make_plan
+    from memdiff.planner.progress import PlanningProgress
+    from memdiff.planner.round_cache import RoundCache, users_cache
     from memdiff.runtime.units import GIB
 
     checked = read_recipe(recipe, changes)
     checked.check_world_size(gpus)
     card = None if budget_gib is not None else find_gpu(gpu)
     budget = card.budget_bytes(gpus) if card else int((budget_gib or 0) * GIB)
-    quiet_libraries()
-    return make_plan(checked, budget_bytes=budget, ranks=gpus, gpu=card)
+    with PlanningProgress("the recipe") as progress:
+        from memdiff.models.quiet import quiet_libraries
+        from memdiff.planner.plan import make_plan
+        from memdiff.planner.rounds import Measuring
+
+        quiet_libraries()
+        measuring = Measuring(cache=RoundCache(checked, users_cache()), progress=progress.update)
+        return make_plan(checked, budget_bytes=budget, ranks=gpus, gpu=card, measuring=measuring)
 
 
 def train(
@@ -154,7 +162,7 @@ def train(
     from memdiff.training.before_launch import check_arguments, check_before_launch
     from memdiff.training.launcher import choose_world_size
     from memdiff.training.run_folder import RunFolder
-    from memdiff.training.start import programs_stops, run_here, run_ranks, way_on
+    from memdiff.training.start import CHECKING, programs_stops, run_here, run_ranks, way_on
 
     changed = dict(changes or {})
     if callable(reward):
@@ -165,9 +173,10 @@ def train(
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "library"
     folder = RunFolder((Path(out) if out else Path("runs") / name).resolve())
     file = Path(ds_config).resolve() if ds_config else None
-    check_arguments(checked, folder, gpus, resume, file)
-    world_size = choose_world_size(gpus)
-    checked.check_world_size(world_size)
+    with said_if_slow(CHECKING):
+        check_arguments(checked, folder, gpus, resume, file)
+        world_size = choose_world_size(gpus)
+        checked.check_world_size(world_size)
     if world_size > 1 and any(getattr(part, "file", None) == HERE for part in checked.reward):
         raise ConfigError(
             f"a function of this program reaches no {world_size} processes; put it into a file and give "
@@ -195,9 +204,10 @@ def sample(source: "str | Path | Run", *, num_images: int = 16, gpus: int | None
     `options` are those of `memdiff sample`, with underscores: prompt, steps, guidance, lora_scale, mix, seed, out, ...
     """
     quiet_imports()
-    from memdiff.runtime.image_files import GRID, sampled_images
-    from memdiff.sampling.processes import sample_over_processes
-    from memdiff.sampling.request import make_request
+    with said_if_slow(LOADING, on_stderr):
+        from memdiff.runtime.image_files import GRID, sampled_images
+        from memdiff.sampling.processes import sample_over_processes
+        from memdiff.sampling.request import make_request
 
     names = ("batch_size", "steps", "eta", "guidance", "prompt", "prompts", "lora_scale", "adapter_steps")
     names += ("height", "width", "config")
@@ -233,7 +243,9 @@ def score(
     quiet_imports()
     from memdiff.runtime.image_files import find_images, prompts_beside
     from memdiff.scoring.request import given_parts
-    from memdiff.scoring.score import score_rows
+
+    with said_if_slow(LOADING, on_stderr):
+        from memdiff.scoring.score import score_rows
 
     several = images.images if isinstance(images, Samples) else [images] if isinstance(images, str | Path) else images
     files = find_images([str(image) for image in several])
@@ -269,10 +281,11 @@ def evaluate(
     for name, kind in (("prompts", Path), ("diversity", str)):
         options[name] = [kind(value) for value in _listed(options.get(name, ()))]
     options["out"] = Path(options.get("out", "evaluation"))
-    prepared = prepare(Options(words, rewards=_listed(reward), **options))
-
-    from memdiff.evaluation.evaluate import evaluate as compare
-    from memdiff.evaluation.show import document, write
+    with said_if_slow(LOADING, on_stderr):
+        prepared = prepare(Options(words, rewards=_listed(reward), **options))
+    with said_if_slow(LOADING, on_stderr):
+        from memdiff.evaluation.evaluate import evaluate as compare
+        from memdiff.evaluation.show import document, write
 
     outcome = compare(prepared, gpus)
     return Evaluated(write(outcome), document(outcome))

@@ -16,11 +16,11 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from peft import LoraConfig
 
-from benchmarks.gpu.blank_networks import blank_parts, fill
 from benchmarks.gpu.idle import profiled
 from benchmarks.measures.planning import changed_recipe
 from benchmarks.measuring import Phase, seconds_of
 from benchmarks.peers.bare import TARGETS, Bare, alignprop, ddpo
+from memdiff.bench.blank_networks import blank_parts, fill
 from memdiff.engine.process_group import start_process_group
 from memdiff.memory.knobs import Knobs, resolved
 from memdiff.methods.experience import Clock

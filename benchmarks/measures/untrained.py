@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.blank_networks import blank_parts
 from benchmarks.measures.planning import changed_recipe
 from benchmarks.measures.training import measure_parts
+from memdiff.bench.blank_networks import blank_parts
 from memdiff.engine.process_group import start_process_group
 from memdiff.errors import ConfigError
 from memdiff.memory.gpus import find_gpu

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from memdiff.bench.blank_networks import blank_parts
 from memdiff.bench.block import RecipeRow
 from memdiff.engine.process_group import start_process_group
 from memdiff.errors import ConfigError, OutOfMemoryError
@@ -49,7 +50,7 @@ def measure(name: str, changes: dict[str, object]) -> RecipeRow:
     plan = plan_of(recipe, ranks)
     if not plan.fits:
         raise OutOfMemoryError(f"planned, and does not fit: {plan.of_budget()}")
-    parts, weights = loaded(recipe, ranks)
+    parts, weights = loaded(recipe, ranks, plan)
     seconds, live, reserved = two_rounds(parts)
     known_pace = plan.gpu is not None and ranks.device.type == "cuda"
     return RecipeRow(
@@ -80,13 +81,13 @@ def plan_of(recipe: Recipe, ranks: Ranks) -> Plan:
     return make_plan(recipe, budget_bytes=CPU_BUDGET_BYTES, precision=precision, measuring=measuring)
 
 
-def loaded(recipe: Recipe, ranks: Ranks) -> tuple[Parts, str]:
-    """With the weights that are here, or with random ones where any is missing."""
+def loaded(recipe: Recipe, ranks: Ranks, plan: Plan) -> tuple[Parts, str]:
+    """With the weights that are here, or on a GPU with random ones, made there, where any is missing."""
     try:
         return build_parts(recipe, ranks), EMBEDDED if recipe.model.kind == "embedded" else REAL
     except ConfigError:
         gc.collect()
-    return build_parts(recipe, ranks, untrained=True), RANDOM
+    return blank_parts(recipe, ranks, plan.chosen()), RANDOM
 
 
 def two_rounds(parts: Parts) -> tuple[float, int, int | None]:

@@ -4,8 +4,7 @@ DeepSpeed loads an operator where it first needs it, and finds one that was load
 under a lock that ends with its holder; torch's own lock file does not (see build_lock).
 """
 
-import sys
-import threading
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,8 +16,8 @@ from torch.utils import cpp_extension
 
 from memdiff.engine.build_lock import clear_lock
 from memdiff.processes.file_lock import FileLock
-
-SECONDS_IN_SILENCE = 2.0
+from memdiff.processes.identity import parent_of, pid_of
+from memdiff.runtime.announce import on_stdout, said_if_slow
 
 
 def load_shared_memory_operator() -> None:
@@ -39,13 +38,13 @@ def load_operator(builder: Any) -> None:
     name: str = builder.NAME
     folder = Path(cpp_extension._get_build_directory(name, verbose=False))
     with _one_at_a_time(folder):
-        clear_lock(folder, _say)
+        clear_lock(folder, on_stdout)
         words = f"compiling DeepSpeed's {name}, which takes about a minute, once"
         if (folder / f"{name}.so").is_file():
-            with _said_if_slow(words):  # its sources, the compiler's options or ninja may be others than they were
+            with said_if_slow(words):  # its sources, the compiler's options or ninja may be others than they were
                 builder.load()
         else:
-            _say(words)
+            on_stdout(words)
             builder.load()
 
 
@@ -58,22 +57,14 @@ def _builder(name: str) -> Any:
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Alone among memdiff's processes. In a folder that can't be written nothing is built, and nobody waits."""
     with FileLock(folder.with_name(f"{folder.name}.lock")) as lock:
-        with suppress(OSError), _said_if_slow(f"waiting for another process, which builds DeepSpeed's {folder.name}"):
+        with suppress(OSError), said_if_slow(lambda: _whose(lock, folder.name)):
             lock.acquire(wait=True)
         yield
 
 
-@contextmanager
-def _said_if_slow(words: str) -> Iterator[None]:
-    timer = threading.Timer(SECONDS_IN_SILENCE, _say, [words])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+def _whose(lock: FileLock, operator: str) -> str | None:
+    """Who is waited for, in words; None for a rank of this run, which has said itself what it does."""
+    holder = lock.holder()
+    if holder.process and parent_of(pid_of(holder.process)) == os.getppid():
+        return None
+    return f"waiting for {holder}, which builds DeepSpeed's {operator}"

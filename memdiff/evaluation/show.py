@@ -20,7 +20,9 @@ from memdiff.evaluation.request import Evaluation
 from memdiff.reporting.grid import BACKGROUND, INK, image_grid
 from memdiff.reporting.page import render_page
 from memdiff.reporting.pictures import embed_png
+from memdiff.runtime.from_here import from_here, shell_word
 from memdiff.runtime.image_files import open_image
+from memdiff.training.run_folder import RunFolder
 
 JSON_NAME, PICTURE, PAGE = "eval.json", "eval.png", "eval.html"
 HERE = Path(__file__).parent
@@ -38,6 +40,17 @@ def evaluate_and_show(evaluation: Evaluation, gpus: int | None) -> Path:
         sys.stderr.write(f"memdiff: warning: {warning}\n")
     Console().print(screen_table(outcome))
     return write(outcome)
+
+
+def last_lines(folder: Path, evaluation: Evaluation, *, terminal: bool) -> list[str]:
+    """The folder, for programs; on a terminal the page to open, and of a run, how it goes to the hub."""
+    if not terminal:
+        return [from_here(str(folder))]
+    runs = [subject.source for subject in evaluation.subjects if RunFolder(Path(subject.source)).exists()]
+    lines = [f"open {shell_word(folder / PAGE)}"]
+    if runs:
+        lines.append(f"next: memdiff push {shell_word(Path(runs[-1]))} you/NAME      (lists what would go to the hub)")
+    return lines
 
 
 def metric_names(outcome: Outcome) -> list[str]:

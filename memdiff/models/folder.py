@@ -21,6 +21,7 @@ from memdiff.models.config import (
     StableDiffusionConfig,
 )
 from memdiff.models.single_file_kinds import check_shapes, check_vae_shapes, shapes_of
+from memdiff.runtime.hub import why_unreachable
 from memdiff.runtime.weight_headers import read_header
 
 INDEX = "model_index.json"
@@ -61,6 +62,31 @@ def to_be_fetched(model: ModelConfig) -> list[tuple[str, str, str | None]]:
         wanted += [("model.config", model.config, None, INDEX)] if model.config is not None else []
         wanted += [("model.vae", model.vae, None, "config.json")] if model.vae is not None else []
     return [(what, path, revision) for what, path, revision, file in wanted if not _is_here(path, revision, file)]
+
+
+def refuse_unreachable(what: str, path: str, revision: str | None = None, file: str = INDEX) -> None:
+    """Raises ConfigError, in one line and at once, where `file` has to be fetched and there is no hub to ask.
+
+    With HF_HUB_OFFLINE set the hub's library says so at once itself.
+    """
+    from huggingface_hub import constants
+
+    try:
+        if constants.HF_HUB_OFFLINE or Path(path).exists() or _is_here(path, revision, file):
+            return
+    except (OSError, ValueError):  # no path and no hub id, which loading it says
+        return
+    reason = why_unreachable()
+    if reason:
+        raise no_way_to(what, path, reason)
+
+
+def no_way_to(what: str, path: str, reason: str) -> ConfigError:
+    """What has to be fetched and can't be."""
+    return ConfigError(
+        f"{what} {path} is no folder here and not in the hub's cache, and {reason}; fetch it where there is a network, "
+        f"and copy the cache: hf download {path}"
+    )
 
 
 def _is_here(path: str, revision: str | None, file: str) -> bool:

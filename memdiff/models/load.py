@@ -21,7 +21,7 @@ from memdiff.models.config import (
     StableDiffusionConfig,
 )
 from memdiff.models.ddpm import load_ddpm, skeleton_ddpm
-from memdiff.models.folder import NETWORKS, PIPELINE_KINDS
+from memdiff.models.folder import NETWORKS, PIPELINE_KINDS, refuse_unreachable
 from memdiff.models.options import ModelOptions
 from memdiff.models.policy import Policy
 from memdiff.models.single_file_kinds import kind_of_file, shapes_of
@@ -42,6 +42,7 @@ def pipeline_kind(source: str, *, revision: str | None = None) -> str:
         return kind_of_file(file, shapes_of(file) or shapes_in(file))
     if Path(source).is_dir() and (trouble := trouble_in(Path(source))) is not None:
         raise ConfigError(trouble)
+    refuse_unreachable("model.path", source, revision)
     try:
         with quiet_hub():
             index = DiffusionPipeline.load_config(source, revision=revision)

@@ -9,6 +9,7 @@ from memdiff.errors import ConfigError
 from memdiff.memory.gpus import MARGIN_BYTES, NCCL_BYTES, Gpu, find_gpu
 from memdiff.memory.host import machine_bytes
 from memdiff.planner.plan import Plan, make_plan
+from memdiff.planner.progress import PlanningProgress
 from memdiff.planner.round_cache import RoundCache, users_cache
 from memdiff.planner.rounds import Measuring
 from memdiff.recipe.recipe import Recipe
@@ -30,8 +31,9 @@ def shared_plan(recipe: Recipe, ranks: Ranks, precision: str, *, budget: int, gp
     """Made on the first rank and sent to the others."""
     text = None
     if ranks.is_first:
-        with suppress(ConfigError):
-            measuring = Measuring(cache=RoundCache(recipe, users_cache()))  # in this process: it uses CUDA
+        with suppress(ConfigError), PlanningProgress("the run", bar=False) as progress:
+            # in this process: it uses CUDA
+            measuring = Measuring(cache=RoundCache(recipe, users_cache()), progress=progress.update)
             plan = make_plan(
                 recipe,
                 budget_bytes=budget,

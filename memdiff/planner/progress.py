@@ -13,11 +13,14 @@ from memdiff.runtime.screen import screen
 
 
 class PlanningProgress:
-    """From the first second: while libraries load, while rounds are measured; nothing where all are cached."""
+    """From the first second: while libraries load, while rounds are measured; nothing where all are cached.
 
-    def __init__(self, recipe: str) -> None:
+    `bar=False`: lines on a terminal too, where something else draws a bar.
+    """
+
+    def __init__(self, recipe: str, *, bar: bool = True) -> None:
         console = screen(stderr=True)
-        self._recipe, self._lines, self._said = recipe, not console.is_terminal, False
+        self._recipe, self._lines, self._said = recipe, not (bar and console.is_terminal), False
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
             console=console, auto_refresh=False, transient=True, disable=self._lines,

@@ -178,7 +178,7 @@ class _Fastest:
     number: int = 0
 
     def see(self, setting: Setting, seconds: float, number: int) -> None:
-        """One more."""
+        """Takes its place where this one is faster, or as fast and earlier in order."""
         if self.setting is None or (seconds, number) < (self.seconds, self.number):
             self.setting, self.seconds, self.number = setting, seconds, number
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from memdiff.errors import ConfigError
 from memdiff.runtime.shipped_folder import shipped_folder
 
+EDITORS = "# yaml-language-server:"  # the line that tells an editor which schema it is
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -31,11 +32,17 @@ def find_recipe(recipe: Path) -> Path:
     raise ConfigError(f"no such recipe: {recipe}{hint}")
 
 
+def completions(incomplete: str) -> list[str]:
+    """What a shell completes for a recipe: the files of the folder one stands in, and the names that ship."""
+    here = sorted(str(file) for file in Path().glob("*") if file.suffix in SUFFIXES)
+    return [name for name in (*here, *shipped_recipes()) if name.startswith(incomplete)]
+
+
 def headline(file: Path) -> str:
     """The first sentence of the comment at the head of a recipe."""
     words: list[str] = []
     for line in file.read_text().splitlines():
-        if not line.startswith("# ") or line.startswith("#   "):
+        if not line.startswith("# ") or line.startswith(("#   ", EDITORS)):
             break
         words.append(line.removeprefix("#").strip())
     text = re.sub(r" \([^()]*\d{4}[^()]*\)", "", " ".join(words))

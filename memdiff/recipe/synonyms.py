@@ -69,8 +69,8 @@ KEYS = {
     "run_name": "leave it out; the run folder is --out",
     "resume_from": "leave it out; the same command again goes on, --resume says otherwise",
     "resume_from_checkpoint": "leave it out; the same command again goes on, --resume says otherwise",
-    "report_to": "leave it out; rows are in metrics.jsonl, pictures in report.html",
-    "log_with": "leave it out; rows are in metrics.jsonl, pictures in report.html",
+    "report_to": "run.log",
+    "log_with": "run.log",
     "num_gpus": "leave it out; ranks are --gpus",
     "num_processes": "leave it out; ranks are --gpus",
     # model and adapter

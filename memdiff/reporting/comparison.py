@@ -6,7 +6,7 @@ from pathlib import Path
 
 from memdiff.errors import ConfigError
 from memdiff.reporting import plots
-from memdiff.reporting.folder import Row, RunRecord, best_round, column, known, names_of, number
+from memdiff.reporting.folder import Row, RunRecord, best_round, column, known, names_of, names_shown, number
 from memdiff.reporting.headline import flatten, full_seconds, heading, status_text
 from memdiff.reporting.page import HERE, render_page
 from memdiff.reporting.panel import Panel, make_panel
@@ -121,6 +121,8 @@ def panels(runs: list[RunRecord], names: list[str]) -> list[Panel]:
     total = ("evaluate/reward_mean", "Total reward, fixed noise", "weighted reward", fixed)
     shown[1:1] = _panel(runs, names, evaluations, *total)
     for name in shared_names(runs):
+        if not any(name in names_shown(run, run.evaluations, "evaluate/") for run in runs):
+            continue  # the total shows it
         key = f"evaluate/reward/{name}"
         shown += _panel(runs, names, evaluations, key, f"Part: {name}, fixed noise", "raw reward", fixed)
     return shown

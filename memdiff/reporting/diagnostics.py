@@ -6,7 +6,7 @@ Shapes: R rounds, K steps of the sampling chain.
 import numpy as np
 
 from memdiff.reporting import plots
-from memdiff.reporting.folder import Row, RunRecord, column, keys_with
+from memdiff.reporting.folder import Row, RunRecord, column, keys_with, known
 from memdiff.reporting.panel import Panel, make_panel, metric_panel
 from memdiff.reporting.sections import phase_keys
 
@@ -82,6 +82,8 @@ def diagnostic_panels(run: RunRecord) -> list[Panel]:
     """Health of the optimization, one plot a quantity that the run reports."""
     panels = []
     for key, unit, caption in DIAGNOSTICS:
+        if key == "loss_scale" and set(known(column(run.training, key))) <= {1.0}:
+            continue  # in fp32 and bf16 there is none
         panels += metric_panel(run.training, key, unit, caption, log_base=LOG_BASES.get(key))
     return panels + step_norm_panels(run.training)
 

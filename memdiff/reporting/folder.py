@@ -111,6 +111,20 @@ def names_of(run: RunRecord, prefix: str) -> list[str]:
     return list(dict.fromkeys([*held_out, *trained, *evaluated]))
 
 
+def names_shown(run: RunRecord, rows: list[Row], prefix: str = "") -> list[str]:
+    """Parts that have a plot of their own in a table of rows; `prefix`: `evaluate/` or nothing.
+
+    Not one whose numbers another plot shows: the total's where it is the only one, or its share's.
+    """
+    shown = []
+    for name in names_of(run, "reward/"):
+        values = column(rows, f"{prefix}reward/{name}")
+        others = (column(rows, f"{prefix}{key}") for key in ("reward_mean", f"share/{name}"))
+        if known(values) and not any(known(values) == known(other) for other in others):
+            shown.append(name)
+    return shown
+
+
 def best_round(evaluations: list[Row]) -> int | None:
     """The round marked best last; without marks the one of the highest evaluation reward; None without evaluations."""
     marked = [row["round"] for row in evaluations if row.get("evaluate/best") is True]

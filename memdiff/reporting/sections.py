@@ -3,7 +3,7 @@
 import math
 
 from memdiff.reporting import plots
-from memdiff.reporting.folder import Row, RunRecord, best_round, column, keys_with, known, names_of
+from memdiff.reporting.folder import Row, RunRecord, best_round, column, keys_with, known, names_of, names_shown
 from memdiff.reporting.panel import Panel, make_panel
 from memdiff.reporting.plots import Series
 from memdiff.runtime.units import GIB
@@ -33,11 +33,10 @@ def reward_panels(run: RunRecord) -> list[Panel]:
         "weighted reward",
         caption + "Should rise and level off. A band that vanishes while the mean is low means images all alike.",
     )
-    for key in keys_with(run.training, "reward/"):
-        name = key.removeprefix("reward/")
+    for name in names_shown(run, run.training):
         panels += _band_panel(
             run.training,
-            key,
+            f"reward/{name}",
             f"reward_std/{name}",
             f"Part: {name}",
             "raw reward",
@@ -48,9 +47,9 @@ def reward_panels(run: RunRecord) -> list[Panel]:
 
 def evaluation_panels(run: RunRecord) -> list[Panel]:
     """Rewards on the same fixed noise every time; a star marks the best round."""
-    best = best_round(run.evaluations)
+    best, shown = best_round(run.evaluations), names_shown(run, run.evaluations, "evaluate/")
     panels = []
-    for key in ["evaluate/reward_mean", *(f"evaluate/reward/{name}" for name in names_of(run, "reward/"))]:
+    for key in ["evaluate/reward_mean", *(f"evaluate/reward/{name}" for name in shown)]:
         values = column(run.evaluations, key)
         rounds = column(run.evaluations, "round")
         if not known(values):

@@ -15,6 +15,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from memdiff.errors import ConfigError
 from memdiff.models.config import Precision
+from memdiff.models.folder import refuse_unreachable
 from memdiff.models.networks import check_report
 from memdiff.rewards.backbones import Backbones
 from memdiff.rewards.confidence import confidence_score, has_gradient
@@ -22,6 +23,7 @@ from memdiff.rewards.config import ClassifierConfig
 from memdiff.rewards.preprocess import Interpolation, resize, standardise, to_rgb
 from memdiff.rewards.pretrained import freeze, network_dtype, run_network
 
+CONFIG = "config.json"
 PIL_INTERPOLATION: Mapping[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 ARCHITECTURES: Mapping[str, Any] = {  # of skeletons, which read no file for these
     "rizvandwiki/gender-classification": ViTConfig,  # ViT-B/16 at 224, the library's default
@@ -151,6 +153,7 @@ def _key(config: ClassifierConfig) -> tuple[str, str | None, Precision]:
 
 
 def _load_network(config: ClassifierConfig, device: torch.device) -> ImageClassifier:
+    refuse_unreachable("reward classifier", config.path, config.revision, CONFIG)
     try:
         network, report = AutoModelForImageClassification.from_pretrained(
             config.path,
@@ -199,6 +202,8 @@ def skeleton_image_classifier(
 
 def _skeleton_network(config: ClassifierConfig, device: torch.device) -> ImageClassifier:
     written = ARCHITECTURES.get(config.path)
+    if not written:
+        refuse_unreachable("reward classifier", config.path, config.revision, CONFIG)
     try:
         architecture = (
             written()

@@ -9,12 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from memdiff.errors import ConfigError
+from memdiff.runtime.announce import said_if_slow
 from memdiff.runtime.small_files import read_small_file
 
-SECONDS_IN_SILENCE = 2.0
 SECONDS = 120.0  # some files import much; a download belongs into the function, or before the run
 MOST_BYTES = 10**7
 WORD = "MEMDIFF_REWARD_FILE_SAYS"  # the descriptor on which the trying process says how it went
@@ -22,7 +20,14 @@ FINE = "fine"
 
 
 def load_function(file: Path, name: str) -> Callable[..., Any]:
-    """The function of that name in a user's file. Raises ConfigError in one line."""
+    """The function of that name in a user's file. Raises ConfigError in one line.
+
+    The file may import modules that lie beside it, now and in the function: its folder is the last place that Python
+    looks in, so that it hides nothing that is installed.
+    """
+    folder = str(file.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(f"memdiff_reward_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"reward file {file} is not a Python file; give one that ends in .py")
@@ -77,7 +82,8 @@ def _tried(file: Path, name: str, seconds: float) -> tuple[str, int | None]:
             start_new_session=True,
         )
         try:
-            code = _wait(process, seconds, f"importing reward file {file}")
+            with said_if_slow(f"importing reward file {file}"):
+                code = _wait(process, seconds)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -93,15 +99,12 @@ def _tried(file: Path, name: str, seconds: float) -> tuple[str, int | None]:
         os.close(writer)
 
 
-def _wait(process: subprocess.Popen[bytes], seconds: float, words: str) -> int | None:
-    """The exit code, or None where that takes longer. What takes its time is announced."""
-    for limit, said in ((min(seconds, SECONDS_IN_SILENCE), words), (seconds - SECONDS_IN_SILENCE, "")):
-        try:
-            return process.wait(timeout=max(0.0, limit))
-        except subprocess.TimeoutExpired:
-            if said:
-                typer.echo(said)
-    return None
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """The exit code, or None where that takes longer."""
+    try:
+        return process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _way_out(code: int) -> str:

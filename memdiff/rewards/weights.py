@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from memdiff.errors import ConfigError
+from memdiff.runtime.hub import why_unreachable
 from memdiff.runtime.state_dicts import read_safetensors, refuse_repeated_numbers
 
 PICKLED = (".pt", ".pth", ".bin")
@@ -50,7 +51,9 @@ def find_weights(source: str, filename: str, revision: str | None = None) -> Pat
 def _from_hub(repo_id: str, filename: str, revision: str | None) -> Path:
     try:
         cached = try_to_load_from_cache(repo_id, filename, revision=revision)
-        return Path(cached if isinstance(cached, str) else hf_hub_download(repo_id, filename, revision=revision))
+        reason = "" if isinstance(cached, str) or constants.HF_HUB_OFFLINE else why_unreachable()
+        if not reason:
+            return Path(cached if isinstance(cached, str) else hf_hub_download(repo_id, filename, revision=revision))
     except HFValidationError:
         raise ConfigError(
             f"{repo_id[:80]!r} is neither a file, nor a folder, nor a hub id of the form owner/name"

@@ -1,13 +1,16 @@
 """What every room stands on: devices, ranks, vector-Jacobian products, files. No model, no recipe.
 
+announce        What a person is told while something takes its time: a line after two seconds, none where it is quicker
 cuda_allocator  How torch's CUDA allocator holds its memory: in segments that grow
 exit_codes      The outermost frame of every program: errors become one line on stderr and an exit code
 file_errors     Whether an OSError is a line about a file that a person named, or a mistake of ours
 finite_checks   Whether numbers are finite: asked at once, or noted on the device and asked once for many pieces
 fixed_batches   Batches of one shape, whatever the number of items
+from_here       Paths as a person sees them who stands in a folder: those below it without its own
 gradients       fp32 sums of parameter gradients, which pieces add into and an update takes
 half_precision  fp16 networks between fp32 mathematics: gradients enter scaled by a power of two, leave unscaled
 host_allocator  What the C library does with freed host memory
+hub             Whether the hub can be reached at all: asked once, before its library tries again and again
 image_files     Image files in folders: what `memdiff sample` writes, and what is taken from a folder to be scored
 incidents       What this process had to do in another way than it was planned, counted since its start
 memory_tags     What memory is for: a word that code may put on what it allocates, and that a ledger reads

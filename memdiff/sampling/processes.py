@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -15,11 +16,13 @@ from memdiff.errors import CheckpointError, ConfigError, MemdiffError
 from memdiff.processes.bound import bound_command, bound_environment
 from memdiff.processes.file_lock import FileLock
 from memdiff.reporting.grid import image_grid
+from memdiff.runtime.announce import on_stderr, said_if_slow
 from memdiff.runtime.image_files import GRID, IMAGE, SETTINGS, open_image, sample_settings, sampled_images
 from memdiff.runtime.numbered import numbered
 from memdiff.runtime.screen import screen
+from memdiff.runtime.units import counted
 from memdiff.sampling.request import SampleRequest
-from memdiff.training.launcher import choose_world_size, rank_environment
+from memdiff.training.launcher import choose_world_size, rank_environment, ranks_without_gpus
 
 MOST_IN_GRID = 64
 WIDEST = 8  # tiles of a labelled grid
@@ -33,7 +36,11 @@ def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
     None where it fails: a part of them would pass for the result.
     """
     folder = Path(request.out)
-    world_size = min(choose_world_size(gpus), request.num_images)
+    with said_if_slow("loading torch", on_stderr):
+        world_size = min(choose_world_size(gpus), request.num_images)
+        note = ranks_without_gpus(gpus)
+    if note is not None:
+        on_stderr(note)
     with own_folder(folder):
         clear_folder(folder)
         for name in (SETTINGS, GRID):
@@ -53,7 +60,11 @@ def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
 
 def _sample(request: SampleRequest, folder: Path, world_size: int) -> None:
     console = screen(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    words = f"sampling {counted(request.num_images, 'image')}"
+    with (
+        nullcontext() if console.is_terminal else said_if_slow(words, on_stderr),
+        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
         task = progress.add_task("sampling", total=request.num_images)
         if world_size == 1:
             from memdiff.runtime.ranks import ranks_of_this_process

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from memdiff.engine.ds_config import agreed_values, check_nested_keys, read_user_file
 from memdiff.errors import CheckpointError, ConfigError
-from memdiff.models.folder import check_folder, check_layers, folder_of, to_be_fetched, unet_layers
+from memdiff.models.folder import check_folder, check_layers, folder_of, no_way_to, to_be_fetched, unet_layers
 from memdiff.models.lora.paths import find_adapter
 from memdiff.recipe.contents import contents_of
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.config import users_function
 from memdiff.rewards.python_file import check_file
+from memdiff.runtime.hub import why_unreachable
 from memdiff.training.run_folder import Resume, RunFolder
 
 MOST_RANKS = 1024
@@ -73,11 +74,14 @@ def _ask_hub(what: str, path: str, revision: str | None) -> None:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    fetch = f"fetch it first: hf download {path}"
     if constants.HF_HUB_OFFLINE:
         raise ConfigError(
-            f"{what} {path} is no folder here and not in the hub's cache, and HF_HUB_OFFLINE is set; {fetch}"
+            f"{what} {path} is no folder here and not in the hub's cache, and HF_HUB_OFFLINE is set; fetch it first: "
+            f"hf download {path}"
         )
+    reason = why_unreachable()
+    if reason:
+        raise no_way_to(what, path, reason)
     try:
         HfApi().model_info(path, revision=revision, timeout=SECONDS_FOR_HUB)
     except GatedRepoError:
@@ -85,7 +89,7 @@ def _ask_hub(what: str, path: str, revision: str | None) -> None:
     except (RepositoryNotFoundError, RevisionNotFoundError):
         branch = f" with revision {revision}" if revision else ""
         raise ConfigError(f"{what} {path} is no folder here, and the hub has none{branch}") from None
-    except Exception:  # no network, or a mirror that answers otherwise: the rank that loads the model will know
+    except Exception:  # a mirror that answers otherwise: the rank that loads the model will know
         return
 
 

@@ -13,7 +13,7 @@ from memdiff.memory.knobs import Knobs, MemoryConfig, resolve_by_rules, resolved
 from memdiff.memory.offload import offload_idle
 from memdiff.methods.build import build_method
 from memdiff.methods.method import Method
-from memdiff.models.load import load_policy, skeleton_policy
+from memdiff.models.load import load_policy
 from memdiff.models.policy import Policy
 from memdiff.models.precision import resolve_precision
 from memdiff.models.quiet import quiet_libraries
@@ -49,11 +49,8 @@ class Parts:
     plan: "Plan | None"  # on GPUs
 
 
-def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = None, untrained: bool = False) -> Parts:
-    """Loads and connects all parts on this rank. torch.distributed must be up. Raises ConfigError.
-
-    `untrained`: the same networks with random weights, which cost what trained ones do, for measurements.
-    """
+def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = None) -> Parts:
+    """Loads and connects all parts on this rank. torch.distributed must be up. Raises ConfigError."""
     recipe.check_world_size(ranks.world_size)
     quiet_libraries()
     if ranks.device.type == "cpu":
@@ -65,13 +62,12 @@ def build_parts(recipe: Recipe, ranks: Ranks, *, ds_config_file: Path | None = N
     check_precision(precision)
     plan = _planned(recipe, ranks, precision) if ranks.device.type == "cuda" else None
     options = model_options(recipe, plan.chosen() if plan else resolved(recipe.memory), precision=precision)
-    make = skeleton_policy if untrained else load_policy
-    policy = make(recipe.model, recipe.sampler, options, device=ranks.device)
+    policy = load_policy(recipe.model, recipe.sampler, options, device=ranks.device)
     images = len(ranks.block(recipe.run.images_per_round))
     knobs = plan.chosen() if plan else knobs_for(recipe.memory, policy, images=images)
     reward_device = HOST if knobs.rewards == "cpu" else ranks.device
-    reward = build_weighted(recipe.reward, device=reward_device, skeleton=untrained)
-    held_out = build_weighted(recipe.evaluate.rewards, device=reward_device, skeleton=untrained)
+    reward = build_weighted(recipe.reward, device=reward_device)
+    held_out = build_weighted(recipe.evaluate.rewards, device=reward_device)
     return connect(recipe, ranks, policy, reward, held_out, knobs, plan, precision, ds_config_file)
 
 

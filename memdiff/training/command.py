@@ -1,6 +1,5 @@
 """`memdiff train`, where no launcher started it: a recipe in, checks, ranks, an exit code out. No torch."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,14 +12,16 @@ from memdiff.processes.stops import Stops
 from memdiff.recipe.mistakes import listed_mistakes
 from memdiff.recipe.reading import read_recipe
 from memdiff.recipe.recipe import Recipe
+from memdiff.runtime.announce import said_if_slow
 from memdiff.runtime.file_errors import line_about
+from memdiff.runtime.from_here import from_here, shell_word
 from memdiff.training.before_launch import check_arguments, check_before_launch
 from memdiff.training.copied_run import bring_run
 from memdiff.training.hostfile import read_hostfile
 from memdiff.training.hosts import look_at
-from memdiff.training.launcher import choose_world_size
+from memdiff.training.launcher import choose_world_size, ranks_without_gpus
 from memdiff.training.run_folder import Resume, RunFolder, known_resume
-from memdiff.training.start import run_ranks, way_on
+from memdiff.training.start import CHECKING, run_ranks, way_on
 
 REPORT = "report.html"
 
@@ -80,11 +81,15 @@ def _train(
         raise ConfigError("--resume-from goes on with a run, and --resume never starts over; give one")
     checked, folder = checked_recipe(recipe, out, overrides, every_mistake=dry_run)
     hosts = read_hostfile(hostfile) if hostfile is not None else ()
-    check_arguments(checked, folder, gpus, "auto" if resume_from else resume, ds_config)
-    world_size = sum(host.slots for host in hosts) or choose_world_size(gpus)
-    checked.check_world_size(world_size)
-    seen = look_at(hosts) if hosts else ()
-    check_before_launch(checked, ds_config, world_size)
+    with said_if_slow(CHECKING):
+        check_arguments(checked, folder, gpus, "auto" if resume_from else resume, ds_config)
+        world_size = sum(host.slots for host in hosts) or choose_world_size(gpus)
+        checked.check_world_size(world_size)
+        seen = look_at(hosts) if hosts else ()
+        check_before_launch(checked, ds_config, world_size)
+    note = None if hosts else ranks_without_gpus(gpus)
+    if note is not None:
+        typer.echo(note)
     if dry_run:
         from memdiff.training.preview import preview
 
@@ -110,7 +115,6 @@ def last_lines(folder: RunFolder, code: int, *, terminal: bool) -> list[str]:
     """The run folder, for programs; of a complete run on a terminal, the report to open and the next command."""
     report = folder.path / REPORT
     if code or not terminal or not report.is_file():
-        return [str(folder.path)]
-    place = folder.path.relative_to(Path.cwd()) if folder.path.is_relative_to(Path.cwd()) else folder.path
-    run = shlex.quote(str(place))
-    return [f"open {shlex.quote(str(place / REPORT))}", f"next: memdiff sample {run} --num-images 16"]
+        return [from_here(str(folder.path))]
+    run = shell_word(folder.path)
+    return [f"open {shell_word(report)}", f"next: memdiff sample {run} --num-images 16"]

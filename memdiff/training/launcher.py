@@ -18,6 +18,7 @@ from memdiff.processes.host import free_port
 from memdiff.processes.launched import Launched
 from memdiff.processes.stops import Stops
 from memdiff.runtime.cuda_allocator import use_expandable_segments
+from memdiff.runtime.from_here import from_here
 from memdiff.training.hosts import OnHosts, Seen, connect, environment_of_ranks
 from memdiff.training.run_folder import RunFolder
 
@@ -41,6 +42,13 @@ def choose_world_size(gpus: int | None) -> int:
         named = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
         raise ConfigError(f"--gpus must be {allowed}{named}, got {gpus}")
     return gpus
+
+
+def ranks_without_gpus(gpus: int | None) -> str | None:
+    """What a person who asked for `gpus` is told where no GPU is seen; None where there is nothing to tell."""
+    if gpus is None or gpus < 2 or ranks_use_gpus():
+        return None
+    return f"no GPU is seen here, so that --gpus {gpus} is {gpus} processes on the CPU; memdiff doctor says more"
 
 
 def ranks_use_gpus() -> bool:
@@ -133,7 +141,7 @@ def outcome(folder: RunFolder, log: Path, launched: Launched | OnHosts, code: in
     if status.get("state") == "complete" and status.get("exit_code") is not None:
         return int(status["exit_code"])
     if status.get("state") == "stopped" and status.get("exit_code") == EXIT_STOPPED:
-        sys.stderr.write(f"memdiff: error[{EXIT_STOPPED}]: {status.get('message')}\n")
+        sys.stderr.write(from_here(f"memdiff: error[{EXIT_STOPPED}]: {status.get('message')}\n"))
         return EXIT_STOPPED
     # A rank that was asked and could do no more ends with the loss of another, which then is no news.
     stopped = launched.stops.requested or code in STOPPED_CODES or exit_code == EXIT_STOPPED
@@ -145,7 +153,7 @@ def outcome(folder: RunFolder, log: Path, launched: Launched | OnHosts, code: in
     elif exit_code is None:
         exit_code = PeerError.exit_code
         message = f"{how_it_ended(launched, code, log)}; {folder.what_is_saved()}"
-    sys.stderr.write(f"memdiff: error[{exit_code}]: {message}\n")
+    sys.stderr.write(from_here(f"memdiff: error[{exit_code}]: {message}\n"))
     state = "stopped" if exit_code == EXIT_STOPPED else "failed"
     folder.write_status(state, round_number=round_of(status), exit_code=exit_code, message=message)
     return exit_code

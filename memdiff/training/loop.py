@@ -20,6 +20,7 @@ from memdiff.rewards.guards import alarms, watched
 from memdiff.rewards.normalise import from_json, to_json
 from memdiff.runtime import incidents
 from memdiff.runtime.small_files import free_of_others
+from memdiff.runtime.units import counted
 from memdiff.training.bookkeeping import SHOWN, Stopwatch, tiles_of
 from memdiff.training.build import Parts
 from memdiff.training.deadline import Deadline
@@ -156,8 +157,11 @@ class Run:
         if not self.parts.recipe.evaluate.every:
             return
         number, ranks = row["round"], self.parts.ranks
-        steps = len(ranks.block(self.parts.recipe.evaluate.images)) * self.parts.policy.schedule.steps
+        images = self.parts.recipe.evaluate.images
+        steps = len(ranks.block(images)) * self.parts.policy.schedule.steps
         self.progress.begin("evaluating", steps)
+        if number == 0:
+            self.progress.say(f"evaluating the model as it is: {counted(images, 'image')} from fixed noise")
         with landmarks.at("evaluation"):
             result = evaluate(self.parts, self.progress.advance, from_json(self.run_state.evaluate_statistics) or None)
         self.run_state.evaluate_statistics = to_json(result.statistics)

@@ -16,13 +16,15 @@ from memdiff.memory.offload import decoding, scoring
 from memdiff.methods.micro_batches import fits
 from memdiff.models.policy import decode_what_fits
 from memdiff.processes.heartbeat import Heartbeat
+from memdiff.processes.rank import under_launcher
 from memdiff.processes.stops import Stops
 from memdiff.recipe.contents import paths_of
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.normalise import from_json
+from memdiff.runtime.announce import said_if_slow
 from memdiff.runtime.file_errors import line_about
 from memdiff.runtime.ranks import Ranks, ranks_of_this_process
-from memdiff.runtime.units import duration
+from memdiff.runtime.units import counted, duration
 from memdiff.training.bookkeeping import closing, open_loggers
 from memdiff.training.build import Parts, build_parts
 from memdiff.training.environment import describe
@@ -103,10 +105,8 @@ def _train_in(
 ) -> int:
     """The same, in a folder that is this run's own, with every rank there."""
     with RunProgress(rounds=recipe.run.rounds, shown=ranks.is_first) as progress:
-        progress.say(
-            f"loading the model and the rewards on {ranks.world_size} rank(s), "
-            f"for which they have {duration(heartbeat.limit)}"
-        )
+        patience = f"; the watchdog waits up to {duration(heartbeat.limit)} for this" if under_launcher() else ""
+        progress.say(f"loading the model and the rewards on {counted(ranks.world_size, 'rank')}{patience}")
         with stops.leaving():
             parts = build_parts(recipe, ranks, ds_config_file=ds_config_file)
             keep, learners = recipe.run.keep_checkpoints, parts.method.learners
@@ -124,7 +124,8 @@ def _train_in(
         with memory_told(parts.plan), closing(loggers):
             run = Run(parts, folder, checkpoints, progress, run_state, stops, loggers)
             with stops.leaving():
-                rehearse(parts)
+                with said_if_slow("trying one piece of each kind at its full batch", progress.say):
+                    rehearse(parts)
                 heartbeat.limit = recipe.run.watchdog_seconds
                 run.evaluate_the_start()
             return run.loop()

@@ -5,6 +5,8 @@ from pathlib import Path
 from memdiff.recipe.contents import contents_of
 from memdiff.recipe.recipe import Recipe
 from memdiff.rewards.config import part_name
+from memdiff.runtime.from_here import from_here
+from memdiff.runtime.units import counted
 from memdiff.training.run_folder import Resume, RunFolder
 
 
@@ -19,14 +21,13 @@ def preview(recipe: Recipe, folder: RunFolder, world_size: int, resume: Resume, 
     name = model.name if model.kind == "embedded" else model.path
     rewards = ", ".join(part_name(part) for part in recipe.reward)
     trained = _trained(recipe)
-    devices = (
-        f"{world_size} x {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"{world_size} CPU rank(s)"
-    )
+    on_gpu = torch.cuda.is_available()
+    devices = f"{world_size} x {torch.cuda.get_device_name()}" if on_gpu else counted(world_size, "CPU rank")
     return [
         f"model:   {name} ({model.kind}), trained: {trained}",
         f"method:  {recipe.method.kind} over {recipe.sampler.steps} steps, reward: {rewards}",
         f"rounds:  {run.rounds} of {run.images_per_round} images, on {devices}",
-        f"folder:  {folder.path}, {_what_is_there(recipe, folder, resume, ds_config)}",
+        f"folder:  {from_here(str(folder.path))}, {_what_is_there(recipe, folder, resume, ds_config)}",
     ]
 
 

@@ -21,10 +21,13 @@ from rich.text import Text
 
 from memdiff.processes import landmarks
 from memdiff.runtime.exit_codes import written_out
+from memdiff.runtime.from_here import from_here
 from memdiff.runtime.screen import screen
 from memdiff.runtime.units import duration
 
 SECONDS_BETWEEN_LINES = 60.0  # where there is no bar
+LONGEST_LINE = 120  # columns of a round's line, which a log file has whole
+DAY = 24 * 3600
 ENOUGH_SECONDS, ENOUGH_SHARE = 20.0, 0.05  # of a round, before its pace is said: its first pieces warm up
 
 
@@ -76,10 +79,10 @@ class Pace:
 
 
 def clock_time(seconds_left: float) -> str:
-    """When it will be, so many seconds from now: with the day where it is not today."""
+    """When it will be, so many seconds from now: with the weekday where it is not today, with the date after a week."""
     end = time.localtime(time.time() + seconds_left)
-    today = end.tm_yday == time.localtime().tm_yday and seconds_left < 24 * 3600
-    return time.strftime("%H:%M" if today else "%a %d %b %H:%M", end)
+    today = end.tm_yday == time.localtime().tm_yday and seconds_left < DAY
+    return time.strftime("%H:%M" if today else "%a %H:%M" if seconds_left < 6 * DAY else "%d %b %H:%M", end)
 
 
 class _LeftOrEnd(TimeRemainingColumn):
@@ -154,17 +157,18 @@ class RunProgress:
         self._pace.finish()
         end = self._end() if round_number < self._rounds else ""
         self._progress.update(self._all, completed=round_number, end=end)
-        self.say_items([f"round {round_number:>4}/{self._rounds}", *round_summary(row), *([end] if end else [])])
+        self.say_items(
+            round_summary(row, [f"round {round_number:>{len(str(self._rounds))}}/{self._rounds}"], [end] if end else [])
+        )
 
     def evaluated(self, number: int, row: Mapping[str, Any], best: bool) -> None:
         """An evaluation at a round is finished: its line."""
-        self.say_items(
-            [f"evaluation at round {number}", *evaluation_summary(row), *(["(best so far)"] if best else [])]
-        )
+        after = ["(best so far)"] if best else []
+        self.say_items(evaluation_summary(row, [f"evaluation at round {number}"], after))
 
     def _estimate(self) -> str:
         pace, left = self._pace.seconds_per_step, self._pace.seconds_left
-        return f"measured: {pace:.3g} s per image-step, so that {duration(left)} are left; {self._end()}"
+        return f"measured: {pace:.3g} s per image-step, {duration(left)} left; {self._end()}"
 
     def _end(self) -> str:
         return f"ends about {clock_time(self._pace.seconds_left)}"
@@ -181,7 +185,7 @@ class RunProgress:
         """
         self._last_line = self._now()
         with suppress(OSError):
-            self._progress.console.print(written_out(text), markup=False, soft_wrap=not self._live)
+            self._progress.console.print(written_out(from_here(text)), markup=False, soft_wrap=not self._live)
 
 
 def lines_of(items: Sequence[str], width: int) -> list[str]:
@@ -195,41 +199,51 @@ def lines_of(items: Sequence[str], width: int) -> list[str]:
     return lines
 
 
-def evaluation_summary(row: Mapping[str, Any]) -> list[str]:
-    """Of a row's `evaluate/` columns: the reward, each part as its share where it has one, how much images differ."""
-    numbers = {key.removeprefix("evaluate/"): value for key, value in row.items() if key.startswith("evaluate/")}
-    items = [f"reward {shown(numbers['reward_mean'], '.3f')}"] if numbers.get("reward_mean") is not None else []
-    for key, value in numbers.items():
-        kind, _, name = key.partition("/")
-        if kind == "share" or (kind == "reward" and f"share/{name}" not in numbers):
-            items.append(f"{name} {shown(value, '.3f')}")
-        elif kind.startswith("diversity"):
-            items.append(f"{kind} {shown(value, '.3f')}")
+def within_a_line(before: Sequence[str], parts: Sequence[str], after: Sequence[str]) -> list[str]:
+    """What stands around them, and of a reward's parts as many as a line holds; how many more metrics.jsonl has."""
+    items: list[str] = []
+    for count in range(len(parts), -1, -1):
+        left_out = len(parts) - count
+        items = [*before, *parts[:count], *([f"(+{left_out} more)"] if left_out else []), *after]
+        if len("  ".join(items)) <= LONGEST_LINE:
+            break
     return items
 
 
-def summary(row: Mapping[str, Any]) -> str:
-    """One line of a metrics row."""
-    return "  ".join(round_summary(row))
+def evaluation_summary(row: Mapping[str, Any], before: Sequence[str] = (), after: Sequence[str] = ()) -> list[str]:
+    """Of a row's `evaluate/` columns: the reward, each part as its share where it has one, how much images differ."""
+    numbers = {key.removeprefix("evaluate/"): value for key, value in row.items() if key.startswith("evaluate/")}
+    parts = {
+        name: value
+        for key, value in numbers.items()
+        for kind, _, name in [key.partition("/")]
+        if kind == "share" or (kind == "reward" and f"share/{name}" not in numbers)
+    }
+    differences = [f"{key} {shown(value, '.3f')}" for key, value in numbers.items() if key.startswith("diversity")]
+    total = numbers.get("reward_mean")
+    totals = [f"reward {shown(total, '.3f')}"] if total is not None else []
+    return within_a_line([*before, *totals], _parts(parts, total), [*differences, *after])
 
 
-def round_summary(row: Mapping[str, Any]) -> list[str]:
-    """Of a metrics row: reward and its parts, images/s, peak memory, seconds by phase."""
-    parts = [f"reward {shown(row['reward_mean'], '.3f')}"]
-    parts += [
-        f"{key.removeprefix('reward/')} {shown(value, '.3f')}"
-        for key, value in row.items()
-        if key.startswith("reward/")
-    ]
-    seconds = {phase: row[f"seconds_{phase}"] for phase in ("rollout", "reward", "train")}
-    parts.append(f"{row['images_in_round'] / sum(seconds.values()):.2f} images/s")
-    parts.append("(" + ", ".join(f"{phase} {value:.1f} s" for phase, value in seconds.items()) + ")")
+def round_summary(row: Mapping[str, Any], before: Sequence[str] = (), after: Sequence[str] = ()) -> list[str]:
+    """Of a metrics row: reward and its parts, images/s, peak memory, the gradient's norm. Seconds by phase and whatever
+    a line does not hold stand in metrics.jsonl and in the report."""
+    parts = {key.removeprefix("reward/"): value for key, value in row.items() if key.startswith("reward/")}
+    seconds = sum(row[f"seconds_{phase}"] for phase in ("rollout", "reward", "train"))
+    items = [f"{row['images_in_round'] / seconds:.2f} images/s"]
     if row["peak_bytes"] is not None:
-        parts.append(f"peak {row['peak_bytes'] / 2**30:.2f} GiB")
-    parts.append(f"grad norm {shown(row['grad_norm'], '.3g')}")
+        items.append(f"peak {row['peak_bytes'] / 2**30:.2f} GiB")
+    items.append(f"grad norm {shown(row['grad_norm'], '.3g')}")
     if row["skipped"]:
-        parts.append("update skipped" if row["skipped"] == 1 else f"{row['skipped']} updates skipped")
-    return parts
+        items.append("update skipped" if row["skipped"] == 1 else f"{row['skipped']} updates skipped")
+    total = row["reward_mean"]
+    return within_a_line([*before, f"reward {shown(total, '.3f')}"], _parts(parts, total), [*items, *after])
+
+
+def _parts(parts: Mapping[str, Any], total: float | None) -> list[str]:
+    """Each by its name; none where the only one is the total itself."""
+    alone = len(parts) == 1 and total is not None and set(parts.values()) == {total}
+    return [] if alone else [f"{name} {shown(value, '.3f')}" for name, value in parts.items()]
 
 
 def shown(value: float | None, style: str) -> str:

@@ -12,10 +12,15 @@ from memdiff.processes.heartbeat import Heartbeat
 from memdiff.processes.stops import BLOCKED, Stops
 from memdiff.recipe.contents import contents_of
 from memdiff.recipe.recipe import Recipe
+from memdiff.runtime.announce import on_stdout, said_if_slow
+from memdiff.runtime.units import counted
 from memdiff.training.deadline import note_start
 from memdiff.training.hosts import Seen
 from memdiff.training.launcher import launch, launch_on_hosts, rank_environment, ranks_use_gpus, round_of
 from memdiff.training.run_folder import Resume, RunFolder
+
+CHECKING = "checking the recipe, its files and this machine, for which torch is loaded"
+LIBRARIES = "torch, DeepSpeed, diffusers and transformers"
 
 
 def way_on(recipe: Recipe, folder: RunFolder) -> str | None:
@@ -40,6 +45,7 @@ def run_ranks(
         from memdiff.planner.warm_up import warm_round_cache
 
         warm_round_cache(recipe, world_size)
+    on_stdout(f"starting {counted(world_size, 'rank')}: {LIBRARIES} are loaded first")
     stops.stay()
     code = launch_on_hosts(arguments, folder, seen, stops) if seen else launch(arguments, folder, world_size, stops)
     if code == 0:
@@ -54,8 +60,9 @@ def run_here(recipe: Recipe, folder: RunFolder, resume: Resume, ds_config: Path 
         if way_on(recipe, folder):
             return 0
     note_start()
-    from memdiff.models.quiet import quiet_libraries
-    from memdiff.training.one_rank import train_rank
+    with said_if_slow(f"loading {LIBRARIES}"):
+        from memdiff.models.quiet import quiet_libraries
+        from memdiff.training.one_rank import train_rank
 
     quiet_libraries()
     for name, value in rank_environment(1).items():
@@ -92,9 +99,10 @@ def _interrupt() -> None:
 
 def write_report_of(folder: Path) -> None:
     """report.html of a run folder, or a line where it can't be written: the run is complete without it."""
-    from memdiff.reporting.html import write_report
-
     try:
-        write_report(folder)
+        with said_if_slow("writing the report"):
+            from memdiff.reporting.html import write_report
+
+            write_report(folder)
     except OSError as error:
         sys.stderr.write(f"memdiff: warning: the report could not be written: {error.strerror or error}\n")

@@ -1,6 +1,7 @@
 """What a newcomer meets first: shipped recipes by name, a recipe from a few words, a dry run, the schema."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 
 from memdiff import __version__
 from memdiff.cli import main
+from memdiff.recipe.init import SCHEMA_LINE
 from memdiff.recipe.reading import read_recipe
 from memdiff.recipe.schema import recipe_schema
-from memdiff.recipe.shipped import headline, shipped_recipes
+from memdiff.recipe.shipped import EDITORS, completions, headline, shipped_recipes
 from memdiff.training.run_folder import RunFolder
+from tests.helpers.processes import ROOT, run
 
 INIT = ["init", "--model", "digits", "--reward", "digits:digits=[7],mode=log_probability"]
 
@@ -30,7 +33,9 @@ def test_recipes_are_listed_and_found_by_name(tmp_path: Path, capsys: Any, monke
     code, shown, _ = said(capsys, "recipes")
     names = [line.split()[0] for line in shown.splitlines()]
     assert code == 0 and names == list(shipped_recipes()) and len(names) >= 19
-    assert all(len(headline(file)) > 7 for file in shipped_recipes().values())
+    for file in shipped_recipes().values():
+        assert 7 < len(headline(file)) < 100 and EDITORS not in headline(file)
+        assert SCHEMA_LINE in file.read_text().splitlines(), file
     assert said(capsys, "recipes", "--show", "digits_ddpo")[1].startswith("# DDPO")
     assert (
         read_recipe(Path("digits_ddpo"))
@@ -43,6 +48,17 @@ def test_recipes_are_listed_and_found_by_name(tmp_path: Path, capsys: Any, monke
     assert read_recipe(Path("digits_ddpo.yaml")).reward[0].kind == "jpeg"
     code, _, error = said(capsys, "plan", "sd15_drft_t4")
     assert code == 2 and "did you mean sd15_draft_t4" in error and error.count("\n") == 1
+
+
+def test_a_shell_completes_recipes_by_file_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digits_mine.yaml").touch()
+    (tmp_path / "digits.png").touch()
+    monkeypatch.chdir(tmp_path)
+    names = [name for name in shipped_recipes() if name.startswith("digits_")]
+    assert completions("digits_") == ["digits_mine.yaml", *names] and completions("nothing") == []
+    words = {"_MEMDIFF_COMPLETE": "complete_bash", "COMP_WORDS": "memdiff train digits_d", "COMP_CWORD": "2"}
+    done = run([sys.executable, "-m", "memdiff"], cwd=tmp_path, env=words | {"PYTHONPATH": str(ROOT)})
+    assert done.stdout.split() == ["digits_ddpo", "digits_draft"], done.stderr
 
 
 def test_version_and_short_help(capsys: Any) -> None:
@@ -81,6 +97,12 @@ def test_a_recipe_from_a_few_words_trains_as_it_stands(tmp_path: Path, capsys: A
     said(capsys, "init", "--model", "digits", "--reward", "jpeg", "--out", str(tmp_path / "jpeg.yaml"))
     recipe = read_recipe(tmp_path / "jpeg.yaml")
     assert (recipe.method.kind, recipe.sampler.eta) == ("reinforce", 1.0)
+    assert recipe.adapter is None
+    (tmp_path / "mine.py").write_text("def score(images, prompts):\n    return images.mean(dim=(1, 2, 3))\n")
+    words = ["--reward", f"python:file={tmp_path}/mine.py", "--out", str(tmp_path / "mine.yaml")]
+    assert "memdiff plan" not in said(capsys, "init", "--model", "digits", *words)[1]
+    assert "{kind: python, file: mine.py}" in (tmp_path / "mine.yaml").read_text()
+    assert getattr(read_recipe(tmp_path / "mine.yaml").reward[0], "file", "") == str(tmp_path / "mine.py")
     hub = ["init", "--model", "stable-diffusion-v1-5/stable-diffusion-v1-5", "--prompt", 'a "cat": two', "--reward"]
     said(capsys, *hub, "aesthetic", "--out", str(tmp_path / "sd.yaml"))
     recipe = read_recipe(tmp_path / "sd.yaml")

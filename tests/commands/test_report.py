@@ -160,12 +160,29 @@ def test_page_shows_every_section_and_figure(page):
     assert sections_of(page) == expected | {"environment"}
     text = " ".join(" ".join(parse(page).texts).split())
     assert "reward 0.1 → 0.6" in text
-    assert "6 rounds · 120 images · 1 min 0 s · 2 x Tesla T4 · torch 2.13.0" in text  # 6 x (2 + 0.5 + 7.5) s
+    assert "6 rounds · 120 images · 1 min · 2 x Tesla T4 · torch 2.13.0" in text  # 6 x (2 + 0.5 + 7.5) s
     assert "10.0 % (5.0 to 17.0)" in text and "50.0 % (40.0 to 60.0)" in text and "4.25" in text
     assert "round 0 (before training)" in text and "round 4 (middle, best)" in text and "round 6 (last)" in text
     assert "train 45 s 75.0 % 7.5 s" in text  # 6 x 7.5 of 60 s
     assert "run: {rounds: 6}" in text
     assert "critic_loss" in text
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_no_plot_stands_there_twice(alone, tmp_path):
+    """The only part of a reward is its total; a share has a plot with its interval; in fp32 there is no loss scale."""
+    run = make_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows if alone else ():
+        row |= {"loss_scale": 1.0} if row["round"] else {}
+        for prefix in ("", "evaluate/"):
+            if f"{prefix}reward_mean" in row:
+                row[f"{prefix}reward/digit"] = row[f"{prefix}reward_mean"]
+                del row[f"{prefix}share/digit"]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = re.findall(r"<h3>([^<]+)</h3>", write_report(run).read_text())
+    assert shown.count("Part: digit") == (0 if alone else 2), shown
+    assert ("Loss scale" in shown, "Gradient norm" in shown) == (not alone, True)
 
 
 def test_page_is_self_contained_and_allows_nothing(page):

@@ -27,10 +27,10 @@ def digits(_: Path) -> list[AnyPart]:
 
 def labels(folder: Path) -> list[AnyPart]:
     write_classifier(folder, "vit")
-    both = ("female", "male")
+    names = ("female", "male")
     return [
         ClassifierConfig(kind="classifier", path=str(folder), name=label, label=label, mode="log_probability")
-        for label in both
+        for label in names
     ]
 
 

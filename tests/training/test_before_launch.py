@@ -66,6 +66,9 @@ def test_good_reward_files_pass_and_slow_ones_are_ended(tmp_path: Path, capsys: 
     file = tmp_path / "reward.py"
     file.write_text(f"from __future__ import annotations\nprint('hello')\n{SCORE.replace('images.mean', 'sum')}")
     check_file(file, "score")
+    (tmp_path / "beside_it.py").write_text(SCORE)
+    file.write_text("from beside_it import score\n")
+    check_file(file, "score")
     file.write_text("import time; time.sleep(1000)\n")
     assert "not imported within 3 s" in refusal(check_file, file, "score", seconds=3.0)
     assert "importing reward file" in capsys.readouterr().out
@@ -182,6 +185,7 @@ def test_a_hub_id_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set; fetch it first: hf download google" in refusal(before_launch._check_hub, wrong)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(before_launch, "why_unreachable", lambda: "")
 
     def ask(self: HfApi, name: str, **options: Any) -> None:
         raise OSError("no network") if name == "x/y" else RepositoryNotFoundError("no", response=response)
@@ -190,6 +194,38 @@ def test_a_hub_id_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HfApi, "model_info", ask)
     assert "and the hub has none" in refusal(before_launch._check_hub, wrong)
     before_launch._check_hub(recipe(model={"kind": "ddpm", "path": "x/y"}))
+
+
+def test_without_a_network_a_hub_id_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One request, one line: the hub's library, asked for a file, would try six times and say so each time."""
+    from huggingface_hub import constants
+
+    from memdiff.models.load import pipeline_kind
+    from memdiff.rewards.weights import find_weights
+    from memdiff.runtime.hub import why_unreachable
+
+    asked: list[str] = []
+
+    def head(url: str, timeout: float) -> None:
+        asked.append(url)
+        raise OSError("Name or service not known\nand more")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=head))
+    why_unreachable.cache_clear()
+    try:
+        problem = f"{constants.ENDPOINT} can't be reached (Name or service not known)"
+        nowhere = recipe(model={"kind": "ddpm", "path": "nobody/nowhere"})
+        words = f"nobody/nowhere is no folder here and not in the hub's cache, and {problem}; fetch it where"
+        assert words in refusal(before_launch._check_hub, nowhere)
+        assert words in refusal(pipeline_kind, "nobody/nowhere")
+        assert problem in refusal(find_weights, "nobody/nowhere", "config.json")
+    finally:
+        why_unreachable.cache_clear()
+    assert asked == [constants.ENDPOINT]
+    assert not [record for record in caplog.records if record.name.startswith("huggingface_hub")]
 
 
 def test_no_compiler_where_one_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

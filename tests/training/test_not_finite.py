@@ -29,7 +29,7 @@ from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
 from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.vjp import Pieces
 from memdiff.training.metrics import plain_row, round_row
-from memdiff.training.progress import summary
+from memdiff.training.progress import round_summary
 from memdiff.training.run_state import RunState
 from tests.helpers.one_graph import ALONE, Waves, knobs, make, waves
 from tests.helpers.ranks import run_ranks
@@ -84,7 +84,7 @@ def test_every_skipped_update_of_a_round_is_counted() -> None:
     ):
         row = row_of(updates)
         assert (row["skipped"], row["grad_norm"]) == (count, norm) and type(row["skipped"]) is int
-        line = summary(row)
+        line = "  ".join(round_summary(row))
         assert f"grad norm {'n/a' if norm is None else '2'}" in line
         assert ("skipped" in line) == (count > 0) and ("2 updates skipped" in line) == (count == 2)
 
@@ -94,7 +94,7 @@ def test_a_row_without_finite_numbers_is_shown_written_and_guarded() -> None:
     row = row_of([Update(math.nan, 1.0, True, 1e-3)], second=3.4e38) | {"evaluate/reward_mean": math.nan}
     row = plain_row(row | {"reward_mean": math.inf, "reward/wave0": -math.inf})
     assert json.loads(json.dumps(row, allow_nan=False))["reward_mean"] is None
-    assert "reward n/a  wave0 n/a" in summary(row)
+    assert "reward n/a  wave0 n/a" in "  ".join(round_summary(row))
     assert watched(row, ["wave0"]) == {}
     assert alarms(row, {"evaluate/reward_mean": 1.0}, GuardsConfig(), ["wave0"]) == []
 

@@ -1,12 +1,13 @@
 """DeepSpeed's operators are built by one process at a time, and a lock that a killed build left stops nobody."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from memdiff.doctor import compiler
 from memdiff.doctor.devices import DeviceFacts
 from memdiff.engine import operators
 from memdiff.engine.build_lock import LOCK, clear_lock, holders, is_stale
+from memdiff.processes.file_lock import FileLock, Holder
+from memdiff.processes.identity import identity
+from memdiff.runtime import announce
 
 ROOT = Path(__file__).resolve().parents[2]
 # As torch does: the lock's file is made, and is open until the build is done.
@@ -109,6 +113,21 @@ def test_a_compiler_that_outlives_its_builder_is_waited_for(folder: Path) -> Non
     assert said[1].startswith("removed") and not (folder / LOCK).exists()
 
 
+def test_a_rank_of_the_same_run_is_waited_for_without_a_word(folder: Path) -> None:
+    """It says itself that it compiles. This process stands for such a rank, which has the same parent; its child is
+    another run's."""
+    lock = FileLock(folder / "build.lock")
+    with lock:
+        lock.acquire(wait=True)
+        assert operators._whose(lock, "cpu_adam") is None
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as other:
+        process = identity(other.pid)
+        (folder / "build.lock").write_text(json.dumps(asdict(Holder.here(process or ""))))
+        said = operators._whose(lock, "cpu_adam")
+        other.kill()
+    assert said is not None and said.startswith(f"waiting for process {other.pid} on ") and said.endswith("cpu_adam")
+
+
 def test_slow_loading_is_said(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     """An operator that is there may still be built anew, for another compiler or ninja."""
 
@@ -117,7 +136,7 @@ def test_slow_loading_is_said(folder: Path, capsys: pytest.CaptureFixture[str], 
             while not capsys.readouterr().out.startswith("compiling"):
                 time.sleep(0.01)
 
-    monkeypatch.setattr(operators, "SECONDS_IN_SILENCE", 0.05)
+    monkeypatch.setattr(announce, "SECONDS_IN_SILENCE", 0.05)
     (folder / "cpu_adam.so").touch()
     operators.load_operator(Slow(folder))
 

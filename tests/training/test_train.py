@@ -191,11 +191,16 @@ def test_a_bad_reward_ends_every_rank_with_code_3(name: str, tmp_path: Path) -> 
 
 
 def test_a_users_python_reward_trains(tmp_path: Path) -> None:
-    """The file lies beside the recipe; its parts and the weights show up in the metrics."""
-    (tmp_path / "mine.py").write_text("def score(images, prompts):\n    return images.mean(dim=(1, 2, 3))\n")
+    """The file lies beside the recipe, and beside it modules that every rank imports, one when the file is read and one
+    in the function; parts and weights show up in the metrics."""
+    (tmp_path / "mine_ink.py").write_text(
+        "def ink(images):\n    from mine_axes import AXES\n    return images.mean(dim=AXES)\n"
+    )
+    (tmp_path / "mine_axes.py").write_text("AXES = (1, 2, 3)\n")
+    (tmp_path / "mine.py").write_text("import mine_ink\ndef score(images, prompts):\n    return mine_ink.ink(images)\n")
     parts = [{"kind": "python", "file": "mine.py", "name": "ink", "weight": -2.0}, {"kind": "digits"}]
     file = recipe(tmp_path, reward=parts, run={"rounds": 1, "images_per_round": 3, "save_every": 1})
-    done = memdiff("train", file, "--out", tmp_path / "run")
+    done = memdiff("train", file, "--gpus", 2, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     row = read_rows(tmp_path / "run/metrics.jsonl")[1]
     assert row["reward_mean"] == pytest.approx(-2 * row["reward/ink"] + row["reward/digits"], abs=1e-6)
