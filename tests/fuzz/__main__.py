@@ -4,6 +4,7 @@ Exit code 1 where one ended in a traceback, ran something, or touched what lies 
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -60,14 +61,15 @@ def main() -> int:
             if result.code or result.fault:
                 say(f"{name}: unchanged, and not read: {' '.join(result.words)}\n  {result.last}")
     numbers = range(arguments.count) if arguments.at is None else [arguments.at]
-    for number, surface in itertools.product(numbers, chosen):  # so that all have as many when the time is up
-        if time.monotonic() > end:
-            break
-        result = campaign.run(surface, number, loud=arguments.at is not None)
-        results[surface.name].append(result)
-        if result.fault or arguments.all:
-            say(f"{surface.name}: {result.fault or 'held'}: --at {number}  {' '.join(result.words)}")
-            say(f"  [{result.mutant}]\n  {result.last}")
+    with contextlib.suppress(KeyboardInterrupt):  # the table is of what was tried until then
+        for number, surface in itertools.product(numbers, chosen):  # so that all have as many when the time is up
+            if time.monotonic() > end:
+                break
+            result = campaign.run(surface, number, loud=arguments.at is not None)
+            results[surface.name].append(result)
+            if result.fault or arguments.all:
+                say(f"{surface.name}: {result.fault or 'held'}: --at {number}  {' '.join(result.words)}")
+                say(f"  [{result.mutant}]\n  {result.last}")
     rows = {
         name: row(of_surface, whole.get(name, []), campaign.outside)
         for name, of_surface in results.items()
