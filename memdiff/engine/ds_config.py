@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from memdiff.engine.config import OptimizerConfig
+from memdiff.engine.ds_keys import problems_of
 from memdiff.errors import ConfigError
 from memdiff.runtime.shipped_folder import shipped_folder
 from memdiff.runtime.small_files import read_small_file
@@ -39,15 +41,6 @@ OWNED = {
 SHIPPED = "ds_configs"
 BLOCKS = {"DeepSpeedZeroConfig": "zero_optimization", "DeepSpeedFP16Config": "fp16", "DeepSpeedBF16Config": "bf16"}
 MOST_BYTES = 10**6
-
-# Top-level keys of DeepSpeed 0.19's documentation; it accepts any other in silence.
-KNOWN = {
-    "zero_optimization", "fp16", "bf16", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
-    "steps_per_print", "wall_clock_breakdown", "dump_state", "prescale_gradients", "gradient_predivide_factor",
-    "sparse_gradients", "communication_data_type", "seq_parallel_communication_data_type", "data_types",
-    "comms_logger", "flops_profiler", "tensorboard", "wandb", "csv_monitor", "comet", "aio", "nebula", "checkpoint",
-    "memory_breakdown", "disable_allgather", "timers", "compile", "torch_autocast",
-}  # fmt: skip
 
 
 def shipped_name(*, precision: str, bits: int, offload: bool) -> str:
@@ -124,10 +117,11 @@ def agreed_values(
 def read_user_file(path: Path, agreed: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
     """A user's own JSON, without what the trainer sets to the same (`agreed_values`), and without "auto".
 
-    Raises ConfigError that names all keys that the trainer owns and all top-level keys that nobody reads.
+    Raises ConfigError that names all keys that the trainer owns, and all that DeepSpeed would refuse or pass over.
     """
     try:
-        config = json.loads(read_small_file(path, what="--ds-config", most_bytes=MOST_BYTES))
+        content = read_small_file(path, what="--ds-config", most_bytes=MOST_BYTES)
+        config = json.loads(content, object_pairs_hook=_without_repeats)
     except FileNotFoundError:
         raise ConfigError(f"--ds-config {path}: No such file or directory") from None
     except (ValueError, RecursionError) as error:
@@ -140,24 +134,19 @@ def read_user_file(path: Path, agreed: Mapping[str, tuple[Any, ...]]) -> dict[st
         for key, instead in OWNED.items()
         if (value := _value_at(config, key)) is not None and value not in agreed.get(key, ())
     ]
-    problems += [
-        f"DeepSpeed knows no key {key:.60}, and would ignore it in silence"
-        for key in sorted(set(config) - KNOWN - OWNED.keys())
-    ]
-    problems += [
-        f"{block} must be an object, got {config[block]!r:.60}"
-        for block in ("zero_optimization", "fp16", "bf16")
-        if not isinstance(config.get(block, {}), dict)
-    ]
-    if problems:
-        raise ConfigError(f"--ds-config {path}: {'; '.join(problems)}")
     for key in OWNED:
         _remove(config, key)
+    problems += problems_of(config)
+    if problems:
+        raise ConfigError(f"--ds-config {path}: {'; '.join(problems)}")
     return config
 
 
 def check_nested_keys(config: Mapping[str, Any], path: Path) -> None:
-    """DeepSpeed's own reading of a user's file. Loads torch and deepspeed. Raises ConfigError with all it refuses."""
+    """DeepSpeed's own reading of a user's file, for what keys must be to each other. Loads torch and deepspeed.
+
+    Raises ConfigError with all that it refuses.
+    """
     from deepspeed.runtime.config import DeepSpeedConfig
 
     try:
@@ -172,6 +161,14 @@ def check_nested_keys(config: Mapping[str, Any], path: Path) -> None:
     except Exception as error:  # asserts, and whatever a value of another type leads to
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ConfigError(f"--ds-config {path}: DeepSpeed refuses it: {reason}") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """One object of a file. A key that is there twice would count once, and nobody knows which."""
+    ((name, count),) = Counter(name for name, _ in pairs).most_common(1) or [("", 0)]
+    if count > 1:
+        raise ValueError(f"the key {name:.60} is given twice")
+    return dict(pairs)
 
 
 def _without_auto(node: Any) -> Any:
@@ -196,4 +193,5 @@ def _remove(config: dict[str, Any], dotted: str) -> None:
     node: Any = config
     for key in sections:
         node = node.get(key, {})
-    node.pop(last, None)
+    if isinstance(node, dict):
+        node.pop(last, None)

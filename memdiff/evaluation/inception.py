@@ -220,5 +220,5 @@ def load_inception(source: str, resize: Resize, device: torch.device) -> tuple[I
         if name.endswith("num_batches_tracked"):  # counts batches of a training, and is missing in older files
             tensors.setdefault(name, torch.tensor(0))
     assign_strictly(network, tensors, str(path))
-    inception = Inception(network[:-1], resize).eval().requires_grad_(False).to(device)
+    inception = Inception(network[:-1], resize).eval().requires_grad_(False).to(device, torch.float32)
     return inception, InceptionFile(str(path), digest, digest.startswith(PUBLISHED))

@@ -9,8 +9,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from memdiff.errors import ConfigError
 from memdiff.models.lora.paths import find_adapter, on_hub
 from memdiff.models.single_file_kinds import SUFFIXES
+from memdiff.runtime.network_files import trouble_in
 from memdiff.runtime.section import Float, Int, Section
-from memdiff.runtime.small_files import special_file
 
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"  # of Stable Diffusion 1.x and of both of SDXL's text encoders
 HUB_ID = re.compile(r"(?=.{1,96}$)(\w[\w.-]*/)?\w([\w.-]*\w)?", re.ASCII)
@@ -304,8 +304,8 @@ def resolve_source(path: str, context: object, *, files: bool = False) -> str:
     beside = context.get("folder") if isinstance(context, dict) else None
     for candidate in (folder, *((Path(beside) / folder,) if beside else ())):
         if candidate.is_dir():
-            if (special := special_file(candidate)) is not None:
-                raise ValueError(f"{special} is no regular file; give a folder of files")
+            if (trouble := trouble_in(candidate)) is not None:
+                raise ValueError(trouble)
             return str(candidate.resolve())
         if candidate.is_file():
             if files and candidate.suffix in SUFFIXES:

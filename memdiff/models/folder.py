@@ -3,7 +3,6 @@
 Layers are read from the headers of safetensors, in milliseconds; what these leave open, loading the model decides.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +22,7 @@ from memdiff.models.config import (
 )
 from memdiff.models.single_file_kinds import check_shapes, check_vae_shapes, shapes_of
 from memdiff.runtime.hub import why_unreachable
+from memdiff.runtime.weight_headers import read_header
 
 INDEX = "model_index.json"
 WORDS = "vocab.json"  # of CLIP's tokenizer
@@ -36,7 +36,6 @@ PIPELINE_KINDS = {  # by the class that model_index.json names
 }
 TEXT_PARTS = ("text_encoder", "tokenizer", "scheduler", "unet", "vae")
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
-LARGEST_HEADER = 1 << 24
 OLD_NAMES = re.compile(r"\.(query|key|value|proj_attn)\.weight$")  # of attention, which diffusers renames
 
 
@@ -157,13 +156,10 @@ def unet_layers(folder: Path) -> dict[str, int] | None:
     place = folder / "unet" if (folder / "unet").is_dir() else folder
     layers: dict[str, int] = {}
     for file in filter(Path.is_file, place.glob("*.safetensors")):
-        with file.open("rb") as content:
-            size = int.from_bytes(content.read(8), "little")
-            try:
-                header = json.loads(content.read(min(size, LARGEST_HEADER)))
-                layers |= {key: len(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-                return None
+        try:
+            layers |= {key: len(tensor.shape) for key, tensor in read_header(file).tensors.items()}
+        except ValueError:
+            return None
     return None if not layers or any(OLD_NAMES.search(key) for key in layers) else layers
 
 

@@ -27,7 +27,7 @@ from memdiff.models.policy import Policy
 from memdiff.models.single_file_kinds import kind_of_file, shapes_of
 from memdiff.models.source import no_pipeline, quiet_hub
 from memdiff.models.variants import with_its_variant
-from memdiff.runtime.small_files import special_file
+from memdiff.runtime.network_files import trouble_in
 
 
 def pipeline_kind(source: str, *, revision: str | None = None) -> str:
@@ -40,8 +40,8 @@ def pipeline_kind(source: str, *, revision: str | None = None) -> str:
 
         file = Path(source)
         return kind_of_file(file, shapes_of(file) or shapes_in(file))
-    if Path(source).is_dir() and (special := special_file(Path(source))) is not None:
-        raise ConfigError(f"{special} is no regular file; give a folder of files")
+    if Path(source).is_dir() and (trouble := trouble_in(Path(source))) is not None:
+        raise ConfigError(trouble)
     refuse_unreachable("model.path", source, revision)
     try:
         with quiet_hub():

@@ -15,7 +15,8 @@ from diffusers import DiffusionPipeline
 from memdiff.errors import ConfigError
 from memdiff.models.source import no_pipeline, quiet_hub
 from memdiff.models.variants import chosen_variant, variant_of, variants_in
-from memdiff.runtime.state_dicts import another_shape, kinds_of_numbers, refuse_other_weights
+from memdiff.runtime.state_dicts import another_shape, refuse_other_weights
+from memdiff.runtime.weight_headers import kinds_of_numbers
 
 _log = logging.getLogger(__name__)
 

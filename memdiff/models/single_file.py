@@ -33,7 +33,7 @@ from memdiff.models.networks import check_report, own_memory
 from memdiff.models.single_file_kinds import OPEN_CLIP, check_shapes, check_vae_shapes
 from memdiff.models.source import quiet_hub
 from memdiff.models.vae_files import vae_class
-from memdiff.runtime.state_dicts import assign_strictly, read_safetensors
+from memdiff.runtime.state_dicts import assign_strictly, read_safetensors, refuse_repeated_numbers
 
 Tensors = dict[str, torch.Tensor]
 
@@ -69,7 +69,9 @@ def read_tensors(file: Path) -> Tensors:
             content = content["state_dict"]
     if not isinstance(content, Mapping):
         raise ConfigError(f"{file} holds a {type(content).__name__}, and no tensors by their names")
-    return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
+    tensors = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
+    refuse_repeated_numbers(file, tensors.values())
+    return tensors
 
 
 def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:

@@ -4,14 +4,13 @@ Stable Diffusion 1.x and SDXL are read, everything else is refused as what it is
 those of the original code (Rombach et al. 2022), under which people share such files. No torch.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from memdiff.errors import ConfigError
+from memdiff.runtime.weight_headers import read_header
 
 SUFFIXES = (".safetensors", ".ckpt")
-LARGEST_HEADER = 1 << 24
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP_L = {"stable_diffusion": "cond_stage_model.transformer.", "sdxl": "conditioner.embedders.0.transformer."}
 OPEN_CLIP = "conditioner.embedders.1.model."  # SDXL's second text encoder
@@ -56,12 +55,10 @@ def shapes_of(file: Path) -> Shapes | None:
     if file.suffix != ".safetensors":
         return None
     try:
-        with file.open("rb") as content:
-            size = int.from_bytes(content.read(8), "little")
-            header = json.loads(content.read(min(size, LARGEST_HEADER)))
-        return {name: tuple(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, OverflowError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{file} is not a whole safetensors file ({type(error).__name__}); fetch it again") from None
+        return {name: tensor.shape for name, tensor in read_header(file).tensors.items()}
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(f"{file} is not a whole safetensors file: {reason}; fetch it again") from None
 
 
 def kind_of_file(file: Path, shapes: Shapes) -> str:

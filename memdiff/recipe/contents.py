@@ -22,6 +22,7 @@ from memdiff.errors import ConfigError
 from memdiff.methods.sft_pg_config import RealFolder
 from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.image_files import images_of
+from memdiff.runtime.weight_headers import Header, read_header
 
 Contents = dict[str, dict[str, str]]  # dotted key -> file below its path -> fingerprint
 
@@ -35,7 +36,6 @@ FREE = {
 }  # fmt: skip
 MOST_IMAGES = 4096
 WHOLE_BYTES, ENDS_BYTES, PLACES, PLACE_BYTES = 1 << 20, 1 << 16, 64, 1 << 12
-LARGEST_HEADER = 1 << 24
 
 
 def contents_of(recipe: Recipe, ds_config: Path | None = None) -> Contents:
@@ -110,38 +110,38 @@ def _paths(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, boo
 
 def _fingerprint(path: Path) -> str:
     try:
+        header = _header(path) if path.suffix == ".safetensors" else None
         with path.open("rb") as file:
-            return _fingerprint_of(file, path.stat().st_size, tensors=path.suffix == ".safetensors")
+            return _fingerprint_of(file, path.stat().st_size, header)
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}; the recipe names it or its folder") from None
 
 
-def _fingerprint_of(file: IO[bytes], size: int, *, tensors: bool) -> str:
+def _header(path: Path) -> Header | None:
+    try:
+        return read_header(path)
+    except ValueError:
+        return None  # not safetensors: whoever loads it says so
+
+
+def _fingerprint_of(file: IO[bytes], size: int, header: Header | None) -> str:
     if size <= WHOLE_BYTES:
         return _hash(file.read())
     sample = hashlib.sha256(str(size).encode())
-    for start, length in _sampled(file, size, tensors=tensors):
+    for start, length in _sampled(size, header):
         file.seek(start)
         sample.update(file.read(length))
     return sample.hexdigest()
 
 
-def _sampled(file: IO[bytes], size: int, *, tensors: bool) -> Iterator[tuple[int, int]]:
+def _sampled(size: int, header: Header | None) -> Iterator[tuple[int, int]]:
     """Start and length of what is read of a large file."""
     yield 0, ENDS_BYTES
     yield size - ENDS_BYTES, ENDS_BYTES
     yield from ((size * place // PLACES, PLACE_BYTES) for place in range(1, PLACES))
-    if not tensors:
-        return
-    file.seek(0)
-    header = int.from_bytes(file.read(8), "little")
-    try:
-        entries = json.loads(file.read(min(header, LARGEST_HEADER)))
-        offsets = {at for name, entry in entries.items() if name != "__metadata__" for at in entry["data_offsets"]}
-        ends = sorted(at for at in offsets if isinstance(at, int) and at <= size)  # others are no file's of this size
-        yield from ((8 + header + max(0, at - 32), 64) for at in ends)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return  # not safetensors: whoever loads it says so
+    if header is not None:
+        ends = {at for tensor in header.tensors.values() for at in (tensor.start, tensor.end)}
+        yield from ((max(header.size, at - 32), 64) for at in sorted(ends))
 
 
 def _hash(content: bytes) -> str:

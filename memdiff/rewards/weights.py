@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from memdiff.errors import ConfigError
 from memdiff.runtime.hub import why_unreachable
-from memdiff.runtime.state_dicts import read_safetensors
+from memdiff.runtime.state_dicts import read_safetensors, refuse_repeated_numbers
 
 PICKLED = (".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the tensors, tried in this order
@@ -145,6 +145,7 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout != torch.strided:
             raise ConfigError(f"{path} must hold dense tensors by name, got {type(value).__name__} under {name!r:.80}")
+    refuse_repeated_numbers(path, content.values())
     return {name: value.detach() for name, value in content.items()}
 
 

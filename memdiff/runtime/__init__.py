@@ -14,6 +14,7 @@ hub             Whether the hub can be reached at all: asked once, before its li
 image_files     Image files in folders: what `memdiff sample` writes, and what is taken from a folder to be scored
 incidents       What this process had to do in another way than it was planned, counted since its start
 memory_tags     What memory is for: a word that code may put on what it allocates, and that a ledger reads
+network_files   Folders of networks, before a library reads them: what it would wait for, or build without end
 numbered        Files and folders that memdiff numbers: `round_000003`, `image_000012.png`, and no other name
 placement       The one function that moves things between a device and the host
 quiet_imports   Keeps from a person the advice that libraries give while they are imported. Imports none of them
@@ -25,4 +26,5 @@ small_files     Text files, read whole: regular ones of sane size, of a run's ow
 state_dicts     Tensors by name, held to the network that they are for: all of them, in its shapes
 units           Units that people read
 vjp             Pieces: vector-Jacobian products that keep their graph or make it again
+weight_headers  Headers of safetensors files, read without their tensors: what each is called, holds, where it lies
 """

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import typer
 
 from memdiff.errors import EXIT_STOPPED, CheckpointError, MemdiffError, StopRequested
-from memdiff.runtime.file_errors import line_about
+from memdiff.runtime.file_errors import circle_of, line_about
 from memdiff.runtime.from_here import from_here
 from memdiff.runtime.quiet_imports import quiet_imports
 
@@ -33,8 +33,9 @@ def guarded(action: Callable[[], Any], words: Sequence[str] = ()) -> NoReturn:
         code = _say(2, f"{message} See memdiff --help.") if message else 2
     except StopRequested as request:
         code = _say(EXIT_STOPPED, str(request))
-    except OSError as error:
-        message = line_about(error, words) if error.errno is not None else None
+    except (OSError, RuntimeError) as error:
+        at_fault = circle_of(error) if isinstance(error, RuntimeError) else error
+        message = line_about(at_fault, words) if at_fault is not None and at_fault.errno is not None else None
         if message is None:
             raise
         code = _say(CheckpointError.exit_code, message)

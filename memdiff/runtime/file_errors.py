@@ -38,6 +38,12 @@ def disk_told(*named: object) -> Iterator[None]:
         raise CheckpointError(message) from None
 
 
+def circle_of(error: RuntimeError) -> OSError | None:
+    """Of links in a circle, which pathlib makes another error of (until Python 3.13): the disk's own. Else None."""
+    cause = error.__context__
+    return cause if isinstance(cause, OSError) and cause.errno == errno.ELOOP else None
+
+
 def _is_name(filename: object) -> bool:
     """An OSError may have a descriptor in its place."""
     return isinstance(filename, str | bytes)

@@ -17,12 +17,6 @@ OTHERS = (
 )
 
 
-def special_file(folder: Path) -> Path | None:
-    """The first pipe, socket or device in a folder of networks, two levels deep: who reads it may wait for ever."""
-    entries = sorted((*folder.glob("*"), *folder.glob("*/*")))
-    return next((entry for entry in entries if entry.exists() and not (entry.is_file() or entry.is_dir())), None)
-
-
 def read_small_file(path: Path, *, what: str, most_bytes: int) -> bytes:
     """The content of a regular file. `what` it is to be, such as `the recipe`, begins the error's line.
 

@@ -1,6 +1,5 @@
 """Tensors by name, held to the network that they are for: all of them, in its shapes, or one line that names them."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +10,8 @@ from safetensors.torch import load_file
 
 from memdiff.errors import ConfigError, MemdiffError
 
-MOST_HEADER_BYTES = 10**8  # safetensors' own limit
 NAMED = 3  # how many keys an error names
+MOST_REPEATS = 8  # of the bytes of a file: weights that layers share are there once, and count for each
 
 
 @contextmanager
@@ -43,15 +42,14 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         ) from None
 
 
-def kinds_of_numbers(path: Path) -> set[str]:
-    """F16, F32, I64, ...: those of a safetensors file's tensors, from its header. Nothing where it is damaged."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= MOST_HEADER_BYTES else {}
-        return {str(entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return set()
+def refuse_repeated_numbers(path: Path, tensors: Iterable[torch.Tensor]) -> None:
+    """Raises ConfigError where the tensors of a pickle are more than the file can hold.
+
+    A tensor may be a view that repeats a few numbers, so that a file of a kilobyte would fill the memory.
+    """
+    held, claimed = path.stat().st_size, sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if claimed > MOST_REPEATS * held:
+        raise ConfigError(f"{path} is a file of {held} bytes, and its tensors would take {claimed}; fetch it again")
 
 
 def refuse_other_weights(

@@ -24,6 +24,7 @@ from memdiff.evaluation.request import _size_of
 from memdiff.loggers.loggers import KEY_FILE, key_of
 from memdiff.models.folder import unet_layers
 from memdiff.models.load import pipeline_kind
+from memdiff.models.lora.paths import find_adapter
 from memdiff.processes.file_lock import FileLock
 from memdiff.recipe.init import Wish, write_recipe
 from memdiff.recipe.reading import read_recipe
@@ -33,6 +34,7 @@ from memdiff.rewards.config import DigitsConfig
 from memdiff.rewards.families_config import ClipSimilarityConfig
 from memdiff.runtime.exit_codes import guarded
 from memdiff.runtime.image_files import sample_settings, sampled_images
+from memdiff.runtime.network_files import trouble_in
 from memdiff.runtime.small_files import free_of_others, own_bytes
 from memdiff.sampling.processes import clear_folder, sample_over_processes
 from memdiff.sampling.sample import write_png
@@ -268,6 +270,26 @@ def test_what_cannot_be_opened_is_one_line(tmp_path: Path, capsys: Any) -> None:
         guarded(lambda: (_ for _ in ()).throw(OSError("nameless")))
 
 
+def test_links_in_a_circle_are_one_line(tmp_path: Path, capsys: Any) -> None:
+    """Wherever a path is followed; another RuntimeError stays a traceback."""
+    a_circle(tmp_path / "round", tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        guarded(lambda: (tmp_path / "round").resolve() / "x" and (tmp_path / "round").read_bytes())
+    said = capsys.readouterr().err
+    assert caught.value.code == 5 and said.count("\n") == 1 and "round can't be used: Too many levels" in said
+    with pytest.raises(RuntimeError, match="other"):
+        guarded(lambda: (_ for _ in ()).throw(RuntimeError("other")))
+
+
+@pytest.mark.parametrize("plant", [a_pipe, a_circle, a_folder])
+def test_what_is_no_file_is_no_adapter(tmp_path: Path, plant: Plant) -> None:
+    """Under the name that is read, and as the only one of a folder."""
+    for name in ("pytorch_lora_weights.safetensors", "mine.safetensors"):
+        plant(tmp_path / name, tmp_path)
+        with pytest.raises(ConfigError, match=r"holds no adapter_model\.safetensors"):
+            find_adapter(tmp_path)
+
+
 @pytest.mark.parametrize("word", ["", "{}", "{}/scores.json", "--json={}/scores.json"])
 def test_a_file_that_nobody_named_is_a_bug(word: str, tmp_path: Path, capsys: Any) -> None:
     """What is not there stays a traceback unless the command line names it, or the folder that it is to be in."""
@@ -329,6 +351,22 @@ def test_a_pipe_in_a_folder_of_networks_is_not_waited_for(name: str, tmp_path: P
             read()
     with pytest.raises(ValueError, match="is no regular file"):
         ClipSimilarityConfig(kind="clip_similarity", path=str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [10**400, 2**31, 1e300, [2, 10**9]])
+@pytest.mark.parametrize("key", ["num_hidden_layers", "layers_per_block", "depths", "encoder_layers"])
+def test_layers_without_end_are_refused(key: str, value: Any, tmp_path: Path) -> None:
+    """A library would build one after the other until the memory is full; also those of a tower within."""
+    (tmp_path / "text_encoder").mkdir()
+    (tmp_path / "text_encoder/config.json").write_text(json.dumps({"text_config": {key: value}, "layer_norm_eps": 9}))
+    for read in (lambda: locate(str(tmp_path), best=False, own_adapter=True), lambda: pipeline_kind(str(tmp_path))):
+        with pytest.raises(ConfigError, match=rf"asks for more than 1000 of {key}"):
+            read()
+    with pytest.raises(ValueError, match=rf"asks for more than 1000 of {key}"):
+        ClipSimilarityConfig(kind="clip_similarity", path=str(tmp_path))
+    config = {"layers_per_block": 2, "block_out_channels": [320, 1280], "sample_size": 1024, "depths": [3, 27, 3]}
+    (tmp_path / "text_encoder/config.json").write_text(json.dumps(config))
+    assert trouble_in(tmp_path) is None
 
 
 def test_settings_that_a_link_leads_to_are_not_a_folders_own(tmp_path: Path) -> None:

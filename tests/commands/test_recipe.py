@@ -65,6 +65,8 @@ BAD_VALUES = [
     ("run.rounds=0", "run.rounds:", "greater than or equal to 1, got 0"),
     ("run.seed=-1", "run.seed:", "greater than or equal to 0"),
     ("run.seed=9223372036854775808", "run.seed:", "less than 9223372036854775808"),
+    ("run.images_per_round=1000000000000", "run.images_per_round:", "less than or equal to 1000000, got"),
+    ("optimizer.learning_rate=1.0e+300", "optimizer.learning_rate:", "less than or equal to 10, got 1e+300"),
     ("sampler.steps=1001", "sampler.steps:", "less than or equal to 1000"),
     ("sampler.timestep_spacing=trailng", "sampler.timestep_spacing:", "'leading', 'linspace' or 'trailing'"),
     ("sampler=5", "sampler:", "got 5"),
@@ -475,12 +477,18 @@ def test_the_command_line_says_it_in_one_line(file: Path, tmp_path: Path):
 
 
 def test_a_mistake_is_told_before_torch_is_loaded(file: Path, tmp_path: Path):
-    """Bad recipe, bad override, bad option, missing file: all are told by a process that never imports torch."""
+    """Bad recipe, override, option, number of ranks, place, layer, DeepSpeed file, missing file: all are told by a
+    process that never imports torch."""
     file.write_text(LEAST)
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"reduce_buket_size": 5}}')
     commands = [
         ["train", "recipe.yaml", "--set", "sampler.eta=0"],
         ["train", "recipe.yaml", "--set", "run.rounds"],
         ["train", "recipe.yaml", "--resume", "perhaps"],
+        ["train", "recipe.yaml", "--out", "run", "--gpus", "3", "--set", "run.images_per_round=2"],
+        ["train", "recipe.yaml", "--out", "recipe.yaml/run"],
+        ["train", "recipe.yaml", "--out", "run", "--set", "adapter.targets=[to_qq]"],
+        ["train", "recipe.yaml", "--out", "run", "--ds-config", "ds.json"],
         ["train", "missing.yaml"],
         ["train"],
     ]
@@ -499,7 +507,7 @@ print(json.dumps([codes, "torch" in sys.modules]))
     assert json.loads(done.stdout) == [[2] * len(commands), False]
     lines = done.stderr.splitlines()
     assert len(lines) == len(commands) and all(line.startswith("memdiff: error[2]: ") for line in lines)
-    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ds.json", "recipe.yaml"]
 
 
 def test_the_schema_has_the_sections_of_a_recipe(tmp_path: Path):

@@ -5,6 +5,7 @@ Shapes: B images, C channels, H W pixels.
 
 import io
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -129,6 +130,15 @@ def test_prompts_are_read_beside_the_images(tmp_path: Path) -> None:
     some = [folder / "image_000003.png", folder / "holiday.jpg", paint(tmp_path / "image_000001.png", 1)]
     assert prompts_beside(some) == ["b", "", ""]
     assert prompts_beside(find_images([str(as_sampled(tmp_path / "without", [], 1))])) == [""]
+
+
+def test_what_has_no_end_is_no_image(tmp_path: Path) -> None:
+    """Pipes, devices and links to them are not opened, by name, by pattern or in a folder."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for source in ("/dev/zero", *(str(tmp_path / name) for name in ("pipe.png", "zero.png", "*.png", ""))):
+        with pytest.raises(ConfigError, match="no image in"):
+            find_images([source])
 
 
 @pytest.mark.parametrize("source", ["nothing/*.png", "no/such/folder", "empty"])

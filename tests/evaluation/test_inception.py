@@ -131,6 +131,9 @@ def test_files_are_read_strictly_and_known_by_their_sum(network: nn.Sequential, 
     assert not file.published and len(file.sha256) == 64 and not loaded.training
     state = loaded.state_dict()
     assert torch.equal(state["layers.Mixed_7c.branch_pool.bn.bias"], tensors["Mixed_7c.branch_pool.bn.bias"])
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, tmp_path / "half.safetensors")
+    half, _ = load_inception(str(tmp_path / "half.safetensors"), "pytorch-fid", CPU)
+    assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.float32, torch.int64}
     save_file({"fc.bias": tensors["fc.bias"]}, tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=r"missing: Conv2d_1a_3x3\.conv\.weight"):
         load_inception(str(tmp_path / "other.safetensors"), "pytorch-fid", CPU)

@@ -4,6 +4,7 @@ Exit code 1 where one ended in a traceback, ran something, or touched what lies 
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tests.fuzz.campaign import Result
+    from tests.fuzz.hostile import Outside
 
 # before any library that reads them is imported
 SCRATCH = Path(os.environ.get("MEMDIFF_FUZZ") or tempfile.mkdtemp(prefix="memdiff-fuzz-")).resolve()
@@ -59,23 +61,32 @@ def main() -> int:
             if result.code or result.fault:
                 say(f"{name}: unchanged, and not read: {' '.join(result.words)}\n  {result.last}")
     numbers = range(arguments.count) if arguments.at is None else [arguments.at]
-    for number, surface in itertools.product(numbers, chosen):  # so that all have as many when the time is up
-        if time.monotonic() > end:
-            break
-        result = campaign.run(surface, number, loud=arguments.at is not None)
-        results[surface.name].append(result)
-        if result.fault or arguments.all:
-            say(f"{surface.name}: {result.fault or 'held'}: --at {number}  {' '.join(result.words)}")
-            say(f"  [{result.mutant}]\n  {result.last}")
-    rows = {name: row(of_surface, whole.get(name, [])) for name, of_surface in results.items() if of_surface}
+    with contextlib.suppress(KeyboardInterrupt):  # the table is of what was tried until then
+        for number, surface in itertools.product(numbers, chosen):  # so that all have as many when the time is up
+            if time.monotonic() > end:
+                break
+            result = campaign.run(surface, number, loud=arguments.at is not None)
+            results[surface.name].append(result)
+            if result.fault or arguments.all:
+                say(f"{surface.name}: {result.fault or 'held'}: --at {number}  {' '.join(result.words)}")
+                say(f"  [{result.mutant}]\n  {result.last}")
+    rows = {
+        name: row(of_surface, whole.get(name, []), campaign.outside)
+        for name, of_surface in results.items()
+        if of_surface
+    }
     for name, counts in rows.items():
         say(f"{name:40} {json.dumps(counts)}")
+    totals = Counter[str]()
+    for counts in rows.values():
+        totals.update({what: count for what, count in counts.items() if not what.startswith("median")})
+    say(f"{'all':40} {json.dumps(totals)}")
     if arguments.json:
         arguments.json.write_text(json.dumps({"seed": arguments.seed, "rows": rows}, indent=2) + "\n")
     return int(any(result.fault for of_surface in results.values() for result in of_surface))
 
 
-def row(results: "list[Result]", whole: "list[Result]") -> dict[str, Any]:
+def row(results: "list[Result]", whole: "list[Result]", outside: "Outside") -> dict[str, Any]:
     """How many mutants were read, refused, and each kind of fault; the medians of seconds.
 
     `whole` are the commands on what is not changed: how many of them are read.
@@ -84,6 +95,8 @@ def row(results: "list[Result]", whole: "list[Result]") -> dict[str, Any]:
         "commands": len(whole),
         "commands_that_read_what_is_whole": sum(result.code == 0 and not result.fault for result in whole),
         "mutants": len(results),
+        "with_a_pickle": sum(result.holds_a_pickle for result in results),
+        "with_a_hostile_name": sum(result.holds_a_name(outside) for result in results),
         **Counter(result.fault or ("refused" if result.code else "read") for result in results),
         "median_seconds": round(median(result.seconds for result in results), 2),
         "median_processor_seconds": round(median(result.processor_seconds for result in results), 2),

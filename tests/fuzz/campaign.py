@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tests.fuzz.hostile import SECRET, Outside
+from tests.fuzz.hostile import SECRET, Outside, names
+from tests.fuzz.json_mutants import short
 from tests.fuzz.mutants import mutate
 from tests.fuzz.surfaces import RANK, Command, Surface
-from tests.fuzz.trial import Allowed, Outcome, forked, traced
+from tests.fuzz.trial import USERS, Allowed, Outcome, forked, traced
 
 STARTS = ("nvidia-smi", "lscpu", "uname", "ldconfig", "gcc", "cc", "c++", "g++", "ninja", "which", "git")
 
@@ -51,6 +52,15 @@ class Result:
     seconds: float
     processor_seconds: float
     last: str
+
+    @property
+    def holds_a_pickle(self) -> bool:
+        """Whether something in it would run where it is unpickled."""
+        return "pickle" in self.mutant or "trap" in self.mutant
+
+    def holds_a_name(self, outside: Outside) -> bool:
+        """Whether one of the hostile names stands in it."""
+        return any(short(name) in self.mutant for name in names(outside) if len(name) > 1)
 
 
 class Campaign:
@@ -104,6 +114,8 @@ class Campaign:
             self._imported.add("ranks")
 
     def _copied(self, base: Path) -> Path:
+        conversions = self.scratch / "cache/memdiff/weights"  # of pickles, each as large as what it was made of
+        shutil.rmtree(conversions, ignore_errors=True)
         folder = self.scratch / "trial"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(base, folder)
@@ -133,13 +145,17 @@ class Campaign:
 
     def _leaked(self, folder: Path, outcome: Outcome) -> str | None:
         """What was read from elsewhere and said, or written into what the command made."""
+        secrets = (SECRET, Path(USERS).read_text().partition("\n")[0])
         made = [file for name in ("out", "new", "evaluation") for file in (folder / name).rglob("*")]
         made += [folder / "run/report.html"]
         for file in made:
             with contextlib.suppress(OSError):
-                if not file.is_symlink() and file.is_file() and SECRET.encode() in file.read_bytes():
+                if file.is_symlink() or not file.is_file():
+                    continue
+                content = file.read_bytes()
+                if any(secret.encode() in content for secret in secrets):
                     return "escape"
-        return "escape" if SECRET in outcome.said else None
+        return "escape" if any(secret in outcome.said for secret in secrets) else None
 
 
 def _command_for(surface: Surface, file: str, random: Random) -> Command:

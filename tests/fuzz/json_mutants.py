@@ -65,7 +65,7 @@ def _changed_document(document: Any, random: Random, outside: Outside) -> tuple[
     kind = random.choice(("replace",) * 6 + ("remove", "add", "code", "code", "key", "root"))
     replacement = random.choice(values(outside))
     if kind == "root" or not places:
-        return f"all of it is {_short(replacement)}", _dumped(replacement)
+        return f"all of it is {short(replacement)}", _dumped(replacement)
     container, key = random.choice(places)
     if kind == "remove":
         del container[key]
@@ -76,13 +76,13 @@ def _changed_document(document: Any, random: Random, outside: Outside) -> tuple[
             target[added] = value
         else:
             target.append(value)
-        return f"{added} is {_short(value)}", _dumped(document)
+        return f"{added} is {short(value)}", _dumped(document)
     elif kind == "key" and isinstance(container, dict):
         container[str(replacement)] = container.pop(key)
-        return f"{key} is called {_short(str(replacement))}", _dumped(document)
+        return f"{key} is called {short(str(replacement))}", _dumped(document)
     else:
         container[key] = replacement
-    return f"{kind} {key}: {_short(replacement)}", _dumped(document)
+    return f"{kind} {key}: {short(replacement)}", _dumped(document)
 
 
 def _changed_text(text: str, random: Random) -> tuple[str, bytes]:
@@ -121,6 +121,7 @@ def _dumped(document: Any) -> bytes:
     return json.dumps(document).encode()
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """As a mutant says it: of long ones the beginning."""
     text = ascii(value)
     return text if len(text) <= 60 else text[:40] + f"... ({len(text)} characters)"

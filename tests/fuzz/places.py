@@ -11,9 +11,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import OwlViTConfig, OwlViTForObjectDetection
 
+from memdiff.evaluation.inception import FILE, NUM_FEATURES, inception_layers
 from memdiff.recipe.contents import contents_of
 from memdiff.recipe.reading import read_recipe
-from tests.helpers.image_reward_small import RECORD, small_checkpoint
+from tests.helpers.image_reward_small import RECORD
 from tests.helpers.lora_files import factors_for, kohya, peft_names
 from tests.helpers.original_names import in_one_file
 from tests.helpers.reward_models import (
@@ -159,13 +160,30 @@ def rewards(folder: Path) -> None:
     write_clip(folder / "clip", tiny_clip_config())
     torch.save(aesthetic_weights(24), folder / "aesthetic.pth")
     write_hps(folder / "hps", tiny_open_clip())
-    (folder / "image_reward").mkdir()
-    torch.save(small_checkpoint(), folder / "image_reward/ImageReward.pt")
-    (folder / "image_reward/vocab.txt").write_text("\n".join(RECORD["vocabulary"]) + "\n")
-    (folder / "inception").mkdir()
-    torch.save({"x": torch.zeros(2)}, folder / "inception/pt_inception-2015-12-05-6726825d.pth")
     _detector(folder / "detection")
     images(folder / "images", count=2)
+
+
+def image_reward(folder: Path) -> None:
+    """Its checkpoint as it is published, and as safetensors: all tensors in their sizes, zeros of eight bits."""
+    zeros = {name: torch.zeros(shape, dtype=torch.float8_e4m3fn) for name, shape in RECORD["shapes"].items()}
+    for name in ("published", "converted"):
+        (folder / name).mkdir()
+        (folder / name / "vocab.txt").write_text("\n".join(RECORD["vocabulary"]) + "\n")
+    torch.save(zeros, folder / "published/ImageReward.pt")
+    save_file(zeros, folder / "converted/ImageReward.safetensors")
+    images(folder / "images", count=1)
+
+
+def features(folder: Path) -> None:
+    """The networks of eval's features, Inception in its full size with random weights, and images."""
+    write_clip(folder / "clip", tiny_clip_config())
+    (folder / "inception").mkdir()
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(inception_layers())
+    network.add_module("fc", torch.nn.Linear(NUM_FEATURES, 1008))
+    torch.save(network.half().state_dict(), folder / "inception" / FILE)
+    images(folder / "images", count=3)
 
 
 def _detector(folder: Path) -> None:

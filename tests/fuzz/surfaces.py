@@ -143,11 +143,16 @@ SURFACES = [
         ),
     ),
     Surface("reward: hpsv2", places.rewards, ("hps/*",), _scores("hpsv2:path=hps,tokenizer=hps")),
-    Surface("reward: image_reward", places.rewards, ("image_reward/*",), _scores("image_reward:path=image_reward")),
+    Surface(
+        "reward: image_reward",
+        places.image_reward,
+        ("published/*", "converted/*"),
+        _scores("image_reward:path=published", "image_reward:path=converted/ImageReward.safetensors"),
+    ),
     Surface("reward: detection", places.rewards, ("detection/*",), _scores("detection:path=detection,object=cat")),
     Surface(
         "eval: features",
-        places.rewards,
+        places.features,
         ("clip/*", "inception/*", "images/*"),
         _commands(
             "eval images --diversity clip --clip clip",

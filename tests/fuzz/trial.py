@@ -25,7 +25,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 CPU_SECONDS, SECONDS, MEMORY = 60, 120, 4 << 30
 SYSTEM = ("/usr", "/lib", "/lib64", "/proc", "/sys", "/dev", "/etc", "/bin", "/sbin", "/opt")
-FORBIDDEN = ("/etc/passwd", "/etc/shadow", "/proc/self/environ", "/dev/zero")
+USERS = "/etc/passwd"
+FORBIDDEN = (USERS, "/etc/shadow", "/proc/self/environ", "/dev/zero")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 READS = {"open", "os.listdir", "os.scandir"}
 WRITES = {
@@ -253,9 +254,11 @@ def _of_trace(text: str, folder: Path, allowed: Allowed) -> list[tuple[str, str]
     """What strace saw that is not allowed, of calls that succeeded."""
     reads = [
         *map(str, (ROOT, sys.prefix, sys.base_prefix)),
+        *(place for place in sys.path if place),
         *SYSTEM,
         *(str(p.resolve()) for p in (*allowed.read, *allowed.write)),
     ]
+    forbidden = [name for name in FORBIDDEN if name != USERS]  # the C library looks a home folder up there
     writes = [*(str(place.resolve()) for place in allowed.write), "/dev/", "/proc/"]
     touched = []
     for call, name, rest in re.findall(r"(\w+)\((?:AT_FDCWD, )?\"((?:[^\"\\]|\\.)*)\"(.*)", text):
@@ -263,6 +266,6 @@ def _of_trace(text: str, folder: Path, allowed: Allowed) -> list[tuple[str, str]
             continue
         real = os.path.realpath(folder / name)
         writing = call != "openat" or any(word in rest for word in ("O_WRONLY", "O_RDWR", "O_CREAT"))
-        if not any(real.startswith(place) for place in (writes if writing else reads)) or real in FORBIDDEN:
+        if not any(real.startswith(place) for place in (writes if writing else reads)) or real in forbidden:
             touched.append(("write" if writing else "read", real))
     return touched

@@ -74,6 +74,15 @@ def _changed_tensors(tensors: dict[str, Any], random: Random) -> tuple[str, dict
     return f"{name} is {way}", tensors | {name: ways[way]}
 
 
+def _unlike_tensors() -> dict[str, Any]:
+    """Tensors of a pickle that hold other things than so many numbers."""
+    return {
+        "empty": torch.zeros(0), "one number, repeated": torch.zeros(()).expand(2**21, 2**21),
+        "without numbers": torch.zeros(2**21, 2**21, device="meta"), "sparse": torch.eye(2).to_sparse(),
+        "a parameter": torch.nn.Parameter(torch.zeros(2)),
+    }  # fmt: skip
+
+
 def changed_torch(content: bytes, random: Random, outside: Outside) -> tuple[str, bytes]:
     """What torch.save writes: other things than were there, some of them traps."""
     try:
@@ -95,7 +104,10 @@ def changed_torch(content: bytes, random: Random, outside: Outside) -> tuple[str
             f"{name} is a trap": {
                 key: Trap(outside.mark) if str(key) == name else value for key, value in stored.items()
             },
-            f"{name} is empty": {key: torch.zeros(0) if str(key) == name else value for key, value in stored.items()},
+            **{
+                f"{name} is {what}": {key: other if str(key) == name else value for key, value in stored.items()}
+                for what, other in _unlike_tensors().items()
+            },
         }
     way = random.choice(sorted(ways))
     stream = io.BytesIO()

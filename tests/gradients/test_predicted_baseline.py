@@ -67,6 +67,22 @@ def test_the_coefficient_is_that_of_the_others() -> None:
     assert advantages.tolist() == pytest.approx([-0.5 + 0.75, -0.25, 0.75 - 0.5])
 
 
+@pytest.mark.parametrize("count", [16, 64, 256])
+def test_an_image_has_little_say_in_its_own_baseline(count: int) -> None:
+    """By Stein's lemma E[A_i z_i] = E[dA_i / dr_i] for r = V / 2 + noise z: with V given, c_i (V_i - mean V) holds
+    r_i only in the mean of r, and d/dr_i of it is (V_i - mean V)^2 / (N S_i), S_i the sum of the others' squares.
+
+    Its mean over the images lies between 1 / N^2 and 2 / N^2: the baseline's say in the gradient's expectation.
+    """
+    values_N = torch.randn(count, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rewards_N = (values_N / 2).requires_grad_()
+    with_KN = step_advantages(torch.zeros_like(values_N), rewards_N, values_N[None], spread=1.0)
+    own = [torch.autograd.grad(with_KN[0, i], rewards_N, retain_graph=True)[0][i] for i in range(count)]
+    squares_N = (values_N - values_N.mean()).square()
+    torch.testing.assert_close(torch.stack(own), -squares_N / (count * (squares_N.sum() - squares_N)))
+    assert 1 <= -float(torch.stack(own).mean()) * count**2 <= 2
+
+
 @pytest.mark.parametrize("advantage", ["whiten", "center", "leave_one_out"])
 def test_a_prediction_that_is_the_image_leaves_nothing(advantage: str) -> None:
     """The last step's mean is x_0 itself: its value is the reward, up to rounding, and its variance left is zero."""

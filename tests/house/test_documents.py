@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -60,6 +61,31 @@ def test_no_document_waits_for_a_figure(document: str):
     """Words that hold a place until something is measured or written."""
     waiting = re.findall(r"\b(?:MEASURED|FIGURES?|TODO|TBD|FIXME|XXX)\b", (ROOT / document).read_text())
     assert waiting == []
+
+
+def installed_by(text: str) -> Iterator[str]:
+    """The requirements that a text tells to install with pip, without its options and what stands in braces."""
+    for command in re.findall(r"pip install ((?:'[^']*'|[^\s`;,'\"]+ ?)+)", text):
+        words = re.findall(r"'[^']*'|\S+", command)
+        for before, word in zip(["", *words], words, strict=False):
+            if not word.startswith(("-", "{")) and before not in ("-c", "-r"):
+                yield word.strip("'")
+
+
+def test_what_is_to_be_installed_can_be_had():
+    """memdiff is on no index: extras are a checkout's, and are there; others by the bounds that memdiff has them in."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    known = [*project["dependencies"], *(each for several in extras.values() for each in several)]
+    places = [*map(ROOT.joinpath, DOCUMENTS), *PACKAGE.rglob("*.py"), *(ROOT / "launch").rglob("*.*")]
+    said = {word for place in places if place.is_file() for word in installed_by(place.read_text(errors="replace"))}
+    assert {".[jpeg]", "torchmetrics>=1.8,<2", "pyarrow"} <= said
+    for word in said:
+        assert re.match(r"memdiff\b", word) is None, word
+        if word.startswith(".["):
+            assert {*re.findall(r"\w+", word)} <= {*extras}, word
+        elif re.search(r"[<>=]", word):
+            assert word in known, word
 
 
 def test_each_room_lists_its_files():

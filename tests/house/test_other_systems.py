@@ -14,6 +14,7 @@ from memdiff.processes import identity
 from memdiff.processes.bound import end_with_parent
 from memdiff.processes.cores import cores_here
 from memdiff.training.launcher import rank_environment
+from tests.house.rooms import PACKAGE
 
 
 @pytest.fixture
@@ -34,6 +35,12 @@ def test_processors_are_counted() -> None:
     facts = host.probe_host()
     assert facts.cores == 6 and facts.open_files != 0
     host.judge_host(facts)
+
+
+def test_one_place_asks_for_processor_sets() -> None:
+    """Which other systems than Linux have none of."""
+    asking = [file.name for file in PACKAGE.rglob("*.py") if "sched_getaffinity" in file.read_text()]
+    assert asking == ["cores.py"]
 
 
 @pytest.mark.usefixtures("mac")

@@ -193,9 +193,10 @@ def test_a_mapping_that_holds_itself_ends(tmp_path: Path) -> None:
 
 
 def test_a_header_without_sense_is_one_line(tmp_path: Path) -> None:
-    for header in (b'{"a": {"shape": [1e999]}}', b'{"a": {"shape": [NaN]}}', b'{"a": 1}', b"[" * 9999, b"[1]"):
-        (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-        assert "is not a whole safetensors file" in refusal(lambda: shapes_of(tmp_path / "model.safetensors"))
+    """What such headers are, `test_weight_headers.py` lists."""
+    (tmp_path / "model.safetensors").write_bytes((3).to_bytes(8, "little") + b"[1]")
+    said = refusal(lambda: shapes_of(tmp_path / "model.safetensors"))
+    assert "model.safetensors is not a whole safetensors file: its header makes no sense" in said
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -9,7 +9,7 @@ from memdiff.memory.host import CUDA_BYTES, LAUNCHER_BYTES, PROCESS_BYTES, host_
 from memdiff.memory.zero2 import training_states
 from memdiff.models.networks import read_network
 from memdiff.planner.command import plan_recipe
-from memdiff.runtime.state_dicts import kinds_of_numbers
+from memdiff.runtime.weight_headers import kinds_of_numbers
 from tests.helpers.processes import run_python
 
 MIB = 2**20

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from memdiff.planner import rounds
+from memdiff.planner import rounds, search
 from memdiff.planner.fake_tensors import GPU, fake_gpu
 from memdiff.planner.libraries import hidden
 from memdiff.planner.measured import Measured
@@ -111,15 +111,27 @@ def test_a_cached_round_is_read_and_what_is_damaged_is_measured_again(
     assert plan(recipe, 10)[1] == 3
 
 
-def test_another_budget_measures_what_it_chooses_alone(tmp_path: Path) -> None:
-    """0.01 GiB: nothing fits, and it is said from the cache."""
+def test_what_fits_nowhere_takes_little_more_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.01 GiB: nothing fits, and it is said from the cache, each setting looked at as often as there are answers to
+    give. A million images a round have no more sizes of pieces than some hundred."""
+    looked_at: list[int] = []
+    estimate = search.estimate_round
+
+    def count(*arguments: Any) -> Any:
+        looked_at.append(1)
+        return estimate(*arguments)
+
+    monkeypatch.setattr(search, "estimate_round", count)
     recipe = recipe_of("draft")
     cache = RoundCache(recipe, tmp_path)
     make_plan(recipe, budget_bytes=4 * GIB, measuring=Measuring(cache=cache))
+    settings = len(looked_at)
     progress_calls: list[tuple[int, int]] = []
     measuring = Measuring(cache=cache, progress=lambda done, total: progress_calls.append((done, total)))
     plan = make_plan(recipe, budget_bytes=GIB // 100, measuring=measuring)
     assert not plan.fits and set(progress_calls) == {(3, 3)}
+    assert len(looked_at) - settings <= 5 * settings
+    assert len(list(search._sizes(10**6))) == len(list(search._sizes(512))) < 50
 
 
 def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:

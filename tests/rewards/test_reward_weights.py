@@ -12,6 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from memdiff.errors import ConfigError
+from memdiff.models.lora.files import _load_pickle
+from memdiff.models.single_file import read_tensors
 from memdiff.rewards import weights
 from memdiff.rewards.weights import default_cache, find_weights, load_weights, sha256
 from memdiff.runtime.state_dicts import assign_strictly
@@ -187,6 +189,23 @@ def test_anything_but_named_dense_tensors_is_refused(tmp_path, content, message)
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(ConfigError, match=message):
         load_weights(tmp_path / "w.pt", cache=tmp_path)
+
+
+def repeated(value: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Views of one number each, 32 TiB of them; and one without any numbers."""
+    return {"unet.x.lora.up.weight": value.expand(2**21, 2**21), "b": torch.zeros(2**21, 2**21, device="meta")}
+
+
+@pytest.mark.parametrize("read", [load_weights, read_tensors, _load_pickle], ids=lambda read: read.__name__)
+def test_a_small_file_does_not_fill_the_memory(tmp_path, read):
+    """A pickled tensor may repeat a number as often as it says: refused before it is copied, by whoever reads it."""
+    torch.save(repeated(torch.zeros(())), tmp_path / "w.bin")
+    assert (tmp_path / "w.bin").stat().st_size < 10_000
+    with pytest.raises(ConfigError, match="its tensors would take 35184372088832;"):
+        read(tmp_path / "w.bin")
+    shared = torch.rand(1000)
+    torch.save({"a": shared, "b": shared.view(10, 100), "c": shared[::2]}, tmp_path / "w.bin")
+    assert set(read(tmp_path / "w.bin")) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize("name", ["w.ckpt", "w", "w.pkl", "w.onnx"])

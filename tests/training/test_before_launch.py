@@ -301,19 +301,38 @@ def test_all_problems_of_a_deepspeed_file_at_once(tmp_path: Path) -> None:
     for word in ("train_batch_size", "gradient_clipping", "zero_optimization.stage", "cpu_offload", "fp16 must be"):
         assert word in said
     assert "no key gradient_acumulation_steps" in said
+    (tmp_path / "ds.json").write_text('{"fp16": {"hysteresis": 1, "hysteresis": 2}}')
+    assert "the key hysteresis is given twice" in refusal(read_user_file, tmp_path / "ds.json", {})
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"zero_optimization": {"reduce_buket_size": 5, "overlap_com": True}}, "zero_optimization.reduce_buket_size"),
-        ({"zero_optimization": {"reduce_bucket_size": "large"}}, "zero_optimization.reduce_bucket_size"),
-        ({"fp16": {"hysteresys": 2}}, "fp16.hysteresys"),
-        ({"zero_optimization": {"reduce_bucket_size": -1}}, "zero_optimization.reduce_bucket_size"),
+        (
+            {"zero_optimization": {"reduce_buket_size": 5, "overlap_com": True}},
+            "no key zero_optimization.reduce_buket_size; did you mean reduce_bucket_size?; DeepSpeed knows no key "
+            "zero_optimization.overlap_com; did you mean overlap_comm?",
+        ),
+        (
+            {"zero_optimization": {"reduce_bucket_size": "large"}},
+            "zero_optimization.reduce_bucket_size: input should be a valid integer",
+        ),
+        ({"fp16": {"hysteresys": 2}}, "no key fp16.hysteresys; did you mean hysteresis?"),
+        (
+            {"zero_optimization": {"reduce_bucket_size": -1}},
+            "zero_optimization.reduce_bucket_size: input should be greater than 0, got -1",
+        ),
     ],
 )
-def test_nested_mistakes_are_deepspeeds_own_word(tmp_path: Path, content: dict[str, Any], said: str) -> None:
-    """DeepSpeed's config model reads the file before anything is loaded; all that it refuses is in the line."""
+def test_nested_mistakes_are_told(tmp_path: Path, content: dict[str, Any], said: str) -> None:
+    """By keys and kinds that are written down, without DeepSpeed; DeepSpeed's own config model refuses the same."""
+    assert said in refusal(read, tmp_path, content)
+    assert "DeepSpeed refuses" in refusal(check_nested_keys, content, tmp_path / "ds.json")
+
+
+def test_keys_that_do_not_go_together_are_deepspeeds_own_word(tmp_path: Path) -> None:
+    """What no key alone is wrong about: its config model reads the whole file before anything is loaded."""
+    content = {"fp16": {"enabled": True, "loss_scale_window": 0}}
     config = read(tmp_path, content)
-    message = refusal(check_nested_keys, config, tmp_path / "ds.json")
-    assert said in message and all(key in message for key in content.get("zero_optimization", {}))
+    assert config == {"fp16": {"loss_scale_window": 0}}
+    assert "loss_scale_window must be > 0" in refusal(check_nested_keys, content, tmp_path / "ds.json")

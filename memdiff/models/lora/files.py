@@ -26,6 +26,7 @@ from memdiff.models.lora.formats import is_kohya, to_kohya_names, to_network_nam
 from memdiff.models.lora.names import DIFFUSERS_NAME, KOHYA_NAME, PEFT_NAME
 from memdiff.models.lora.paths import find_adapter
 from memdiff.runtime.small_files import read_small_file
+from memdiff.runtime.state_dicts import refuse_repeated_numbers
 
 MOST_CONFIG_BYTES = 10**7
 MOST_REPEATS = 3  # in a pattern of layers' names
@@ -220,6 +221,7 @@ def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
         ) from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ConfigError(f"{file} must hold tensors by name; give what diffusers or peft saved")
+    refuse_repeated_numbers(file, state.values())
     return {str(name): tensor for name, tensor in state.items()}
 
 

@@ -45,7 +45,8 @@ def _repository_and_file(path: Path) -> tuple[str, str | None]:
 
 def _only_one(folder: Path) -> Path:
     """The one safetensors file of a folder, as diffusers takes it; several are for a person to choose from."""
-    files = sorted(file for file in folder.glob("*.safetensors") if not any(word in file.name for word in NO_ADAPTERS))
+    weights = filter(Path.is_file, folder.glob("*.safetensors"))
+    files = sorted(file for file in weights if not any(word in file.name for word in NO_ADAPTERS))
     if len(files) == 1 and not (folder / "model_index.json").is_file():
         return files[0]
     if len(files) > 1:
