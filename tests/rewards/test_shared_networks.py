@@ -45,9 +45,10 @@ def clip(folder: Path) -> list[AnyPart]:
 
 def objects(folder: Path) -> list[AnyPart]:
     write_detector("owlv2", folder)
+    path = str(folder)
     return [
-        DetectionConfig(kind="detection", path=str(folder), name=name, object=f"a {name}", mode=mode)
-        for name, mode in (("cat", "add"), ("dog", "remove"))
+        DetectionConfig(kind="detection", path=path, name="cat", object="a cat", mode="add"),
+        DetectionConfig(kind="detection", path=path, name="dog", object="a dog", mode="remove"),
     ]
 
 
