@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RecipeLike: TypeAlias = "str | Path | Mapping[str, Any] | Recipe"  # a file, the name of one that ships, plain data
 LOADING = "loading torch and diffusers"
 RewardFunction = Callable[..., Any]  # score(images_BCHW, prompts) -> B numbers
+RewardLike: TypeAlias = "str | Mapping[str, Any] | RewardFunction"  # KIND:key=value,..., a recipe's part, a function
 
 
 @dataclass(frozen=True)
@@ -232,13 +233,14 @@ def sample(source: "str | Path | Run", *, num_images: int = 16, gpus: int | None
 
 def score(
     images: str | Path | Sequence[str | Path] | Samples,
-    reward: str | Sequence[str],
+    reward: "RewardLike | Sequence[RewardLike]",
     *,
     prompt: str | Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """A row per image: its file, its prompt and its score by each reward.
 
-    `reward`: KIND or KIND:key=value,..., as `memdiff score` takes it. Without `prompt`: those beside sampled images.
+    `reward`: one or several. KIND or KIND:key=value,..., as `memdiff score` takes it, a part as a recipe has it, or a
+    function. Without `prompt`: those beside sampled images.
     """
     quiet_imports()
     from memdiff.runtime.image_files import find_images, prompts_beside
@@ -250,13 +252,13 @@ def score(
     several = images.images if isinstance(images, Samples) else [images] if isinstance(images, str | Path) else images
     files = find_images([str(image) for image in several])
     texts = prompts_beside(files) if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
-    parts = given_parts([reward] if isinstance(reward, str) else list(reward), with_prompts=all(texts))
+    parts = given_parts(_given(reward), with_prompts=all(texts))
     return [{"image": row.image, "prompt": row.prompt, **row.scores} for row in score_rows(files, parts, texts)]
 
 
 def evaluate(
     sources: "str | Path | Run | Samples | Sequence[str | Path] | Mapping[str, str | Path | Run | Samples]",
-    reward: str | Sequence[str] = (),
+    reward: "RewardLike | Sequence[RewardLike]" = (),
     *,
     gpus: int | None = None,
     **options: Any,
@@ -282,7 +284,7 @@ def evaluate(
         options[name] = [kind(value) for value in _listed(options.get(name, ()))]
     options["out"] = Path(options.get("out", "evaluation"))
     with said_if_slow(LOADING, on_stderr):
-        prepared = prepare(Options(words, rewards=_listed(reward), **options))
+        prepared = prepare(Options(words, rewards=_given(reward), **options))
     with said_if_slow(LOADING, on_stderr):
         from memdiff.evaluation.evaluate import evaluate as compare
         from memdiff.evaluation.show import document, write
@@ -294,6 +296,14 @@ def evaluate(
 def _listed(values: Any) -> list[Any]:
     """One or several, as a list."""
     return [values] if isinstance(values, str | Path | Run | Samples) else list(values)
+
+
+def _given(reward: "RewardLike | Sequence[RewardLike]") -> list[str | Mapping[str, Any]]:
+    """One or several, as `given_parts` takes them."""
+    from memdiff.rewards.handed_over import hand_over
+
+    several = [reward] if isinstance(reward, str | Mapping) or callable(reward) else reward
+    return [hand_over(each) if callable(each) else each for each in several]
 
 
 def _place(source: "str | Path | Run | Samples") -> str:

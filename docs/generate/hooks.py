@@ -3,18 +3,9 @@
 import re
 from typing import Any
 
-from mkdocs.structure.files import File
-
 from docs.generate.messages import with_messages
-from docs.generate.recipe_keys import recipe_page
 
 COMMENT = re.compile(r"^<!-- (?:run|not run)\b.*?-->\n", re.MULTILINE)
-
-
-def on_files(files: Any, config: Any) -> Any:
-    """Adds the page of all keys, which no file holds."""
-    files.append(File.generated(config, "recipe.md", content=recipe_page()))
-    return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

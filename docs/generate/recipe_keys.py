@@ -1,11 +1,16 @@
-"""The page of all keys of a recipe, from its JSON Schema: what a key may be, its default, what it means."""
+"""The page of all keys of a recipe, from its JSON Schema: what a key may be, its default, what it means.
+
+python -m docs.generate.recipe_keys     # writes docs/recipe.md
+"""
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from memdiff.recipe.schema import recipe_schema
 
+PAGE = Path(__file__).resolve().parents[1] / "recipe.md"
 Schema = dict[str, Any]
 BOUNDS = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
 FAR = 1e6  # bounds beyond it only keep nonsense out, and are not shown
@@ -185,3 +190,7 @@ def value(default: Any, *, nested: bool = False) -> str:
     if isinstance(default, float) and default != 0 and not 1e-3 <= abs(default) < 1e6:
         return f"`{default:g}`"
     return code(default)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(recipe_page(), encoding="utf-8")

@@ -16,6 +16,7 @@ from typing import Any
 
 from memdiff.doctor.table import REINSTALL, Finding, first_line
 from memdiff.runtime.cuda_allocator import EXPANDABLE, has_expandable_segments, setting_of
+from memdiff.runtime.operator_folder import operator_folder
 from memdiff.runtime.units import GIB
 
 SECONDS_DEVICES = 15.0  # for the child that imports torch and DeepSpeed; imports take 4 to 12 s on idle cores
@@ -66,7 +67,7 @@ def _probe_devices_here() -> DeviceFacts:
     pairs = [(one, other) for one in indices for other in indices if one != other]
     build = f"py{sys.version_info.major}{sys.version_info.minor}_"
     build += f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or str(Path(cpp_extension.get_default_build_root()) / build)
+    root = operator_folder() or str(Path(cpp_extension.get_default_build_root()) / build)
     return DeviceFacts(
         devices=[Device(one.name, one.total_memory, (one.major, one.minor)) for one in seen],
         torch_cuda=torch.version.cuda,

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image, UnidentifiedImageError
 
@@ -40,7 +40,7 @@ class Options:
     num_images: int | None = None
     prompt: str | None = None
     prompts: Sequence[Path] = ()
-    rewards: Sequence[str] = ()
+    rewards: Sequence[str | Mapping[str, Any]] = ()
     real: str | None = None
     inception: str = INCEPTION
     resize: str = "pytorch-fid"

@@ -16,6 +16,7 @@ from memdiff.recipe.recipe import Recipe
 from memdiff.runtime.units import GIB
 
 MISFIT_NOTE = "it does not fit:"
+NETWORKS = ("idle_unet", "idle_decoder", "rewards")  # knobs that move some
 WORTH_HAVING = 0.1  # of the peak: what saves less is said to be not worth it
 
 
@@ -64,6 +65,16 @@ def changes(
             )
         )
     return knob_changes
+
+
+def costs_of_moving(candidates: Sequence[Change]) -> list[str]:
+    """A sentence where a network that leaves the GPU would take more than it frees."""
+    if not any(change.knob in NETWORKS and change.value != "gpu" and change.peak_bytes > 0 for change in candidates):
+        return []
+    return [
+        "a network that leaves the GPU and comes back can cost more than it frees: torch's allocator was measured to "
+        "hold a third to two thirds of the live bytes beyond them then"
+    ]
 
 
 def three_best(candidates: Sequence[Change]) -> list[str]:

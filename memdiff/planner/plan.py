@@ -15,7 +15,7 @@ from memdiff.memory.knobs import Knobs
 from memdiff.memory.throughput import peak_share
 from memdiff.memory.zero2 import States, training_states
 from memdiff.models.config import needs_guidance, takes_prompts
-from memdiff.planner.advice import MISFIT_NOTE, Change, changes, sentences, three_best
+from memdiff.planner.advice import MISFIT_NOTE, Change, changes, costs_of_moving, sentences, three_best
 from memdiff.planner.compose import total
 from memdiff.planner.piece_costs import PieceCosts
 from memdiff.planner.rank_round import planned_precision, rank_round_of
@@ -175,11 +175,13 @@ def choose(
     fastest = fastest_of(every, recipe.memory, budget=budget_bytes, tflops=tflops)
     fits, setting = fastest is not None, fastest or smallest_setting
     notes = sentences(recipe, setting, sizes, states_of, ranks=ranks, fits=fits, budget=budget_bytes, smallest=smallest)
+    changed = changes(setting, rank_round, costs, states_of)
+    notes += costs_of_moving(changed)
     if not fits:
         notes += [_cards_that_would(smallest, ranks)]
     return _as_plan(
         recipe, setting, fits=fits, budget=budget_bytes, smallest=smallest, peak_tflops=peak, gpu=gpu, ranks=ranks,
-        precision=precision, notes=notes, changed=changes(setting, rank_round, costs, states_of),
+        precision=precision, notes=notes, changed=changed,
         states=states_of(setting.knobs.offload_optimizer),
     )  # fmt: skip
 

@@ -69,11 +69,17 @@ def _changes(plan: Plan) -> Table:
     for change in plan.changes:
         table.add_row(
             f"{change.knob}: {word(change.value)}",
-            f"{change.peak_bytes / GIB:+.2f}",
+            _signed(change.peak_bytes / GIB, 2),
             f"{change.flops / plan.flops:+.0%}",
-            f"{change.moved_seconds:+.1f}",
+            _signed(change.moved_seconds, 1),
         )
     return table
+
+
+def _signed(number: float, digits: int) -> str:
+    """With its sign, which nothing has none of."""
+    rounded = round(number, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
 
 
 def gib(size: float) -> str:

@@ -98,8 +98,8 @@ def step_norm_panels(rows: list[Row]) -> list[Panel]:
     panels = [
         make_panel(
             "Gradient norm by step",
-            "Which steps of the chain the policy learns from. Gaps are steps without a density. Peaks at the last "
-            "steps are usual, where the noise is smallest.",
+            "Which steps of the chain the policy learns from. Gaps are steps without a density. With uniform step "
+            "weights the last steps peak, where the noise is smallest; balanced ones are near level.",
             plots.step_lines(norms_RK[chosen], range(len(chosen)), "gradient norm"),
             list(norms_RK[chosen[-1]]),
             legend=tuple((colour, f"round {rounds[index]:.0f}") for colour, index in enumerate(chosen)),

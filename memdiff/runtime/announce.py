@@ -1,4 +1,4 @@
-"""What a person is told while something takes its time: a line after two seconds, none where it is quicker."""
+"""What a person is told while something takes its time: a line once it takes two seconds."""
 
 import sys
 import threading

@@ -20,18 +20,18 @@ class GivenReward(Section):
     reward: RewardPart
 
 
-def given_parts(texts: Sequence[str], *, with_prompts: bool) -> dict[str, AnyPart]:
-    """Parts by name from `KIND` or `KIND:key=value,...`, keys and values as in a recipe. Raises ConfigError.
+def given_parts(given: Sequence[str | Mapping[str, Any]], *, with_prompts: bool) -> dict[str, AnyPart]:
+    """Parts by name from `KIND` or `KIND:key=value,...`, or as a recipe has them. Raises ConfigError.
 
     Without prompts (`with_prompts`: every image has one) a part that compares images with text must bring its own.
     """
     parts: dict[str, AnyPart] = {}
-    for text in texts:
-        raw = {"reward": _parse(text)}
+    for text in given:
+        raw = {"reward": _parse(text) if isinstance(text, str) else dict(text)}
         try:
             part = GivenReward.model_validate(raw).reward
         except ValidationError as error:
-            raise ConfigError(f"--reward {text:.120}: {one_line(error, raw, GivenReward)}") from None
+            raise ConfigError(f"--reward {text!s:.120}: {one_line(error, raw, GivenReward)}") from None
         if part_name(part) in parts:
             raise ConfigError(f"two rewards are named {part_name(part)}; give each a name: --reward {part.kind}:name=b")
         if isinstance(part, TextPart) and part.prompt is None and not with_prompts:

@@ -19,6 +19,7 @@ from memdiff.processes.launched import Launched
 from memdiff.processes.stops import Stops, asked
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.runtime.from_here import from_here
+from memdiff.runtime.operator_folder import operator_folder
 from memdiff.training.hosts import OnHosts, Seen, connect, environment_of_ranks
 from memdiff.training.run_folder import RunFolder
 
@@ -71,9 +72,9 @@ def rank_environment(world_size: int) -> dict[str, str]:
 
     environment = dict(os.environ)
     use_expandable_segments(environment)
-    root = Path(__file__).resolve().parents[2]
-    if (root / "pyproject.toml").is_file():
-        environment.setdefault("TORCH_EXTENSIONS_DIR", str(root / ".cache" / "torch_extensions"))
+    folder = operator_folder()
+    if folder is not None:
+        environment["TORCH_EXTENSIONS_DIR"] = folder
     name_accelerator(environment)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores_here() // world_size)))
     # deterministic cuBLAS, so that a resumed run gives the same bits

@@ -17,6 +17,7 @@ from memdiff.doctor.host import HostFacts
 from memdiff.doctor.hub import HubFacts
 from memdiff.doctor.packages import PackageFacts
 from memdiff.doctor.table import Finding
+from memdiff.training.launcher import rank_environment
 from tests.helpers.processes import SECONDS_UNTIL_HUNG
 
 GIB = 2**30
@@ -166,6 +167,14 @@ def test_compiler_probe_reports_a_compiler_that_fails(tmp_path, monkeypatch):
     facts = compiler.probe_compiler()
     assert (facts.compiler, facts.error) == (str(fake), "fatal: no licence")
     assert compiler.judge_compiler(facts).state == "fail"
+
+
+def test_the_doctor_looks_where_a_run_builds(monkeypatch):
+    """With TORCH_EXTENSIONS_DIR, and without it: in the checkout's own cache, whatever lies in the user's."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/elsewhere")
+    assert devices._probe_devices_here().extensions == rank_environment(1)["TORCH_EXTENSIONS_DIR"] == "/elsewhere"
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+    assert devices._probe_devices_here().extensions == rank_environment(1)["TORCH_EXTENSIONS_DIR"]
 
 
 def test_operators(tmp_path):

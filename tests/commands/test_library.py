@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import memdiff
 from memdiff.errors import ConfigError
@@ -30,13 +31,14 @@ run = memdiff.train("digits_reinforce", dark, out=f"{out}/run", gpus=1, changes=
 once = len(run.metrics)
 run = memdiff.train("digits_reinforce", dark, out=f"{out}/run", gpus=1, changes=changes | {"run.rounds": 2})
 samples = memdiff.sample(run, num_images=3, steps=3, out=f"{out}/samples")
-rows = memdiff.score(samples, "jpeg:quality=90")
-compared = memdiff.evaluate({"before": "digits", "after": run}, "digits", num_images=3, steps=3, out=f"{out}/eval")
+rows = memdiff.score(samples, ["jpeg:quality=90", dark])
+sources = {"before": "digits", "after": run}
+compared = memdiff.evaluate(sources, ["digits", dark], num_images=3, steps=3, out=f"{out}/eval")
 print(json.dumps({
     "light": light, "state": run.state, "once": once, "rows": len(run.metrics), "report": run.report.is_file(),
     "model": (run.model / "model_index.json").is_file(), "grids": sorted(run.images), "samples": len(samples.images),
     "png": samples._repr_png_()[:4].hex(), "scored": [sorted(row) for row in rows],
-    "compared": [compared[name]["digits"]["images"] for name in ("before", "after")],
+    "compared": [compared[name][reward]["images"] for name in ("before", "after") for reward in ("digits", "dark")],
     "shown": compared._repr_png_()[:4].hex(), "modes": len({file.stat().st_mode for file in run.folder.rglob("*.*")
                                                              if file.is_file() and "checkpoints" not in file.parts}),
     "rewards": [row["reward/dark"] for row in run.metrics if "reward/dark" in row],
@@ -52,8 +54,8 @@ def test_a_function_of_the_program_trains_resumes_samples_and_scores(tmp_path: P
     assert (result["light"], result["state"], result["report"], result["model"]) == (0, "complete", True, True)
     assert result["rows"] > result["once"] and result["grids"] == [0, 1, 2]
     assert result["samples"] == 3 and result["png"] == b"\x89PNG".hex()
-    assert result["scored"] == [["compressible", "image", "prompt"]] * 3
-    assert result["compared"] == [3, 3] and result["shown"] == result["png"] and result["modes"] == 1
+    assert result["scored"] == [["compressible", "dark", "image", "prompt"]] * 3
+    assert result["compared"] == [3] * 4 and result["shown"] == result["png"] and result["modes"] == 1
     assert_logged(tmp_path / "run")
     assert result["rewards"] and all(-1 < reward < 0 for reward in result["rewards"])
 
@@ -103,6 +105,20 @@ def test_a_recipe_from_a_name_a_mapping_and_a_recipe() -> None:
     assert memdiff.read_recipe(named, {"run.rounds": 4}).run.rounds == 4 and named.run.rounds == 3
     with pytest.raises(ConfigError, match=r"unknown key run\.roundz; did you mean rounds"):
         memdiff.read_recipe("digits_ddpo", {"run.roundz": 3})
+
+
+def test_score_takes_functions_and_parts_as_a_recipe_has_them(tmp_path: Path) -> None:
+    """One by itself or several: a function by its own name, a part by its kind's."""
+    Image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / "red.png")
+
+    def redness(images_BCHW, prompts):
+        return images_BCHW[:, 0].mean(dim=(1, 2))
+
+    (row,) = memdiff.score(tmp_path, redness)
+    assert row["redness"] == 1.0
+    part = {"kind": "jpeg", "quality": 90}
+    assert memdiff.score(tmp_path, part)[0].keys() == memdiff.score(tmp_path, "jpeg:quality=90")[0].keys()
+    assert {"redness", "compressible"} <= memdiff.score(tmp_path, [part, redness])[0].keys()
 
 
 def test_what_a_function_of_a_program_can_not_do() -> None:

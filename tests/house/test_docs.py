@@ -13,6 +13,7 @@ import yaml
 
 from docs.generate import commands
 from docs.generate.messages import ERRORS, MARKER, PACKAGE, VARIES, all_words, messages
+from docs.generate.recipe_keys import PAGE, recipe_page
 from memdiff.recipe.reading import check_recipe
 from memdiff.recipe.schema import recipe_schema
 from memdiff.recipe.synonyms import KEYS
@@ -75,6 +76,11 @@ def test_the_site_holds_every_key_and_every_message(site: Path) -> None:
     for page in site.glob("*.html"):
         fetched = re.findall(r'(?:src|<link[^>]*stylesheet[^>]*href)="(https?://[^"]+)"', page.read_text())
         assert fetched == [], page
+
+
+def test_the_page_of_keys_is_the_schemas() -> None:
+    """It lies in docs, so that links lead to it on a forge too: `python -m docs.generate.recipe_keys` writes it."""
+    assert PAGE.read_text(encoding="utf-8") == recipe_page()
 
 
 def test_every_error_stands_in_one_group() -> None:
