@@ -20,13 +20,13 @@ class GivenReward(Section):
     reward: RewardPart
 
 
-def given_parts(given: Sequence[str | Mapping[str, Any]], *, with_prompts: bool) -> dict[str, AnyPart]:
+def given_parts(rewards: Sequence[str | Mapping[str, Any]], *, with_prompts: bool) -> dict[str, AnyPart]:
     """Parts by name from `KIND` or `KIND:key=value,...`, or as a recipe has them. Raises ConfigError.
 
     Without prompts (`with_prompts`: every image has one) a part that compares images with text must bring its own.
     """
     parts: dict[str, AnyPart] = {}
-    for text in given:
+    for text in rewards:
         raw = {"reward": _parse(text) if isinstance(text, str) else dict(text)}
         try:
             part = GivenReward.model_validate(raw).reward
