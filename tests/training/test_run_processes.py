@@ -106,7 +106,7 @@ def test_a_run_that_goes_on_is_alone_and_ends_with_memdiff(recipe: Path, tmp_pat
     first.until(trains(run), SECONDS_TO_START)
     command = [sys.executable, "-m", "memdiff", "train", recipe, "--gpus", "2", "--out", run, "--resume", "never"]
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS_TO_START)
-    assert second.returncode == 5 and second.stdout == ""
+    assert second.returncode == 5 and "starting" not in second.stdout  # where checks are slow it says that it checks
     assert second.stderr.startswith(
         f"memdiff: error[5]: {run} is in use: process {first.process.pid} on {socket.gethostname()}"
     )
