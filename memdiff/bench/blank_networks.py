@@ -50,10 +50,9 @@ def fill_policy(policy: Policy) -> None:
 
 
 def fill_reward(reward: WeightedReward) -> None:
-    """Of every part's networks."""
-    for part in reward.parts:
-        for network in part.reward.networks:
-            fill(network.named_parameters())
+    """Of all its parts."""
+    for network in reward.networks:
+        fill(network.named_parameters())
 
 
 @torch.no_grad()

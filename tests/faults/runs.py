@@ -198,6 +198,14 @@ def signalled(run: Run, whom: str, number: int) -> Callable[[], None]:
     return send
 
 
+def complete_with_one_warning(run: Run, line: str, reason: str) -> None:
+    """The run goes on to its end: one line with `line` in it, which says why, and no traceback."""
+    assert run.end(1800) == 0, run.said()[-1500:]
+    warned = [each for each in run.said().splitlines() if line in each]
+    assert len(warned) == 1 and reason in warned[0], run.said()[-1500:]
+    assert "Traceback" not in run.said(), run.said()[-1500:]
+
+
 def to_the_end(run: Run, out: Path, recipe: Path) -> Callable[[], float]:
     """It ends by itself, and is what a run of the recipe is that nothing happens to, bit for bit."""
 
