@@ -120,6 +120,11 @@ class Recipe(Section):
         self._check_kept_steps()
         return self
 
+    def evaluated_after(self, round_number: int) -> bool:
+        """Whether an evaluation follows a round; the one before the first round is apart."""
+        every = self.evaluate.every
+        return every > 0 and (round_number % every == 0 or round_number == self.run.rounds)
+
     def _check_reward(self) -> None:
         """Raises ValueError where the method and the reward don't go together."""
         kind = self.method.kind

@@ -11,15 +11,20 @@ SECONDS_IN_SILENCE = 2.0
 
 
 @contextmanager
-def said_if_slow(words: str | Callable[[], str | None], say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """`words` by `say` (None: a line on stdout) once two seconds have passed; a function may return None: nothing."""
+def said_if_slow(
+    words: str | Callable[[], str | None],
+    say: Callable[[str], None] | None = None,
+    *,
+    after: float = SECONDS_IN_SILENCE,
+) -> Iterator[None]:
+    """`words` by `say` (None: a line on stdout) once so many seconds have passed; a function may return None: nothing."""
 
     def tell() -> None:
         text = words if isinstance(words, str) else words()
         if text is not None:
             (say or on_stdout)(text)
 
-    timer = threading.Timer(SECONDS_IN_SILENCE, tell)
+    timer = threading.Timer(after, tell)
     timer.daemon = True
     timer.start()
     try:

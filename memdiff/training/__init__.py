@@ -15,6 +15,7 @@ loop           The training loop: rounds, checkpoints, evaluations, rows, stops
 metrics        Rows of metrics.jsonl
 one_folder     Whether the ranks of several hosts see one run folder: each writes its part of a checkpoint into it
 one_rank       One rank's whole part of a run, from the recipe to the saved model
+pace           When a run will end: rounds and evaluations still to come, each at the seconds that it usually takes
 preview        `memdiff train --dry-run`: what a run would do
 progress       What a person sees while a run goes on: one bar a round on a terminal, one line a round elsewhere
 run_folder     The folder of one run: who writes what, and how it survives being cut off

@@ -137,9 +137,10 @@ class Run:
         return self.end("stopped", EXIT_STOPPED, message)
 
     def finish(self, row: Metrics) -> None:
-        """Evaluates where it is due, writes the row and shows it."""
-        every, number = self.parts.recipe.evaluate.every, row["round"]
-        if every and (number % every == 0 or number == self.parts.recipe.run.rounds):
+        """Shows the row, evaluates where it is due, and writes it."""
+        number = row["round"]
+        self.progress.done(number, row)
+        if self.parts.recipe.evaluated_after(number):
             self.evaluate(row)
         else:
             self.record(row)
@@ -151,7 +152,6 @@ class Run:
                 self.folder.add_event("halved", number, "memory ran out: smaller batches from here on, same gradients")
             if self.parts.plan and row["peak_bytes"]:
                 self.folder.write_plan({**self.parts.plan.to_json(), "measured_peak_bytes": row["peak_bytes"]})
-        self.progress.done(number, row)
 
     def evaluate(self, row: Metrics) -> None:
         """Adds an evaluation to the row and writes it; a new best is kept as a model of its own."""
@@ -160,10 +160,9 @@ class Run:
         number, ranks = row["round"], self.parts.ranks
         images = self.parts.recipe.evaluate.images
         steps = len(ranks.block(images)) * self.parts.policy.schedule.steps
-        self.progress.begin("evaluating", steps)
         if number == 0:
             self.progress.say(f"evaluating the model as it is: {counted(images, 'image')} from fixed noise")
-        with landmarks.at("evaluation"):
+        with landmarks.at("evaluation"), self.progress.evaluating(steps):
             result = evaluate(self.parts, self.progress.advance, from_json(self.run_state.evaluate_statistics) or None)
         self.run_state.evaluate_statistics = to_json(result.statistics)
         best = self.run_state.is_best(result.reward_mean) and self.kept_as_best(number)

@@ -37,6 +37,8 @@ from memdiff.training.run_state import RunState
 if TYPE_CHECKING:
     from memdiff.planner.plan import Plan
 
+SECONDS_OF_LOADING = 300.0  # until a line says that it goes on
+
 # By gloo and NCCL, in collectives and where they meet first.
 SAID_OF_A_LOST_RANK = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "recvValue failed",
@@ -100,10 +102,10 @@ def _train_in(
     heartbeat: Heartbeat,
 ) -> int:
     """The same, in a folder that is this run's own, with every rank there."""
-    with RunProgress(rounds=recipe.run.rounds, shown=ranks.is_first) as progress:
-        patience = f"; the watchdog waits up to {duration(heartbeat.limit)} for this" if under_launcher() else ""
-        progress.say(f"loading the model and the rewards on {counted(ranks.world_size, 'rank')}{patience}")
-        with stops.leaving():
+    rounds, evaluated_after = recipe.run.rounds, recipe.evaluated_after
+    with RunProgress(rounds=rounds, shown=ranks.is_first, evaluated_after=evaluated_after) as progress:
+        progress.say(f"loading the model and the rewards on {counted(ranks.world_size, 'rank')}")
+        with stops.leaving(), said_if_slow(patience(heartbeat), progress.say, after=SECONDS_OF_LOADING):
             parts = build_parts(recipe, ranks, ds_config_file=ds_config_file)
             keep, learners = recipe.run.keep_checkpoints, parts.method.learners
             checkpoints = Checkpoints(folder.checkpoints, ranks, keep=keep, learners=learners, say=progress.say)
@@ -125,6 +127,12 @@ def _train_in(
                 heartbeat.limit = recipe.run.watchdog_seconds
                 run.evaluate_the_start()
             return run.loop()
+
+
+def patience(heartbeat: Heartbeat) -> str:
+    """What is said of a model that takes its time: downloads, slow disks, a compiler."""
+    until = f"; it is waited for up to {duration(heartbeat.limit)}" if under_launcher() else ""
+    return f"still loading{until}"
 
 
 def planned(plan: "Plan") -> str:

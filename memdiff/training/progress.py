@@ -3,8 +3,8 @@ notebook one line a round, and one now and then within a round that is long.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,65 +24,10 @@ from memdiff.runtime.exit_codes import written_out
 from memdiff.runtime.from_here import from_here
 from memdiff.runtime.screen import screen
 from memdiff.runtime.units import duration
+from memdiff.training.pace import Pace, clock_time, never
 
 SECONDS_BETWEEN_LINES = 60.0  # where there is no bar
 LONGEST_LINE = 120  # columns of a round's line, which a log file has whole
-DAY = 24 * 3600
-ENOUGH_SECONDS, ENOUGH_SHARE = 20.0, 0.05  # of a round, before its pace is said: its first pieces warm up
-
-
-class Pace:
-    """Seconds of an image-step as measured, and the seconds that a run still takes by them. Nothing where unknown."""
-
-    def __init__(self, rounds: int, now: Callable[[], float] = time.monotonic) -> None:
-        self._rounds, self._now = rounds, now
-        self._start: float | None = None  # of the first round of this process
-        self._round_start = 0.0
-        self._round, self._finished, self._steps, self._done = 0, 0, 0, 0
-
-    def begin(self, round_number: int, steps: int) -> None:
-        """A round of so many image-steps starts."""
-        self._round_start = self._now()
-        self._start = self._round_start if self._start is None else self._start
-        self._round, self._steps, self._done = round_number, steps, 0
-
-    def advance(self, steps: int) -> None:
-        """So many of them are done."""
-        self._done += steps
-
-    def finish(self) -> None:
-        """The round has ended, its evaluation and its checkpoint included."""
-        self._finished += 1
-        self._done = 0
-
-    @property
-    def known(self) -> bool:
-        """Whether enough was seen to say a pace."""
-        return self._finished > 0 or (
-            self._steps > 0
-            and self._done >= ENOUGH_SHARE * self._steps
-            and self._now() - self._round_start >= ENOUGH_SECONDS
-        )
-
-    @property
-    def seconds_per_step(self) -> float:
-        """Of an image-step: of all rounds so far, before the first has ended of what was done of it."""
-        if self._start is None:
-            return 0.0
-        return (self._now() - self._start) / max(1, self._finished * self._steps + self._done)
-
-    @property
-    def seconds_left(self) -> float:
-        """Of this run, by that."""
-        left = self._rounds - self._round + (0 if self._done == 0 and self._finished else 1)
-        return self.seconds_per_step * (max(0, left) * self._steps - self._done)
-
-
-def clock_time(seconds_left: float) -> str:
-    """When it will be, so many seconds from now: with the weekday where it is not today, with the date after a week."""
-    end = time.localtime(time.time() + seconds_left)
-    today = end.tm_yday == time.localtime().tm_yday and seconds_left < DAY
-    return time.strftime("%H:%M" if today else "%a %H:%M" if seconds_left < 6 * DAY else "%d %b %H:%M", end)
 
 
 class _LeftOrEnd(TimeRemainingColumn):
@@ -97,7 +42,7 @@ class _LeftOrEnd(TimeRemainingColumn):
 class RunProgress:
     """Rounds done, and how far the current one is. A rank that is not the first shows nothing."""
 
-    def __init__(self, *, rounds: int, shown: bool) -> None:
+    def __init__(self, *, rounds: int, shown: bool, evaluated_after: Callable[[int], bool] = never) -> None:
         self._console = screen(quiet=not shown)
         self._rounds, self._live = rounds, shown and self._console.is_terminal
         self._progress = Progress(
@@ -113,7 +58,7 @@ class RunProgress:
         )
         self._all = self._progress.add_task("rounds", total=rounds, end="")
         self._one = self._progress.add_task("", end=None)
-        self._pace, self._pace_said, self._in_round = Pace(rounds), False, False
+        self._pace, self._end_said, self._in_round = Pace(rounds, evaluated_after), False, False
         self._now, self._last_line = time.monotonic, time.monotonic()
 
     def __enter__(self) -> Self:
@@ -137,6 +82,14 @@ class RunProgress:
         self._in_round = False
         self._progress.reset(self._one, description=what, total=max(1, total))
 
+    @contextmanager
+    def evaluating(self, total: int) -> Iterator[None]:
+        """An evaluation of `total` image-steps."""
+        self.begin("evaluating", total)
+        self._pace.begin_evaluation()
+        yield
+        self._pace.finish_evaluation()
+
     def advance(self, count: int) -> None:
         """So many image-steps more: a sign of life."""
         self._progress.advance(self._one, count)
@@ -145,17 +98,18 @@ class RunProgress:
             self._pace.advance(count)
             if self._pace.known:
                 self._progress.update(self._all, end=self._end())
-                if not self._pace_said:
-                    self._pace_said = True
+                if not self._end_said:
+                    self._end_said = True
                     self.say(self._estimate())
         if not self._live and self._now() - self._last_line >= SECONDS_BETWEEN_LINES:
             inner = self._progress.tasks[self._one]
             self.say(f"    {inner.description}: {inner.percentage:.0f} % of its steps")
 
     def done(self, round_number: int, row: Mapping[str, Any]) -> None:
-        """A round is finished: its line."""
+        """A round's updates are made: its line, with an end that goes by what is still to come."""
         self._pace.finish()
         end = self._end() if round_number < self._rounds else ""
+        self._end_said = True
         self._progress.update(self._all, completed=round_number, end=end)
         self.say_items(
             round_summary(row, [f"round {round_number:>{len(str(self._rounds))}}/{self._rounds}"], [end] if end else [])
@@ -168,7 +122,7 @@ class RunProgress:
 
     def _estimate(self) -> str:
         pace, left = self._pace.seconds_per_step, self._pace.seconds_left
-        return f"measured: {pace:.3g} s per image-step, {duration(left)} left; {self._end()}"
+        return f"by this round so far: {pace:.3g} s per image-step, {duration(left)} left; {self._end()}"
 
     def _end(self) -> str:
         return f"ends about {clock_time(self._pace.seconds_left)}"

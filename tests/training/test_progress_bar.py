@@ -12,7 +12,8 @@ import termios
 import pytest
 
 from memdiff.runtime.units import duration
-from memdiff.training.progress import Pace, RunProgress
+from memdiff.training.pace import Pace
+from memdiff.training.progress import RunProgress
 from tests.helpers.processes import ROOT, ended
 
 CHILD = """

@@ -110,7 +110,7 @@ def test_a_notebook_gets_lines_and_no_bar(monkeypatch: pytest.MonkeyPatch, capsy
         progress._now = progress._pace._now = lambda: now[0]
         progress.say("begin")
         progress.begin_round(1, 6)
-        progress._pace_said = True  # the estimate's own line
+        progress._end_said = True  # the estimate's own line
         for now[0] in (30, 60, 90, 119, 121, 180):
             progress.advance(1)
         progress.done(1, row)
