@@ -15,7 +15,11 @@ if [ -z "$built" ]; then
 fi
 SECONDS=0
 
-"$python" -m memdiff train launch/recipes/digits_reinforce.yaml --gpus "$gpus" --out "$run"
+stopped() {
+    if [ "$1" = 75 ]; then echo "The demo was stopped as asked; the same command goes on with it (make calls that Error 75)."; fi
+    exit "$1"
+}
+"$python" -m memdiff train launch/recipes/digits_reinforce.yaml --gpus "$gpus" --out "$run" || stopped $?
 "$python" -m memdiff sample digits --num-images 400 --steps 25 --gpus "$gpus" --out "$run/images_before"
 "$python" -m memdiff sample "$run" --num-images 400 --gpus "$gpus" --out "$run/images_after"
 "$python" -m memdiff.digits.judge "$run/images_before" "$run/images_after" --json "$run/judge.json"

@@ -129,7 +129,10 @@ def sample(
     ] = None,
     precision: Annotated[str, typer.Option(help="auto, fp16, bf16 or fp32.")] = "auto",
     best: Annotated[bool, typer.Option("--best", help="The best evaluated weights of a run, not the last.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Default: samples in the run folder, or ./samples.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Default: samples in the run folder, or ./samples; samples_2 where that holds others."),
+    ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Processes. Default: every GPU, or one on a CPU.")] = None,
 ) -> None:
     """Exactly N images, a grid and a JSON of the settings.

@@ -5,7 +5,15 @@ micro-batch 1, 75 stopped on request (saved, or nothing had been trained). A bug
 traceback instead.
 """
 
+import re
+
 EXIT_STOPPED = 75
+LAST_LINE = re.compile(r"memdiff: (?:error|stop)\[(\d+)\]: (.*)")  # of a program: its exit code, and why
+
+
+def last_line(exit_code: int, message: str) -> str:
+    """What a program's last line on stderr is: `memdiff: error[2]: ...`; a stop that was asked for is no error."""
+    return f"memdiff: {'stop' if exit_code == EXIT_STOPPED else 'error'}[{exit_code}]: {message}"
 
 
 class MemdiffError(Exception):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from memdiff.digits.classifiers import NUM_DIGITS, DigitClassifier, as_digits, load_classifier
 from memdiff.digits.scans import MINORITY, is_minority, real_digits
-from memdiff.errors import ConfigError, MemdiffError
+from memdiff.errors import ConfigError, MemdiffError, last_line
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 from memdiff.runtime.image_files import GRID, images_of, open_image
 
@@ -183,7 +183,7 @@ def main(
     try:
         judgements = {folder: judge_images(read_images(folder, num_images)) for folder in (before, after) if folder}
     except MemdiffError as error:
-        typer.echo(f"memdiff: error[{error.exit_code}]: {error}", err=True)
+        typer.echo(last_line(error.exit_code, str(error)), err=True)
         raise typer.Exit(error.exit_code) from error
     records = [asdict(judgement) for judgement in judgements.values()]
     if json_file is not None:

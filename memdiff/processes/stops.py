@@ -113,7 +113,7 @@ def asked(rank: str) -> str:
 
 def exit_at_once() -> None:
     """The answer to a second request."""
-    os.write(2, b"memdiff: error[75]: stopped at once, on a second request\n")
+    os.write(2, b"memdiff: stop[75]: stopped at once, on a second request\n")
     os._exit(75)
 
 

@@ -19,6 +19,13 @@ def hand_over(function: Function) -> dict[str, str]:
     return {"kind": "python", "file": HERE, "function": name}
 
 
+def called(name: str) -> str:
+    """What messages call the function of that name: `dark of this program`, and a lambda so."""
+    function = _functions.get(name)
+    own = getattr(function, "__name__", type(function).__name__)
+    return f"{'lambda' if own == '<lambda>' else own} of this program"
+
+
 def handed_over(name: str) -> Function:
     """The function of that name. Raises ConfigError in a process that it was not handed to."""
     if name not in _functions:

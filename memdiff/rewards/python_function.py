@@ -12,7 +12,7 @@ import torch
 
 from memdiff.errors import RewardError
 from memdiff.rewards.config import PythonConfig
-from memdiff.rewards.handed_over import HERE, handed_over
+from memdiff.rewards.handed_over import HERE, called, handed_over
 from memdiff.rewards.python_file import load_function
 from memdiff.rewards.reward import checked
 
@@ -34,6 +34,8 @@ class PythonReward:
     def __call__(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Scores, B fp32 on the images' device. RewardError names file, function and cause where it fails."""
         where = f"{Path(self.config.file).name}:{self.config.function}"
+        if self.config.file == HERE:
+            where = called(self.config.function)
         try:
             # a view in numpy or through .data could write unseen, so that looking for a write would not do
             result = self._function(images_BCHW.clone(), list(prompts))

@@ -17,7 +17,7 @@ def said_if_slow(
     *,
     after: float = SECONDS_IN_SILENCE,
 ) -> Iterator[None]:
-    """`words` by `say` (None: a line on stdout) once so many seconds have passed; a function may return None: nothing."""
+    """`words` by `say` (None: a line on stdout) `after` so many seconds; a function may return None: nothing."""
 
     def tell() -> None:
         text = words if isinstance(words, str) else words()

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from memdiff.errors import EXIT_STOPPED, CheckpointError, MemdiffError, StopRequested
+from memdiff.errors import EXIT_STOPPED, CheckpointError, MemdiffError, StopRequested, last_line
 from memdiff.runtime.file_errors import circle_of, line_about
 from memdiff.runtime.from_here import from_here
 from memdiff.runtime.quiet_imports import quiet_imports
@@ -69,5 +69,5 @@ class HarmlessFormatter(logging.Formatter):
 
 
 def _say(exit_code: int, message: str) -> int:
-    print(f"memdiff: error[{exit_code}]: {harmless(from_here(message))}", file=sys.stderr, flush=True)  # noqa: T201
+    print(last_line(exit_code, harmless(from_here(message))), file=sys.stderr, flush=True)  # noqa: T201
     return exit_code

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
-from memdiff.errors import CheckpointError, ConfigError, MemdiffError
+from memdiff.errors import LAST_LINE, CheckpointError, ConfigError, MemdiffError
 from memdiff.processes.bound import bound_command, bound_environment
 from memdiff.processes.file_lock import FileLock
 from memdiff.reporting.grid import image_grid
@@ -21,7 +21,7 @@ from memdiff.runtime.image_files import GRID, IMAGE, SETTINGS, open_image, sampl
 from memdiff.runtime.numbered import numbered
 from memdiff.runtime.screen import screen
 from memdiff.runtime.units import counted
-from memdiff.sampling.request import SampleRequest
+from memdiff.sampling.request import SampleRequest, replaces_others
 from memdiff.training.launcher import choose_world_size, rank_environment, ranks_without_gpus
 
 MOST_IN_GRID = 64
@@ -42,6 +42,8 @@ def sample_over_processes(request: SampleRequest, gpus: int | None) -> Path:
     if note is not None:
         on_stderr(note)
     with own_folder(folder):
+        if replaces_others(request, folder):
+            on_stderr(f"images of other settings in {folder} are replaced; another --out keeps both")
         clear_folder(folder)
         for name in (SETTINGS, GRID):
             (folder / name).unlink(missing_ok=True)  # a link of that name is not written through
@@ -151,10 +153,10 @@ def _text_file() -> IO[str]:
 def _failure(exit_code: int, said: IO[str]) -> MemdiffError:
     said.seek(0)
     lines = said.read().strip().splitlines()
-    line = next((line for line in lines if line.startswith("memdiff: error[")), None)
-    if line is None:
+    match = next((match for line in lines if (match := LAST_LINE.match(line))), None)
+    if match is None:
         last = lines[-1] if lines else "nothing was said"
         return MemdiffError(f"a sampling process ended with code {exit_code}: {last}")
-    error = MemdiffError(line.partition("]: ")[2])
+    error = MemdiffError(match[2])
     error.exit_code = exit_code
     return error

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -13,6 +14,7 @@ from memdiff.models.config import EmbeddedConfig, ModelConfig, Precision, Sample
 from memdiff.models.lora.paths import find_adapter
 from memdiff.recipe.prompt_files import check_encodable, read_prompt_file
 from memdiff.recipe.prompts import PromptSet
+from memdiff.runtime.image_files import sample_settings
 from memdiff.runtime.section import Float, Int, Section
 from memdiff.sampling.source import Source, locate
 
@@ -104,7 +106,24 @@ def make_request(
         raise ConfigError(
             f"--adapter-steps must end at the chain's {request.sampler.steps} steps or before, got {adapter_steps}"
         )
-    return request
+    return request if out is not None else request.model_copy(update={"out": str(_folder_of_its_own(request))})
+
+
+def replaces_others(request: SampleRequest, folder: Path) -> bool:
+    """Whether the folder holds images that were sampled with other settings."""
+    settings = sample_settings(folder)
+    if settings is None:
+        return False
+    left_out = {"out", "batch_size"}  # which change no image
+    before = {key: value for key, value in settings.items() if key not in left_out}
+    return before != request.model_dump(mode="json", exclude=left_out)
+
+
+def _folder_of_its_own(request: SampleRequest) -> Path:
+    """The default folder, or the first of `samples_2`, `samples_3`, ... beside it that holds no other images."""
+    default = Path(request.out)
+    folders = (default.with_name(f"{default.name}_{number}") for number in count(2))
+    return next(folder for folder in chain((default,), folders) if not replaces_others(request, folder))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from memdiff.errors import EXIT_STOPPED, LOST, CheckpointError, ConfigError, PeerError
+from memdiff.errors import EXIT_STOPPED, LAST_LINE, LOST, CheckpointError, ConfigError, PeerError, last_line
 from memdiff.processes.ancestors import FAREWELL
 from memdiff.processes.bound import bound_command, bound_environment
 from memdiff.processes.cores import cores_here
@@ -143,7 +143,7 @@ def outcome(folder: RunFolder, log: Path, launched: Launched | OnHosts, code: in
     if status.get("state") == "complete" and status.get("exit_code") is not None:
         return int(status["exit_code"])
     if status.get("state") == "stopped" and status.get("exit_code") == EXIT_STOPPED:
-        sys.stderr.write(from_here(f"memdiff: error[{EXIT_STOPPED}]: {status.get('message')}\n"))
+        sys.stderr.write(from_here(last_line(EXIT_STOPPED, f"{status.get('message')}\n")))
         return EXIT_STOPPED
     # A rank that was asked and could do no more ends with the loss of another, which then is no news.
     stopped = launched.stops.requested or code in STOPPED_CODES or exit_code == EXIT_STOPPED
@@ -155,7 +155,7 @@ def outcome(folder: RunFolder, log: Path, launched: Launched | OnHosts, code: in
     elif exit_code is None:
         exit_code = PeerError.exit_code
         message = f"{how_it_ended(launched, code, log)}; {folder.what_is_saved()}"
-    sys.stderr.write(from_here(f"memdiff: error[{exit_code}]: {message}\n"))
+    sys.stderr.write(from_here(last_line(exit_code, f"{message}\n")))
     state = "stopped" if exit_code == EXIT_STOPPED else "failed"
     folder.write_status(state, round_number=round_of(status), exit_code=exit_code, message=message)
     return exit_code
@@ -172,7 +172,7 @@ def said_in(log: Path, *, without: Sequence[str], first_gone: str | None) -> tup
     except OSError:
         return None, ""
     for line in lines:
-        match = re.match(r"memdiff: error\[(\d+)\]: (.*)", line)
+        match = LAST_LINE.match(line)
         rank = re.match(asked(r"(\d+)"), match[2]) if match else None
         if rank and first_gone is not None and not first_gone.startswith(f"rank {rank[1]} "):
             continue

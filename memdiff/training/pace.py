@@ -1,4 +1,4 @@
-"""When a run will end: rounds and evaluations still to come, each at the seconds that it usually takes.
+"""When a run will end: rounds and evaluations still to come, each at the seconds that it usually takes."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from memdiff.runtime.image_files import SETTINGS
+from memdiff.sampling.request import SampleRequest, make_request, replaces_others
 from tests.helpers.processes import memdiff
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,3 +98,27 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, tmp_path: Pat
     done = memdiff("sample", *arguments, *([] if "--best" in arguments else ["--out", tmp_path / "out"]))
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and done.stderr.startswith("memdiff: error[2]: ") and done.stderr.count("\n") == 1
+
+
+def request_for(out: Path | None = None, seed: int = 0, batch_size: int | None = None) -> SampleRequest:
+    """Four images of the digits model."""
+    nothing = dict.fromkeys(("eta", "guidance", "prompt", "prompts", "lora_scale", "adapter_steps"))
+    return make_request(
+        "digits", best=False, num_images=4, batch_size=batch_size, steps=2, seed=seed, mix=(), precision="auto",
+        out=out, **nothing,
+    )  # fmt: skip
+
+
+def test_a_default_folder_keeps_images_of_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed 0, then 1, then 0 again, then 1 in other batches: two folders. A folder that is named is taken."""
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for seed, batch_size in ((0, None), (1, None), (0, None), (1, 2)):
+        request = request_for(seed=seed, batch_size=batch_size)
+        folder = Path(request.out)
+        folder.mkdir(exist_ok=True)
+        (folder / SETTINGS).write_text(request.model_dump_json())
+        folders.append(folder.name)
+    assert folders == ["samples", "samples_2", "samples", "samples_2"]
+    named = request_for(tmp_path / "samples", seed=1)
+    assert named.out == str(tmp_path / "samples") and replaces_others(named, tmp_path / "samples")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from memdiff.errors import LAST_LINE
 from tests.faults.results import PATIENCE, Result, attempt
 from tests.faults.runs import Run, write_recipe
 
@@ -42,7 +43,7 @@ def _told(run: Run, code: int, words: str) -> float:
     begun = time.monotonic()
     ended = run.end()
     took = time.monotonic() - begun
-    lines = [line for line in run.said().splitlines() if line.startswith("memdiff: error[")]
+    lines = [line for line in run.said().splitlines() if LAST_LINE.match(line)]
     assert ended == code and lines and lines[0].startswith(f"memdiff: error[{code}]") and words in lines[0], run.said()
     assert run.orphans(PATIENCE * 5) == [], "something lives on"
     return took

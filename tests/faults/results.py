@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from memdiff.errors import LAST_LINE
 from tests.faults.runs import Run
 
 PATIENCE = 10.0
@@ -41,7 +42,7 @@ def struck(run: Run, strike: Callable[[], None], code: int, words: str, seconds:
     ended = run.end()
     orphans = run.orphans(PATIENCE * SECONDS_FOR_ORPHANS)
     took = time.monotonic() - begun
-    lines = [line for line in run.said().splitlines() if line.startswith("memdiff: error[")]
+    lines = [line for line in run.said().splitlines() if LAST_LINE.match(line)]
     assert ended == code, f"exit code {ended} in the place of {code}: {run.said()[-1500:]}"
     assert orphans == [], f"orphans: {orphans}"
     assert len(lines) == 1 and words in lines[0], f"{words!r} is not said in one line: {lines}"

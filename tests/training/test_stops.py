@@ -222,11 +222,11 @@ ENDS = {
     "killed, another's traceback, then cleared": (False, "cleared rank 0 (pid 7)", -9,
                                                   "[rank1]: RuntimeError: Rank 0 left", 6,
                                                   "rank 0 (pid 7) was killed by SIGKILL; nothing had been trained"),
-    "killed, and the other is asked by launch.py": (False, "rank 0 (pid 7)", 247, f"memdiff: error[75]: {asked('1')}",
+    "killed, and the other is asked by launch.py": (False, "rank 0 (pid 7)", 247, f"memdiff: stop[75]: {asked('1')}",
                                                     6, "rank 0 (pid 7) was killed by SIGKILL; nothing had been"),
-    "a rank alone is asked": (False, "rank 1 (pid 7)", 75, f"memdiff: error[75]: {asked('1')}", 75,
+    "a rank alone is asked": (False, "rank 1 (pid 7)", 75, f"memdiff: stop[75]: {asked('1')}", 75,
                               "stopped on request: nothing had been trained"),
-    "a rank alone is asked, then cleared": (False, "cleared rank 1 (pid 7)", -9, f"memdiff: error[75]: {asked('1')}",
+    "a rank alone is asked, then cleared": (False, "cleared rank 1 (pid 7)", -9, f"memdiff: stop[75]: {asked('1')}",
                                             75, "stopped on request: nothing had been trained"),
     "runner ended": (False, None, -15, "", 75, "stopped on request: nothing had been trained"),
 }  # fmt: skip
@@ -243,7 +243,8 @@ def test_how_a_launch_ended_is_one_line(name: str, stops: Stops, tmp_path: Path,
         stops.ask(signal.SIGTERM)
     assert outcome(folder, tmp_path / "launcher.log", launched(stops, first_gone), code) == exit_code
     said = capsys.readouterr().err
-    assert said.startswith(f"memdiff: error[{exit_code}]: {words}") and said.count("\n") == 1
+    kind = "stop" if exit_code == 75 else "error"
+    assert said.startswith(f"memdiff: {kind}[{exit_code}]: {words}") and said.count("\n") == 1
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["exit_code"] == exit_code and status["state"] == ("stopped" if exit_code == 75 else "failed")
 
