@@ -102,9 +102,12 @@ def words_of_ranks(
 
 
 def last_lines(folder: RunFolder, code: int, *, terminal: bool) -> list[str]:
-    """The run folder, for programs; of a complete run on a terminal, the report to open and the next command."""
+    """Of a complete run what is there, and last the run folder, for programs; on a terminal the report to open and the
+    next command. Of another the folder alone."""
     report = folder.path / REPORT
-    if code or not terminal or not report.is_file():
+    if code or not report.is_file():
         return [from_here(str(folder.path))]
+    if not terminal:
+        return [f"complete: {REPORT} and {folder.model.name}/ lie in this folder", from_here(str(folder.path))]
     run = shell_word(folder.path)
     return [f"open {shell_word(report)}", f"next: memdiff sample {run} --num-images 16"]

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import memdiff
-from memdiff.errors import ConfigError
+from memdiff.errors import ConfigError, RewardError
 from memdiff.loggers.logger import numbers_of
 from memdiff.reporting.rows import read_rows
-from memdiff.rewards.handed_over import HERE
+from memdiff.rewards.handed_over import HERE, hand_over
 from tests.helpers.processes import run_python
 from tests.helpers.tensorboard_reader import read_events
 
@@ -135,6 +136,10 @@ def test_what_a_function_of_a_program_can_not_do() -> None:
 
     with pytest.raises(ConfigError, match="gone was handed over by a Python program and is not here"):
         build_reward(recipe.reward[0], device=CPU)
+    handed = memdiff.read_recipe("digits_ddpo", {"reward": [hand_over(lambda images, prompts: 1 / 0)]}).reward[0]
+    nameless = build_reward(handed, device=CPU)
+    with pytest.raises(RewardError, match="reward lambda of this program raised ZeroDivisionError"):
+        nameless(torch.zeros(1, 1, 2, 2), [""])
     with pytest.raises(TypeError, match="has no option guidence"):
         memdiff.sample("digits", guidence=2.0)
 

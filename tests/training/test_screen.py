@@ -75,7 +75,9 @@ def test_the_last_lines_say_what_to_open_and_what_comes_next(tmp_path: Path, mon
     assert last_lines(folder, 0, terminal=True) == [
         "open 'runs/my run/report.html'", "next: memdiff sample 'runs/my run' --num-images 16"
     ]  # fmt: skip
-    assert last_lines(folder, 0, terminal=False) == last_lines(folder, 4, terminal=True) == ["runs/my run"]
+    assert last_lines(folder, 4, terminal=True) == last_lines(folder, 4, terminal=False) == ["runs/my run"]
+    said, where = last_lines(folder, 0, terminal=False)
+    assert said == "complete: report.html and model/ lie in this folder" and where == "runs/my run"
 
 
 def test_the_last_lines_of_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

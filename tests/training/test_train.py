@@ -66,6 +66,12 @@ def test_a_run_leaves_what_it_promises(finished: tuple) -> None:
     assert done.stdout.strip().splitlines()[-1] == str(run)
     said = [line for line in done.stdout.splitlines() if not line.endswith("are loaded first")]  # where that is slow
     assert done.stderr == "" and "DeepSpeed" not in "".join(said)
+    order = [" ".join(words[:4]) for line in said if (words := line.split()) and words[0] in ("round", "evaluation")]
+    rounds = [word.split(" reward")[0] for word in order]
+    assert rounds == [
+        "evaluation at round 0", "round 1/4", "round 2/4", "evaluation at round 2", "round 3/4", "round 4/4",
+        "evaluation at round 4",
+    ]  # fmt: skip
     for name in (
         "config.yaml",
         "metrics.jsonl",
