@@ -1,75 +1,21 @@
-"""Health of the optimization, and whatever else a method reports.
+"""Health of the optimization, variety of the images, and whatever else a method reports.
 
 Shapes: R rounds, K steps of the sampling chain.
 """
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from memdiff.reporting import plots
 from memdiff.reporting.folder import Row, RunRecord, column, keys_with, known
-from memdiff.reporting.panel import Panel, make_panel, metric_panel
+from memdiff.reporting.panel import Panel, make_panel
+from memdiff.reporting.plots import Series
+from memdiff.reporting.quantities import DIVERSITY, HEALTH, KNOWN, OF_METHODS, Quantity, unknown
 from memdiff.reporting.sections import phase_keys
 
 MOST_OTHER_METRICS = 40
-LOG_BASES = {"grad_norm": 10, "loss_scale": 2, "lr": 10}
 STEP_NORM = "step_gradient_norm"
-DIAGNOSTICS = (
-    (
-        "grad_norm",
-        "gradient norm",
-        "Length of the whole gradient before clipping. Should stay within an order of magnitude; a steady climb "
-        "announces divergence, a spike one bad round.",
-    ),
-    (
-        "loss_scale",
-        "loss scale",
-        "The power of two that keeps fp16 gradients in range. Should move by small factors; a fall towards 1 means "
-        "gradients that overflow.",
-    ),
-    (
-        "skipped",
-        "skipped updates",
-        "Updates that were not applied because a gradient was not finite. Should be zero throughout.",
-    ),
-    (
-        "advantage_std",
-        "advantage std",
-        "Spread of the advantages. Near zero there is nothing to learn from: all images are rewarded alike.",
-    ),
-    (
-        "clip_fraction",
-        "share of ratios clipped",
-        "Share of importance ratios that the clip cut off. Should be small; near one, updates are too large.",
-    ),
-    (
-        "approx_kl",
-        "KL (nats)",
-        "Approximate divergence of the updated policy from the one that sampled. Should stay small and flat.",
-    ),
-    (
-        "log_prob_mean",
-        "log-probability (nats)",
-        "Mean log-probability of a step of the chain. Drifts slowly; a jump means a changed policy or broken replay.",
-    ),
-    (
-        "log_prob_sum",
-        "log-probability (nats)",
-        "Log-probability of a whole chain, summed over its steps. Same reading as the mean.",
-    ),
-    (
-        "diversity_pixel",
-        "pixel difference",
-        "Root mean square difference of a pixel (0 to 1) between two images of the round. Should stay near its "
-        "start; a steady fall means images that grow alike.",
-    ),
-    (
-        "diversity_feature",
-        "feature distance",
-        "Mean distance between two images of the round in the features of a reward's network. Should stay near its "
-        "start.",
-    ),
-    ("lr", "learning rate", "The optimizer's learning rate: shows warm-up and decay as configured."),
-)
 SHOWN = {"round", "update", "images", "reward_mean", "reward_std", "images_in_round", "peak_bytes"} | {
     "evaluate/reward_mean",
     "evaluate/images",
@@ -78,14 +24,64 @@ SHOWN = {"round", "update", "images", "reward_mean", "reward_std", "images_in_ro
 SHOWN_PREFIXES = ("reward/", "reward_std/", "share/", "evaluate/reward/", "evaluate/reward_std/", "evaluate/share/")
 
 
-def diagnostic_panels(run: RunRecord) -> list[Panel]:
-    """Health of the optimization, one plot a quantity that the run reports."""
+def health(run: RunRecord) -> list[Quantity]:
+    """The quantities that say whether the optimization is well, of which this run reports a number."""
+    in_half = set(known(column(run.training, "loss_scale"))) - {1.0}  # in fp32 and bf16 there is none
+    return [each for each in HEALTH if _is_in(run, each) and (in_half or each.key != "loss_scale")]
+
+
+def others(run: RunRecord) -> tuple[list[Quantity], int]:
+    """Numbers that a method adds under its own names, and how many of them are beyond what a page should hold."""
+    shown = SHOWN | set(phase_keys(run.training))
+    keys = [key for key in keys_with(run.training, "") if not key.startswith("evaluate/")]
+    keys += keys_with(run.evaluations, "evaluate/")
+    free = [key for key in keys if not key.startswith(SHOWN_PREFIXES) and key not in shown]
+    free = [key for key in free if key.removeprefix("evaluate/") not in KNOWN]
+    ours = [each for each in OF_METHODS if _is_in(run, each)]
+    return [*ours, *map(unknown, free[:MOST_OTHER_METRICS])], max(0, len(free) - MOST_OTHER_METRICS)
+
+
+def changing(run: RunRecord, quantities: Iterable[Quantity]) -> list[Panel]:
+    """A plot of each that is not the same in every round."""
+    return [_panel(run, each) for each in quantities if not is_constant(_values(run, each))]
+
+
+def unchanging(run: RunRecord, quantities: Iterable[Quantity]) -> list[tuple[str, str, str]]:
+    """Of the others heading, number and words: a line of text says it all."""
+    return [
+        (each.heading, plain_number(known(_values(run, each))[-1]), each.caption)
+        for each in quantities
+        if is_constant(_values(run, each))
+    ]
+
+
+def is_constant(values: Sequence[float]) -> bool:
+    """Whether at least two numbers are known and they differ by rounding alone."""
+    numbers = known(list(values))
+    largest = max(map(abs, numbers), default=0.0)
+    return len(numbers) >= 2 and max(numbers) - min(numbers) <= plots.SMALLEST_SPREAD * largest
+
+
+def plain_number(value: float) -> str:
+    """`1,600`, `0.00048`, `3.2e-05`: four digits that count."""
+    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"
+
+
+def diversity_panels(run: RunRecord) -> list[Panel]:
+    """How much images differ, those of each round and those from fixed noise."""
     panels = []
-    for key, unit, caption in DIAGNOSTICS:
-        if key == "loss_scale" and set(known(column(run.training, key))) <= {1.0}:
-            continue  # in fp32 and bf16 there is none
-        panels += metric_panel(run.training, key, unit, caption, log_base=LOG_BASES.get(key))
-    return panels + step_norm_panels(run.training)
+    for each in DIVERSITY:
+        lines = [(0, "images of the round", run.training, each.key), (1, "fixed noise", run.evaluations, "")]
+        series, legend = [], []
+        for colour, name, rows, key in lines:
+            values = column(rows, key or f"evaluate/{each.key}")
+            if known(values):
+                series.append(Series(column(rows, "round"), values, colour=colour, points=not key))
+                legend.append((colour, name))
+        if series:
+            svg = plots.line_plot(series, "round", each.axis)
+            panels.append(make_panel(each.heading, each.caption, svg, series[-1].y, legend=tuple(legend)))
+    return panels
 
 
 def step_norm_panels(rows: list[Row]) -> list[Panel]:
@@ -118,19 +114,6 @@ def step_norm_panels(rows: list[Row]) -> list[Panel]:
     return panels
 
 
-def other_panels(run: RunRecord) -> tuple[list[Panel], int]:
-    """Numbers that a method adds under its own names, and how many of them are beyond what a page should hold."""
-    shown = SHOWN | {key for key, _, _ in DIAGNOSTICS} | set(phase_keys(run.training))
-    rows = {key: run.training for key in keys_with(run.training, "") if not key.startswith("evaluate/")}
-    rows |= dict.fromkeys(keys_with(run.evaluations, "evaluate/"), run.evaluations)
-    keys = [key for key in rows if key not in shown and not key.startswith(SHOWN_PREFIXES)]
-    panels = []
-    for key in keys[:MOST_OTHER_METRICS]:
-        caption = "Reported by the method under this name; look for jumps and slow drifts."
-        panels += metric_panel(rows[key], key, "value (as reported)", caption, points=key.startswith("evaluate/"))
-    return panels, max(0, len(keys) - MOST_OTHER_METRICS)
-
-
 def step_norms(rows: list[Row]) -> tuple[list[float], np.ndarray]:
     """Rounds and norms_RK of the rows that report them; NaN for a step without density and for shorter chains."""
     listed = [row for row in rows if isinstance(row.get(STEP_NORM), list) and row[STEP_NORM]]
@@ -144,3 +127,22 @@ def step_norms(rows: list[Row]) -> tuple[list[float], np.ndarray]:
 def known_or_gap(values: list[object]) -> list[float]:
     """Numbers of a JSON list, NaN for anything else."""
     return column([{"value": value} for value in values], "value")
+
+
+def _is_in(run: RunRecord, quantity: Quantity) -> bool:
+    return bool(known(_values(run, quantity)))
+
+
+def _rows(run: RunRecord, quantity: Quantity) -> list[Row]:
+    return run.evaluations if quantity.key.startswith("evaluate/") else run.training
+
+
+def _values(run: RunRecord, quantity: Quantity) -> list[float]:
+    return column(_rows(run, quantity), quantity.key)
+
+
+def _panel(run: RunRecord, quantity: Quantity) -> Panel:
+    values, rounds = _values(run, quantity), column(_rows(run, quantity), "round")
+    series = Series(rounds, values, points=quantity.key.startswith("evaluate/"))
+    svg = plots.line_plot([series], "round", quantity.axis, log_base=quantity.log_base)
+    return make_panel(quantity.heading, quantity.caption, svg, values)

@@ -29,7 +29,7 @@ def write_comparison(runs: list[Path], out: Path | None = None) -> Path:
 def render(run: RunRecord) -> str:
     """The page as a string."""
     notes = list(run.notes)
-    other, left_out = diagnostics.other_panels(run)
+    health, (others, left_out) = diagnostics.health(run), diagnostics.others(run)
     if left_out:
         notes.append(f"{left_out} more metrics are in metrics.jsonl and not shown.")
     described = flatten(run.status.get("environment"))
@@ -45,10 +45,12 @@ def render(run: RunRecord) -> str:
         rewards=sections.reward_panels(run),
         evaluations=sections.evaluation_panels(run),
         shares=sections.share_panels(run),
-        diagnostics=diagnostics.diagnostic_panels(run),
+        diversity=diagnostics.diversity_panels(run),
+        diagnostics=diagnostics.changing(run, health) + diagnostics.step_norm_panels(run.training),
         times=sections.time_panels(run),
         memory=sections.memory_panels(run),
-        others=other,
+        others=diagnostics.changing(run, others),
+        constants=diagnostics.unchanging(run, [*health, *others]),
         phases=tables.phase_table(run.training),
         plan=tables.plan_table(run),
         items=tables.item_table(run),

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memdiff.reporting import plots
-from memdiff.reporting.folder import Row, column, known
-from memdiff.reporting.plots import Series
+from memdiff.reporting.folder import known
 
 
 @dataclass(frozen=True)
@@ -35,15 +34,3 @@ def make_panel(
         alt = f"{heading}: first {numbers[0]:.4g}{unit}, last {numbers[-1]:.4g}{unit}"
     light, dark = plots.data_uris(svg)
     return Panel(heading, caption, light, dark, alt, legend)
-
-
-def metric_panel(
-    rows: list[Row], key: str, unit: str, caption: str, log_base: int | None = None, points: bool = False
-) -> list[Panel]:
-    """One column over the rounds, headed by its own name; nothing where no row has a number."""
-    values = column(rows, key)
-    if not known(values):
-        return []
-    svg = plots.line_plot([Series(column(rows, "round"), values, points=points)], "round", unit, log_base=log_base)
-    heading = key if "(" in unit or unit == "value" else f"{unit[:1].upper()}{unit[1:]}"
-    return [make_panel(heading, caption, svg, values)]

@@ -79,7 +79,8 @@ def line_plot(
 ) -> str:
     """SVG of lines with bands; `marks` are (x, y) of stars, `levels` (y, colour) of dashed horizontal lines.
 
-    log_base (None: linear) is taken only where every value is above zero; from_zero makes the axis begin at zero.
+    log_base (None: linear) is taken only where every value is above zero and they span a power of it;
+    from_zero makes the axis begin at zero.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(x_label, y_label)
@@ -90,7 +91,7 @@ def line_plot(
         if marks:
             axes.plot(*zip(*marks, strict=True), "*", color=COLOURS[1], markersize=12, zorder=5)
         values = np.concatenate([np.asarray(one.y, dtype=float) for one in series])
-        if log_base is not None and np.nanmin(values) > SMALLEST_POSITIVE:
+        if log_base is not None and np.nanmin(values) > SMALLEST_POSITIVE and _spans(values, log_base):
             _log_axis(axes, log_base)
         elif from_zero:
             axes.set_ylim(bottom=0)
@@ -122,7 +123,7 @@ def step_lines(norms_RK: np.ndarray, colours: Sequence[int], y_label: str) -> st
         figure, axes = _axes("step of the sampling chain (0 = from pure noise)", y_label)
         for norms_K, colour in zip(norms_RK, colours, strict=True):
             axes.plot(norms_K, color=COLOURS[colour], marker="o", markersize=2.5)
-        if np.nanmin(norms_RK) > SMALLEST_POSITIVE:
+        if np.nanmin(norms_RK) > SMALLEST_POSITIVE and _spans(norms_RK, 10):
             _log_axis(axes, 10)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         return _svg(figure)
@@ -167,6 +168,11 @@ def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     return figure, axes
+
+
+def _spans(values: np.ndarray, base: int) -> bool:
+    """Whether they span a power of the base: over less a logarithmic axis has a tick or none."""
+    return float(np.nanmax(values)) >= base * float(np.nanmin(values))
 
 
 def _log_axis(axes: Axes, base: int) -> None:
