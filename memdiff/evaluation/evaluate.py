@@ -248,15 +248,22 @@ def _progress(what: str, total: int) -> Iterator[Advance]:
 
 
 def resize_words(evaluation: Evaluation) -> dict[str, str]:
-    """Which resizes stand between an image and each network."""
+    """Which resizes stand between an image and each network that this evaluation asks."""
     options = evaluation.options
     before = f"shortest edge to {options.size}, centre cut, antialiased bicubic; then " if options.size else ""
-    return {
+    asked = {
+        "inception": bool(evaluation.real) or "inception" in evaluation.diversities,
+        "clip": "clip" in evaluation.diversities,
+        "judge": evaluation.digits or "judge" in evaluation.diversities,
+        "rewards": bool(evaluation.parts),
+    }
+    words = {
         "inception": before + RESIZES[evaluation.resize],
         "clip": before + "shortest edge to the network's side, centre cut, antialiased bicubic",
         "judge": before + "antialiased bilinear to 16 x 16, grey",
         "rewards": "each reward's own, of the image as it lies on disk",
     }
+    return {network: text for network, text in words.items() if asked[network]}
 
 
 def finite(value: float | None) -> float | None:

@@ -1,6 +1,7 @@
 """What came out, shown: a table on the screen, eval.json, a page with the images side by side."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,6 +30,7 @@ HERE = Path(__file__).parent
 SHOWN, SHOWN_WITH_TEXT = 36, 16  # images of each source
 LARGEST_TILE = 160  # pixels
 WIDEST_LABEL = 112
+MOST_DECIMALS = 6
 HEADING, GAP = 28, 24  # pixels: above a source's grid, between two of them
 LOWER_IS_BETTER = ("fid", "kid", "digits_frechet")
 
@@ -58,14 +60,25 @@ def metric_names(outcome: Outcome) -> list[str]:
     return list(dict.fromkeys(name for result in outcome.results for name in result.metrics))
 
 
-def words(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """`0.5934 [0.551, 0.634]`, four digits that count; three of its interval's ends."""
+def cells_of(estimates: Sequence[Estimate | None], *, signed: bool = False) -> list[str]:
+    """`0.593 [0.551, 0.634]` of each in a row, all with as many decimals: two digits that count of half the narrowest
+    interval, or four of the largest value where there is none."""
+    known = [each for each in estimates if each is not None and finite(each.value) is not None]
+    ends = [(each.low, each.high) for each in known if finite(each.low) is not None and finite(each.high) is not None]
+    halves = [(high - low) / 2 for low, high in ends if low is not None and high is not None and high > low]
+    largest = max((abs(each.value) for each in known), default=0.0)
+    digits, size = (1, min(halves)) if halves else (3, largest)
+    decimals = min(MOST_DECIMALS, max(0, digits - math.floor(math.log10(size)))) if size > 0 else 0
+    style = f"{'+' if signed else ''}.{decimals}f"
+    return [_cell(each, style) for each in estimates]
+
+
+def _cell(estimate: Estimate | None, style: str) -> str:
     if estimate is None or finite(estimate.value) is None:
         return "n/a"
-    sign = "+" if signed else ""
     if finite(estimate.low) is None or finite(estimate.high) is None:
-        return f"{estimate.value:{sign}.4g}"
-    return f"{estimate.value:{sign}.4g} [{estimate.low:{sign}.3g}, {estimate.high:{sign}.3g}]"
+        return f"{estimate.value:{style}}"
+    return f"{estimate.value:{style}} [{estimate.low:{style}}, {estimate.high:{style}}]"
 
 
 def rows(outcome: Outcome) -> list[tuple[str, list[str]]]:
@@ -74,17 +87,23 @@ def rows(outcome: Outcome) -> list[tuple[str, list[str]]]:
     differences = [outcome.differences(result) for result in outcome.results]
     table = [("images", [str(len(result.files)) for result in outcome.results])]
     for name in metric_names(outcome):
-        mark = " (lower)" if name in LOWER_IS_BETTER else ""
-        table.append((name + mark, [words(result.metrics.get(name)) for result in outcome.results]))
+        mark = ", lower is better" if name in LOWER_IS_BETTER else ""
+        table.append((name + mark, cells_of([result.metrics.get(name) for result in outcome.results])))
         if any(name in each for each in differences):
-            cells = [words(each[name], signed=True) if name in each else "" for each in differences]
+            shown = iter(cells_of([each[name] for each in differences if name in each], signed=True))
+            cells = [next(shown) if name in each else "" for each in differences]
             table.append((f"  minus {first}", cells))
     return table
 
 
+def has_intervals(outcome: Outcome) -> bool:
+    """Whether a figure of the table has an interval."""
+    return any(each.low is not None for result in outcome.results for each in result.metrics.values())
+
+
 def screen_table(outcome: Outcome) -> Table:
     """A column for each source; brackets hold 95 % intervals."""
-    table = Table(caption="[..]: 95 % interval over images. (lower): the lower, the better", caption_justify="left")
+    table = Table(caption="[..]: 95 % interval over images" if has_intervals(outcome) else None, caption_justify="left")
     table.add_column("")
     for result in outcome.results:
         table.add_column(escape(result.subject.name), justify="right")
@@ -203,6 +222,8 @@ def page(outcome: Outcome, picture: Path) -> str:
         HERE / "page.html.j2",
         names=[result.subject.name for result in outcome.results],
         rows=rows(outcome),
+        has_intervals=has_intervals(outcome),
+        is_paired=sum(result.subject.request is not None for result in outcome.results) > 1,
         categories=categories,
         picture=embed_png(picture, longest_side=2048),
         warnings=evaluation.warnings,
@@ -217,7 +238,7 @@ def _category_rows(outcome: Outcome) -> list[tuple[str, str, list[str]]]:
     """Category, metric, a cell for each source."""
     each = [result.categories(outcome.evaluation) for result in outcome.results]
     return [
-        (category, name, [words(figures.get(category, {}).get(name)) for figures in each])
+        (category, name, cells_of([figures.get(category, {}).get(name) for figures in each]))
         for category in each[0]
         for name in each[0][category]
     ]

@@ -67,7 +67,10 @@ HEALTH = (
     ),
 )  # fmt: skip
 OF_METHODS = (
-    Quantity("loss", "Loss", "loss", "What the gradient is taken of: minus the reward, or what it lacks of its target. Should fall."),
+    Quantity(
+        "loss", "Loss", "loss",
+        "What the gradient is taken of: minus the reward, or what it lacks of its target. Should fall.",
+    ),
     Quantity(
         "reward_queries", "Images scored", "images a round",
         "How often a round asks the reward for the score of an image.",
@@ -91,11 +94,17 @@ OF_METHODS = (
     Quantity(
         "value_grad_norm", "Gradient norm of the value function", "gradient norm", "Before its optimizer's step.", 10
     ),
-    Quantity("kl", "KL to the policy that sampled", "KL (nats)", "Of a step, by the last update of the round that was measured."),
+    Quantity(
+        "kl", "KL to the policy that sampled", "KL (nats)",
+        "Of a step, by the last update of the round that was measured.",
+    ),
     Quantity(
         "skipped_minibatches", "Updates left out", "updates", "Of a round, because the policy had gone far enough."
     ),
-    Quantity("rate", "Learning rate factor", "factor", "What the learning rate is multiplied by: halved where the KL goes beyond its limit."),
+    Quantity(
+        "rate", "Learning rate factor", "factor",
+        "What the learning rate is multiplied by: halved where the KL goes beyond its limit.",
+    ),
     Quantity("advantage_mean", "Mean of the advantages", "advantage", "Should stay near zero."),
     Quantity("log_prob", "Log-probability of a step", "nats", "Its mean over images and steps. Drifts slowly."),
 )  # fmt: skip

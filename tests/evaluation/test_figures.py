@@ -15,7 +15,8 @@ from memdiff.evaluation.distances import (
     kernel_inception_distance,
     mean_pairwise_distance,
 )
-from memdiff.evaluation.intervals import difference_of, mean_of
+from memdiff.evaluation.intervals import Estimate, difference_of, mean_of
+from memdiff.evaluation.show import cells_of
 
 
 def features(count: int, width: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -120,3 +121,14 @@ def test_diversity_of_many_images_is_that_of_all_pairs() -> None:
     assert mean_pairwise_distance(x_NF, "euclidean").value == pytest.approx(float(all_pairs), rel=1e-9)
     assert mean_pairwise_distance(torch.ones(5, 3), "cosine").value == pytest.approx(0.0, abs=1e-12)
     assert math.isnan(mean_pairwise_distance(torch.ones(1, 3), "cosine").value)
+
+
+def test_a_row_has_one_number_of_decimals() -> None:
+    """Half intervals of 0.041 and 0.2: two digits of the narrower are three decimals. Without an interval four digits
+    of the largest: 12.34. What is not finite, or not there, is n/a."""
+    narrow, wide = Estimate(0.5934, 0.5524, 0.6344, 400), Estimate(1.25, 1.05, 1.45, 4)
+    assert cells_of([narrow, wide]) == ["0.593 [0.552, 0.634]", "1.250 [1.050, 1.450]"]
+    assert cells_of([Estimate(0.012, -0.03, 0.054, 9)], signed=True) == ["+0.012 [-0.030, +0.054]"]
+    assert cells_of([Estimate(1.234, None, None, 9), None, Estimate(12.346, None, None, 9)]) == ["1.23", "n/a", "12.35"]
+    assert cells_of([Estimate(math.nan, None, None, 9), Estimate(0.0, None, None, 9)]) == ["n/a", "0"]
+    assert cells_of([Estimate(16.0, 16.0, 16.0, 2)]) == ["16.00 [16.00, 16.00]"]
