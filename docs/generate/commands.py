@@ -1,4 +1,4 @@
-"""The blocks of the pages that are commands or files, for the test that runs them.
+"""The blocks of README and of the pages that are commands or files, for the test that runs them.
 
 A block in bash or Python has a comment on the line before it:
 
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-PAGES = sorted(file for file in Path(__file__).parents[1].glob("*.md"))
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(
     r'(?:^<!-- (?P<note>[^>]*) -->\n)?^```(?P<language>\w+)(?: title="(?P<title>[\w.]+)")?\n(?P<text>.*?)^```$',
     re.MULTILINE | re.DOTALL,

@@ -130,6 +130,8 @@ def test_every_command_is_run_or_says_why_not() -> None:
             if block.is_command:
                 assert block.when != "unmarked", f"{where}: mark it run, run: slow or not run: REASON"
                 assert block.when != "never" or len(block.reason.split()) >= 3, where
+        languages = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)[::2]
+        assert "" not in languages, f"{page.name}: give each block a language; text for what is no command"
     assert sum(block.when == "cheap" for page in commands.PAGES for block in commands.blocks(page)) >= 3
 
 
@@ -144,6 +146,12 @@ def test_commands_that_take_no_time(page: Path, tmp_path: Path) -> None:
 def test_commands_of_a_page(page: Path, tmp_path: Path) -> None:
     """All that can be run here: trainings of a few rounds, plans, samples, reports."""
     run_page(page, tmp_path, ("cheap", "slow"))
+
+
+def test_readme_can_be_read_in_an_editor() -> None:
+    """Its text has at most 120 columns; rows of tables can't be broken."""
+    lines = (commands.ROOT / "README.md").read_text().splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
 
 def run_page(page: Path, folder: Path, when: Any) -> None:

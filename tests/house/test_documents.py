@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 
+import memdiff
 from memdiff.methods.config import MethodConfig
 from memdiff.models.config import ModelConfig
 from memdiff.rewards.config import RewardPart
@@ -142,3 +144,12 @@ def test_who_adds_something_touches_the_listed_files_alone(heading: str):
         assert not named or str(file.relative_to(PACKAGE)) in listed, f"{file} names {named}"
     own = {str(PACKAGE / word) for word in listed}
     assert all(Path(path).is_file() for path in own), listed
+
+
+def test_one_version_everywhere() -> None:
+    """The package's own, CITATION's and the changelog's newest; the wheel takes the package's."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["version"]["path"]
+    assert newest is not None and wheel == "memdiff/__init__.py"
+    assert str(citation["version"]) == newest[1] == memdiff.__version__
