@@ -120,7 +120,7 @@ def stacked_bars(rounds: Sequence[float], phases: Sequence[Sequence[float]], y_l
 def step_lines(norms_RK: np.ndarray, colours: Sequence[int], y_label: str) -> str:
     """SVG of one line a chosen round over the K steps of the chain; NaN (no density) is a gap."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes("step of the sampling chain (0 = from pure noise)", y_label)
+        figure, axes = _axes("step of the chain (0: from pure noise)", y_label)
         for norms_K, colour in zip(norms_RK, colours, strict=True):
             axes.plot(norms_K, color=COLOURS[colour], marker="o", markersize=2.5)
         if np.nanmin(norms_RK) > SMALLEST_POSITIVE and _spans(norms_RK, 10):
