@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from benchmarks.gpu.rows import IMPORT_S, GpuRow
 
 SHARE_OF_CARD = 0.9  # that rows side by side may fill; each has a context of its own beside its cap
-AT_ONCE = 8  # processes beside each other: their own host memory, and the machine's cores
+AT_ONCE = 10  # processes beside each other: their own host memory, and the machine's cores
 
 
 def side_by_side(rows: Sequence[GpuRow], card_gib: float, at_once: int = AT_ONCE) -> list[list[GpuRow]]:

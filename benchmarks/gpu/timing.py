@@ -121,6 +121,8 @@ class Floor:
         side, rows = unet.config.sample_size, guided * knobs.micro_batch
         forwards, pulls = calls_of(recipe, knobs, images)
         x_BCHW = torch.randn(rows, unet.config.in_channels, side, side, device=device).to(dtype)
+        if recipe.model.channels_last:
+            unet, x_BCHW = (it.to(memory_format=torch.channels_last) for it in (unet, x_BCHW))
         arguments = random_arguments(unet, rows, device, dtype)
         return cls(unet, parameters, arguments, x_BCHW, forwards, pulls, recipe.method.kind != "reinforce")
 

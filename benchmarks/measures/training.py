@@ -66,6 +66,8 @@ def measure_parts(parts: Parts, settings: Mapping[str, Any]) -> dict[str, Any]:
             update(Clock(ranks.device).phase)
             figures["allocated_bytes"] = torch.cuda.max_memory_allocated(ranks.device)
             figures["reserved_bytes"] = torch.cuda.max_memory_reserved(ranks.device)
+            # Each time the cap was met: cached blocks were freed and the allocation tried again.
+            figures["allocator_retries"] = torch.cuda.memory_stats(ranks.device)["num_alloc_retries"]
         if settings.get("ledger", True):
             figures |= bytes_of(
                 update,

@@ -29,8 +29,9 @@ SHORT_CHAIN = 3  # steps: a peak grows with them by stored latents alone
 
 
 def measure_untrained(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """One setting; with `planned` the planner's own choice for `budget_gib` or a T4, capped at its plan's peak; with
-    `largest` the largest micro-batch that runs. On a CPU, for a dry run, nothing is capped."""
+    """One setting: the planner's own choice for `budget_gib` or one of `gpus` T4, capped at its plan's peak, or with
+    `hard_cap` at the budget itself, whatever the plan says; with `largest` the largest micro-batch that runs. On a CPU,
+    for a dry run, nothing is capped."""
     ranks = ranks_of_this_process()
     start_process_group(ranks)
     recipe = changed_recipe(settings)
@@ -38,9 +39,9 @@ def measure_untrained(settings: Mapping[str, Any]) -> dict[str, Any]:
         rows = largest(partial(_runs, recipe, ranks), LARGEST_TRIED)
         return {"largest_micro_batch": rows, "capped_bytes": cap(settings["cap_gib"], ranks.device)}
     plan = planned(recipe, settings)
-    if not plan.fits:
+    if not plan.fits and not settings["hard_cap"]:
         raise ConfigError(f"{recipe.model.kind} does not fit: {' '.join(plan.notes)}")
-    capped_bytes = cap(plan.peak_bytes / GIB, ranks.device)
+    capped_bytes = cap(settings["budget_gib"] if settings["hard_cap"] else plan.peak_bytes / GIB, ranks.device)
     figures = {
         "planned_bytes": plan.peak_bytes,
         "planned_live_bytes": plan.live_bytes,
@@ -51,11 +52,11 @@ def measure_untrained(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def planned(recipe: Recipe, settings: Mapping[str, Any]) -> Plan:
-    """For `budget_gib`, or what a T4 has; from the round cache where it holds the recipe's rounds."""
+    """One rank's for `budget_gib`, or what each of so many T4 has; from the round cache where it holds the rounds."""
     budget, gpu = settings["budget_gib"], find_gpu("t4")
     return make_plan(
         recipe,
-        budget_bytes=gpu.budget_bytes(1) if budget is None else int(budget * GIB),
+        budget_bytes=gpu.budget_bytes(settings["gpus"]) if budget is None else int(budget * GIB),
         gpu=gpu,
         precision="fp16" if recipe.model.precision == "fp16" else "fp32",
         measuring=Measuring(cache=RoundCache(recipe, users_cache())),
