@@ -36,13 +36,13 @@ from memdiff.errors import ConfigError
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.offload import decoding, scoring
 from memdiff.methods.advantages import Advantages
-from memdiff.methods.config import ReinforceConfig
 from memdiff.methods.drawn_noise import drawn_noise
 from memdiff.methods.experience import Metrics, Round
 from memdiff.methods.learner import Learner
 from memdiff.methods.micro_batches import MicroBatch, PieceSize, micro_batches
 from memdiff.methods.pair_diagnostics import PairDiagnostics, PairSums
 from memdiff.methods.predicted_baseline import predicted_rewards
+from memdiff.methods.reinforce_config import ReinforceConfig
 from memdiff.methods.reinforce_experience import Experience
 from memdiff.methods.sampling import sample_trajectory, wide
 from memdiff.methods.value_baseline import ValueBaseline

@@ -9,8 +9,9 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from memdiff.errors import ConfigError
-from memdiff.models.config import EmbeddedConfig, ModelConfig, Precision, SamplerConfig, Step, takes_prompts
+from memdiff.models.config import EmbeddedConfig, ModelConfig, Precision, Step, takes_prompts
 from memdiff.models.lora.paths import find_adapter
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.recipe.prompt_files import check_encodable, read_prompt_file
 from memdiff.recipe.prompts import PromptSet
 from memdiff.runtime.section import Float, Int, Section
