@@ -6,7 +6,6 @@ Runs in memdiff's environment or in the peers'. Running out of memory is an outc
 import argparse
 import json
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ import torch
 
 from benchmarks.case import Measure
 from benchmarks.provenance import of_process
+from memdiff.processes.ending import leave
 
 Figures = dict[str, Any]
 
@@ -92,7 +92,7 @@ def main() -> None:
     result = outcome_of(measure, case["settings"])
     if int(os.environ.get("RANK", "0")) == 0:
         options.out.write_text(json.dumps({**result, "process": of_process()}))
-    sys.exit(int(result["outcome"] != "ok"))  # of several ranks the others are stopped: they would wait for this one
+    leave(int(result["outcome"] != "ok"))  # of several ranks the others are stopped: they would wait for this one
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 ancestors      Who a rank's ancestors are, and the start of the watcher that waits for their end
 bound          Runs a module in a process that the kernel kills with its parent
 cores          How many processors this process may use
+ending         How a rank's process ends: once its hooks have run, with its exit code, and nothing after them
 faults         Faults that tests ask for at a landmark: MEMDIFF_FAULT="KIND:point=PLACE,rank=N,nth=N,file=PATH"
 file_lock      A file that one process, or one run's processes, hold while they live
 heartbeat      A page of memory in which a rank says where it is and when it got there, for its watcher to read

@@ -6,6 +6,7 @@ import signal
 
 from memdiff.processes import landmarks
 from memdiff.processes.ancestors import watch_ancestors
+from memdiff.processes.ending import end_after_hooks
 from memdiff.processes.faults import VARIABLE, Fault
 from memdiff.processes.heartbeat import Heartbeat
 from memdiff.processes.stops import Stops, exit_at_once
@@ -18,6 +19,7 @@ def under_launcher() -> bool:
 
 def begin_rank() -> tuple[Stops, Heartbeat]:
     """Before imports that take their time. Returns the requests to stop it gets, and where it shows its landmarks."""
+    end_after_hooks()
     stops, heartbeat = Stops(exit_at_once, rank=os.environ.get("RANK", "0")), Heartbeat.make()
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # the watchdog's; it needs no Python to run
     landmarks.show(heartbeat.beat)

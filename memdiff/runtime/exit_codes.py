@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import typer
 
 from memdiff.errors import EXIT_STOPPED, CheckpointError, MemdiffError, StopRequested
+from memdiff.processes.ending import note_exit_code
 from memdiff.runtime.file_errors import circle_of, line_about
 from memdiff.runtime.from_here import from_here
 from memdiff.runtime.quiet_imports import quiet_imports
@@ -42,6 +43,7 @@ def guarded(action: Callable[[], Any], words: Sequence[str] = ()) -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         code = _say(EXIT_STOPPED, "stopped")
     sys.stdout.flush()
+    note_exit_code(code or 0)
     sys.exit(code or 0)
 
 

@@ -13,6 +13,7 @@ from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine
 from memdiff.engine.process_group import start_process_group
 from memdiff.planner.ledger import Ledger
+from memdiff.processes.ending import leave
 from memdiff.runtime.ranks import Ranks
 from tests.helpers.half_on_cpu import allow_half
 
@@ -62,3 +63,4 @@ def main(arguments: dict[str, Any], result: Path) -> None:
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]), Path(sys.argv[2]))
+    leave()

@@ -22,6 +22,7 @@ from memdiff.methods.experience import Batch, Clock, Round
 from memdiff.methods.reinforce import Experience, Reinforce
 from memdiff.methods.reinforce_one_pass import ReinforceOnePass
 from memdiff.models.config import AdapterConfig
+from memdiff.processes.ending import leave
 from memdiff.rewards.weighted_sum import WeightedPart, WeightedReward
 from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.placement import HOST, place
@@ -226,3 +227,4 @@ def relative(got: list[torch.Tensor], truth: list[torch.Tensor]) -> float:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -12,6 +12,7 @@ from memdiff.engine.ds_config import make_ds_config
 from memdiff.engine.engine import DeepSpeedEngine
 from memdiff.engine.process_group import start_process_group
 from memdiff.errors import NumericError
+from memdiff.processes.ending import leave
 from memdiff.runtime.ranks import Ranks
 from tests.helpers.tiny import CPU
 from tests.workers.engine_parity import rank_and_size
@@ -60,3 +61,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

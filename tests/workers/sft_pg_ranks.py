@@ -19,6 +19,7 @@ from memdiff.methods.real_images import RealImages
 from memdiff.methods.sft_pg import ShortcutFineTuning
 from memdiff.methods.sft_pg_config import SftPgConfig
 from memdiff.methods.value_function import new_value_function
+from memdiff.processes.ending import leave
 from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.ranks import Ranks, ranks_of_this_process
 from memdiff.runtime.vjp import Pieces
@@ -98,8 +99,8 @@ def main() -> None:
     dist.init_process_group("gloo")
     ranks = ranks_of_this_process()
     Path(sys.argv[2]).write_text(json.dumps(results(Ranks(ranks.rank, ranks.world_size, torch.device("cpu")))))
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    leave()

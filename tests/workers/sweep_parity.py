@@ -15,6 +15,7 @@ from memdiff.engine.process_group import start_process_group
 from memdiff.methods.alignprop import AlignProp
 from memdiff.methods.config import AlignPropConfig, DraftConfig
 from memdiff.methods.draft import Draft
+from memdiff.processes.ending import leave
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.vjp import Pieces
 from tests.helpers import half_precision
@@ -77,3 +78,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -17,6 +17,7 @@ from memdiff.engine.engine import DeepSpeedEngine
 from memdiff.engine.process_group import start_process_group
 from memdiff.errors import CheckpointError, NumericError, OutOfMemoryError, StopRequested
 from memdiff.processes import landmarks
+from memdiff.processes.ending import leave
 from memdiff.processes.stops import Stops, exit_at_once
 from memdiff.runtime.ranks import Ranks
 from tests.helpers.tiny import CPU
@@ -164,3 +165,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()
