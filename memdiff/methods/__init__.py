@@ -24,6 +24,7 @@ reinforce             REINFORCE over the whole denoising chain, with DDPO's rati
 reinforce_config      Recipe section `method` of REINFORCE
 reinforce_experience  What REINFORCE knows of a round between sampling it and its last update
 reinforce_one_pass    REINFORCE whose gradient is taken while the images are sampled
+reinforce_scores      From a round's images to REINFORCE's advantages over all ranks, with a baseline by step
 reward_gradient       What the methods that differentiate the reward itself have in common: a round
 reward_gradient_config  Recipe section `method` of those that differentiate the reward itself: DRaFT, AlignProp, ReFL
 sampling              A round's images, from noise to x_0, without a graph

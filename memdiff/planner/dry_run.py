@@ -19,6 +19,7 @@ from memdiff.memory.offload import decoding, offload_idle, scoring
 from memdiff.memory.peak import Peak
 from memdiff.methods.build import build_method
 from memdiff.methods.experience import Batch, Clock, Round
+from memdiff.methods.method import Method
 from memdiff.methods.workload import Chain
 from memdiff.models.config import takes_prompts
 from memdiff.models.load import skeleton_policy
@@ -61,16 +62,12 @@ def measure(
     module was at work at each peak. `cut_method`: the method is fitted to a short chain. `blank`: images are neither
     decoded nor scored, for `Measured.with_images_of` another round's.
     """
-    prompts = [PROMPT] * images
     with fake_gpu() as gpu:
         policy = make_policy(recipe, knobs, precision, steps)
         scoring = HOST if knobs.rewards == "cpu" else GPU
         if blank:
             blank_policy(policy)
-            reward, held_out = blank_reward(recipe.reward, scoring), WeightedReward([], device=scoring)
-        else:
-            reward = build_weighted(recipe.reward, device=scoring, skeleton=True)
-            held_out = build_weighted(recipe.evaluate.rewards, device=scoring, skeleton=True)
+        reward, held_out = _rewards(recipe, scoring, blank=blank)
         ledger = Ledger(device=GPU, networks=_named(policy, reward) if paths else None, run=gpu.answer)
         own_networks = recipe.method.own_bytes(policy.shape, recipe.sampler.steps)
         sizes = replace(enter(ledger, policy, reward, held_out), own_networks=own_networks)
@@ -83,13 +80,7 @@ def measure(
             # One rank of several differs from one alone in what it has to do, not in how.
             ranks = Ranks(0, 1, GPU)
             algorithm = build_method(method, reward, pieces, ranks, knobs, policy, skeleton=True)
-            with ledger.phase("encode"), memory_tag("weights"):
-                policy.encode(prompts)
-            noise = BlankNoise(policy.shape)
-            this_round = Round(Batch(range(images), prompts, images, noise, prompts), _Phases(ledger, pieces))
-            experience = algorithm.collect(policy, this_round)
-            for part in algorithm.updates(experience):
-                algorithm.differentiate(policy, part)
+            _run_round(algorithm, policy, ledger, pieces, images)
             evaluation_bytes = _evaluation(ledger, policy, reward, eval_reward, knobs, evaluated) if evaluated else {}
         return Measured(
             images=images,
@@ -104,6 +95,25 @@ def measure(
             evaluated_images=evaluated,
             evaluated=evaluation_bytes,
         )
+
+
+def _rewards(recipe: Recipe, device: torch.device, *, blank: bool) -> tuple[WeightedReward, WeightedReward]:
+    """The reward, and what an evaluation asks for besides."""
+    if blank:
+        return blank_reward(recipe.reward, device), WeightedReward([], device=device)
+    reward = build_weighted(recipe.reward, device=device, skeleton=True)
+    return reward, build_weighted(recipe.evaluate.rewards, device=device, skeleton=True)
+
+
+def _run_round(algorithm: Method[Any], policy: Policy, ledger: Ledger, pieces: "_Watched", images: int) -> None:
+    """`collect`, `updates` and `differentiate`, on blank noise."""
+    prompts = [PROMPT] * images
+    with ledger.phase("encode"), memory_tag("weights"):
+        policy.encode(prompts)
+    batch = Batch(range(images), prompts, images, BlankNoise(policy.shape), prompts)
+    experience = algorithm.collect(policy, Round(batch, _Phases(ledger, pieces)))
+    for part in algorithm.updates(experience):
+        algorithm.differentiate(policy, part)
 
 
 def import_all(recipe: Recipe, *, scored: bool) -> None:

@@ -70,11 +70,7 @@ def make_request(
     config: str | None = None,
 ) -> SampleRequest:
     """Fills what was not given from the run's recipe, or from the sampler's defaults. Raises ConfigError."""
-    if prompt is not None and prompts is not None:
-        raise ConfigError("--prompt and --prompts can't be given together; put the text into the file")
-    texts = read_prompt_file(prompts) if prompts is not None else () if prompt is None else (prompt,)
-    if prompt is not None:
-        check_encodable(prompt, "--prompt")
+    texts = _texts(prompt, prompts)
     mixed = [_mixed(word) for word in mix]
     window = None if adapter_steps is None else _window(adapter_steps)
     resolved_source = locate(source, best=best, own_adapter=not mixed, config=config)
@@ -106,6 +102,18 @@ def make_request(
             f"--adapter-steps must end at the chain's {request.sampler.steps} steps or before, got {adapter_steps}"
         )
     return request
+
+
+def _texts(prompt: str | None, prompts: Path | None) -> tuple[str, ...]:
+    """What was asked for: one text, those of a file, or none."""
+    if prompt is not None and prompts is not None:
+        raise ConfigError("--prompt and --prompts can't be given together; put the text into the file")
+    if prompts is not None:
+        return read_prompt_file(prompts)
+    if prompt is None:
+        return ()
+    check_encodable(prompt, "--prompt")
+    return (prompt,)
 
 
 @contextmanager
