@@ -19,7 +19,6 @@ from memdiff.memory.offload import decoding, offload_idle, scoring
 from memdiff.memory.peak import Peak
 from memdiff.methods.build import build_method
 from memdiff.methods.experience import Batch, Clock, Round
-from memdiff.methods.method import Method
 from memdiff.methods.workload import Chain
 from memdiff.models.config import takes_prompts
 from memdiff.models.load import skeleton_policy
@@ -62,6 +61,7 @@ def measure(
     module was at work at each peak. `cut_method`: the method is fitted to a short chain. `blank`: images are neither
     decoded nor scored, for `Measured.with_images_of` another round's.
     """
+    prompts = [PROMPT] * images
     with fake_gpu() as gpu:
         policy = make_policy(recipe, knobs, precision, steps)
         scoring = HOST if knobs.rewards == "cpu" else GPU
@@ -80,7 +80,13 @@ def measure(
             # One rank of several differs from one alone in what it has to do, not in how.
             ranks = Ranks(0, 1, GPU)
             algorithm = build_method(method, reward, pieces, ranks, knobs, policy, skeleton=True)
-            _run_round(algorithm, policy, ledger, pieces, images)
+            with ledger.phase("encode"), memory_tag("weights"):
+                policy.encode(prompts)
+            noise = BlankNoise(policy.shape)
+            this_round = Round(Batch(range(images), prompts, images, noise, prompts), _Phases(ledger, pieces))
+            experience = algorithm.collect(policy, this_round)
+            for part in algorithm.updates(experience):
+                algorithm.differentiate(policy, part)
             evaluation_bytes = _evaluation(ledger, policy, reward, eval_reward, knobs, evaluated) if evaluated else {}
         return Measured(
             images=images,
@@ -103,17 +109,6 @@ def _rewards(recipe: Recipe, device: torch.device, *, blank: bool) -> tuple[Weig
         return blank_reward(recipe.reward, device), WeightedReward([], device=device)
     reward = build_weighted(recipe.reward, device=device, skeleton=True)
     return reward, build_weighted(recipe.evaluate.rewards, device=device, skeleton=True)
-
-
-def _run_round(algorithm: Method[Any], policy: Policy, ledger: Ledger, pieces: "_Watched", images: int) -> None:
-    """`collect`, `updates` and `differentiate`, on blank noise."""
-    prompts = [PROMPT] * images
-    with ledger.phase("encode"), memory_tag("weights"):
-        policy.encode(prompts)
-    batch = Batch(range(images), prompts, images, BlankNoise(policy.shape), prompts)
-    experience = algorithm.collect(policy, Round(batch, _Phases(ledger, pieces)))
-    for part in algorithm.updates(experience):
-        algorithm.differentiate(policy, part)
 
 
 def import_all(recipe: Recipe, *, scored: bool) -> None:
