@@ -1,7 +1,8 @@
 """The suite within its minutes: which rows fit, the processes that measure them, rows as they come. No torch.
 
 Processes are few, since each imports for some 20 s: one for all timing rows, one for each memory row and each of TRL's.
-Those that come later import meanwhile and wait for a file. Timing rows have the card for themselves.
+Those that come later import and plan meanwhile, where there are cores for them beside what is measured, and wait for a
+file. Timing rows have the card for themselves.
 """
 
 import json
@@ -20,10 +21,12 @@ from benchmarks.gpu.rows import T4_GIB, GpuRow
 from benchmarks.gpu.schedule import AT_ONCE, fitting, side_by_side
 from benchmarks.provenance import ROOT, of_machine, of_tree
 from benchmarks.runner import PEERS, Row, data_of, free_port, one_line, why_ended
+from memdiff.processes.cores import cores_here
 from memdiff.runtime.cuda_allocator import use_expandable_segments
 
 NO_PEERS = "no environment or pipeline of the peers (make bench-gpu-peers makes both)"
 POLL_S = 0.2
+CORES_FOR_MEASURED = 2  # its Python and its backward have a thread each
 LAST_WORDS_S = 5.0  # of the minutes, for ending what still runs
 
 
@@ -70,7 +73,7 @@ class Suite:
                 if not waiting:
                     waiting = self._start(turn, number, end)
                     processes += waiting
-                if number + 1 < len(turns):  # imports while this turn measures
+                if number + 1 < len(turns) and self._has_cores_for(turns[number + 1]):
                     processes += self._start(turns[number + 1], number + 1, end)
                 for process in waiting:
                     process.go()
@@ -79,6 +82,10 @@ class Suite:
             for process in processes:
                 process.end()
         return self.known
+
+    def _has_cores_for(self, turn: Sequence[GpuRow]) -> bool:
+        """Whether a turn's processes may import while another is measured. No figure of a dry run would suffer."""
+        return self.dry or len(turn) + CORES_FOR_MEASURED <= cores_here()
 
     def _start(self, turn: Sequence[GpuRow], number: int, end: float) -> list["_Process"]:
         if turn[0].kind == "timing":

@@ -141,12 +141,20 @@ def run_with_stubs(
     return known
 
 
-def test_the_next_turn_imports_while_one_measures_and_memory_rows_come_after_timing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("cores", "said"),
+    [
+        (4, "start t, start m, start n, go t, start o, go m, go n, go o"),
+        (3, "start t, go t, start m, start n, start o, go m, go n, go o"),  # two of the three are for what is measured
+    ],
+)
+def test_the_next_turn_imports_while_one_measures_if_there_are_cores_and_memory_rows_come_after_timing(
+    cores: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(run, "cores_here", lambda: cores)
     every = [row("t", "timing", 1), row("m", "memory", 1, 9.0), row("n", "memory", 1, 9.0), row("o", "memory", 1, 9.0)]
     known = run_with_stubs(monkeypatch, tmp_path, every, 7.0)
-    assert Stub.said == ["start t", "start m", "start n", "go t", "start o", "go m", "go n", "go o"]
+    assert Stub.said == said.split(", ")
     assert [one["outcome"] for one in known] == ["ok"] * 4
 
 
