@@ -16,6 +16,7 @@ from memdiff.runtime.quiet_imports import quiet_imports
 if TYPE_CHECKING:
     from memdiff.planner.plan import Plan
     from memdiff.recipe.recipe import Recipe
+    from memdiff.training.run_folder import Resume, RunFolder
 
 RecipeLike: TypeAlias = "str | Path | Mapping[str, Any] | Recipe"  # a file, the name of one that ships, plain data
 LOADING = "loading torch and diffusers"
@@ -163,7 +164,7 @@ def train(
     from memdiff.training.before_launch import check_arguments, check_before_launch
     from memdiff.training.launcher import choose_world_size
     from memdiff.training.run_folder import RunFolder
-    from memdiff.training.start import CHECKING, programs_stops, run_here, run_ranks, way_on
+    from memdiff.training.start import CHECKING
 
     changed = dict(changes or {})
     if callable(reward):
@@ -184,19 +185,25 @@ def train(
             'reward=[{"kind": "python", "file": "my_reward.py"}], or gpus=1'
         )
     check_before_launch(checked, file, world_size)
-    with programs_stops() as stops:
-        if world_size == 1:
-            code = run_here(checked, folder, resume, file, stops)
-        else:
-            words = ["train", str(folder.path / "config.yaml"), "--out", str(folder.path), "--resume", "auto"]
-            words += ["--ds-config", str(file)] if file else []
-            with folder.prepare(checked, resume, file):
-                code = 0 if way_on(checked, folder) else run_ranks(checked, folder, words, world_size, stops)
+    code = _trained(checked, folder, resume, file, world_size)
     if code not in (0, EXIT_STOPPED):
         error = MemdiffError(str(folder.status().get("message") or f"the run ended with exit code {code}"))
         error.exit_code = code
         raise error
     return Run(folder.path)
+
+
+def _trained(checked: "Recipe", folder: "RunFolder", resume: "Resume", file: Path | None, world_size: int) -> int:
+    """Trains in this process, or in several that the launcher starts; returns the exit code."""
+    from memdiff.training.start import programs_stops, run_here, run_ranks, way_on
+
+    with programs_stops() as stops:
+        if world_size == 1:
+            return run_here(checked, folder, resume, file, stops)
+        words = ["train", str(folder.path / "config.yaml"), "--out", str(folder.path), "--resume", "auto"]
+        words += ["--ds-config", str(file)] if file else []
+        with folder.prepare(checked, resume, file):
+            return 0 if way_on(checked, folder) else run_ranks(checked, folder, words, world_size, stops)
 
 
 def sample(source: "str | Path | Run", *, num_images: int = 16, gpus: int | None = None, **options: Any) -> Samples:

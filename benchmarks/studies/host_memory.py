@@ -46,7 +46,8 @@ def write_folder(folder: Path, *, half: bool) -> None:
 
     from benchmarks.recorder.models import tiny_tokenizer
     from memdiff.models.architectures import SDXL_BASE
-    from memdiff.rewards.clip import CLIP_L_VISION, AestheticHead
+    from memdiff.rewards.clip import CLIP_L_VISION
+    from memdiff.rewards.clip_heads import AestheticHead
 
     texts = [CLIPTextConfig(**config) for config in SDXL_BASE.text_encoders]
     build: Any = StableDiffusionXLPipeline

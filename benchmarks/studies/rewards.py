@@ -23,7 +23,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from benchmarks.provenance import of_machine
 from benchmarks.studies.written import write_study
 from memdiff.planner.ledger import Ledger
-from memdiff.rewards.clip import AestheticHead, ClipReward, ImageTower
+from memdiff.rewards.clip import ClipReward, ImageTower
+from memdiff.rewards.clip_heads import AestheticHead
 from memdiff.rewards.pretrained import checkpoint_layers, freeze
 from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.vjp import Pieces

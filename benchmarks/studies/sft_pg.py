@@ -29,10 +29,11 @@ from benchmarks.studies.written import RESULTS, write_study
 from memdiff.chain.noise import Noise, Stream
 from memdiff.digits.judge import judge_images
 from memdiff.digits.scans import is_minority, real_digits
-from memdiff.models.config import DdpmConfig, ModelConfig, SamplerConfig
+from memdiff.models.config import DdpmConfig, ModelConfig
 from memdiff.models.load import load_policy
 from memdiff.models.options import ModelOptions
 from memdiff.models.policy import rollout
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.recipe.reading import read_recipe
 from memdiff.recipe.recipe import Recipe
 from memdiff.reporting.rows import read_rows

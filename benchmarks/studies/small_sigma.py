@@ -23,9 +23,10 @@ import torch
 from benchmarks.provenance import of_machine
 from benchmarks.studies.written import write_study
 from memdiff.chain.noise import Noise, Stream
-from memdiff.models.config import EmbeddedConfig, SamplerConfig
+from memdiff.models.config import EmbeddedConfig
 from memdiff.models.load import load_policy
 from memdiff.models.options import ModelOptions
+from memdiff.models.sampler_config import SamplerConfig
 
 CPU = torch.device("cpu")
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}

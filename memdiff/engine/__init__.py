@@ -7,6 +7,7 @@ divergence     Whether all ranks hold the same weights: one integer a parameter,
 ds_config      The DeepSpeed JSON: from the file in ds_configs/ that fits the recipe, or from the user's own
 ds_keys        What a DeepSpeed file may hold: keys, kinds and bounds, as DeepSpeed 0.19 reads them. No torch
 engine         DeepSpeed ZeRO-2 around the list of trainable parameters: one backward, one step, an update
+manifest       A checkpoint's manifest: sizes and checksums of its files, written last, and what is wrong
 meeting        How the ranks of several hosts find each other: within a time that a person waits, by the right network
 moments        The optimizer's first moments that a checkpoint holds, of all ranks as one vector
 operators      DeepSpeed's operators: compiled at the first start that needs them, by one process at a time

@@ -5,9 +5,7 @@ counted or deleted: another name, a link, a copy whose state is of another round
 used: it is written, not atomically, before the other ranks' shards exist.
 """
 
-import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 
 from memdiff.engine.engine import SHARDS, DeepSpeedEngine
+from memdiff.engine.manifest import STATE, defect_of, round_of, sync, write_manifest
 from memdiff.errors import CheckpointError
 from memdiff.methods.learner import Learner
 from memdiff.processes import landmarks
@@ -26,12 +25,8 @@ from memdiff.runtime.placement import HOST
 from memdiff.runtime.ranks import Ranks
 from memdiff.runtime.small_files import own_bytes
 
-MANIFEST = "MANIFEST.json"
-STATE = "state.json"
 LEARNERS = "learners.pt"
 PREFIX, PARTIAL = "round_", ".tmp"
-NUMBERS = ("round", "world_size")  # of a state
-MAPPINGS = ("statistics", "objective", "evaluate_statistics", "first")
 FAILURES_IN_A_ROW = 3  # to save, before a run ends for it
 MIB = 2**20
 OF_TORCH = re.compile(r"^\[enforce fail at [^\]]*\] \. ")  # before the words of its zip writer
@@ -115,11 +110,11 @@ class Checkpoints:
             torch.save({name: learner.state_dict() for name, learner in self.learners.items()}, partial / LEARNERS)
         (partial / STATE).write_text(json.dumps(state | {"world_size": self._ranks.world_size}, indent=2))
         landmarks.go_to("save.before_manifest")
-        _write_manifest(partial)
+        write_manifest(partial)
         landmarks.go_to("save.before_rename")
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _sync(self.folder)
+        sync(self.folder)
         landmarks.go_to("save.after_rename")
 
     def _room(self, engine: DeepSpeedEngine) -> str:
@@ -197,10 +192,10 @@ class Checkpoints:
             if number not in candidates:
                 if number not in own:
                     self._say(
-                        f"warning: passed over {candidate}: its {STATE} is of round {_round_of(candidate)}, a copy"
+                        f"warning: passed over {candidate}: its {STATE} is of round {round_of(candidate)}, a copy"
                     )
                 continue
-            defect = _defect(candidate)
+            defect = defect_of(candidate)
             if defect is None:
                 return candidate
             self._say(f"warning: passed over {candidate}: {defect}")
@@ -211,7 +206,7 @@ class Checkpoints:
     def _own(self) -> dict[int, Path]:
         """What `save` wrote, whole or damaged, by round, in order."""
         paths_by_round = numbered(self.folder, PREFIX)
-        return {number: path for number, path in paths_by_round.items() if _round_of(path) in (number, None)}
+        return {number: path for number, path in paths_by_round.items() if round_of(path) in (number, None)}
 
     def _remove_old(self, saved: int) -> None:
         """Of the checkpoints up to round `saved` all but the newest `keep`, and what was left half written or removed.
@@ -221,7 +216,7 @@ class Checkpoints:
         """
         own = self._own()
         old = [path for number, path in own.items() if number <= saved][: -self._keep]
-        if old and _defect(own[saved]) is not None:
+        if old and defect_of(own[saved]) is not None:
             return
         landmarks.go_to("retention")
         for path in old:
@@ -236,58 +231,6 @@ class Checkpoints:
             shutil.rmtree(half, ignore_errors=True)
 
 
-def _round_of(folder: Path) -> int | None:
-    """Of the state that lies in it; None where that can't be read."""
-    try:
-        return int(json.loads(own_bytes(folder / STATE, within=folder))["round"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
-
-
-def _write_manifest(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = {}
-    for path in files:
-        _sync(path)
-        entries[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps(entries, indent=2))
-    _sync(manifest)
-    _sync(folder)
-
-
-def _defect(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None where it is whole."""
-    try:
-        entries = json.loads(own_bytes(folder / MANIFEST, within=folder))
-        if not isinstance(entries, dict) or not entries:
-            return f"{MANIFEST} lists nothing"
-        for name, entry in entries.items():
-            defect = _defect_of_file(folder, name, entry)
-            if defect is not None:
-                return defect
-        state = json.loads(own_bytes(folder / STATE, within=folder))
-        missing = [key for key in NUMBERS if not isinstance(state.get(key), int)]
-        missing += [key for key in MAPPINGS if not isinstance(state.get(key, {}), dict)]
-        return f"{STATE} has no usable {missing[0]}" if missing else None
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"{MANIFEST} or {STATE} can't be read ({type(error).__name__}: {error})"
-
-
-def _defect_of_file(folder: Path, name: str, entry: Any) -> str | None:
-    file = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts or file.is_symlink():
-        return f"{MANIFEST} names {name!r}, which lies elsewhere"
-    if not file.is_file() or not file.resolve().is_relative_to(folder.resolve()):
-        return f"{name} is no file of its own"
-    size = file.stat().st_size
-    if size != entry["bytes"]:
-        return f"{name} has {size} bytes in the place of {entry['bytes']}"
-    return f"{name} was altered (its SHA-256 is another)" if _sha256(file) != entry["sha256"] else None
-
-
 def _cause(error: Exception, path: Path) -> str:
     """What went wrong with a write, in one line: torch's zip writer says only that it failed."""
     if isinstance(error, OSError):
@@ -295,16 +238,3 @@ def _cause(error: Exception, path: Path) -> str:
     if isinstance(error, CheckpointError):
         return str(error)
     return f"{path}: {OF_TORCH.sub('', str(error).splitlines()[0])[:200]}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

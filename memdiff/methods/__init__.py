@@ -3,7 +3,7 @@
 advantages            From a round's rewards to REINFORCE's advantages, as a recipe's `method` says
 alignprop             AlignProp: the reward's gradient through a random number of last steps
 build                 From a recipe's `method` to the algorithm, with the networks that it trains beside the model
-config                Recipe section `method`
+config                Recipe section `method`: one section an algorithm
 critic                SFT-PG's critic: an image to its cost, high on what the model makes and low on real images
 critic_phase          What SFT-PG's critic and value function learn of a round
 diagnostics           Diagnostics of a reward gradient's way back through the chain
@@ -21,9 +21,12 @@ prompt_rewards        Advantages against a prompt's own rewards, remembered over
 real_images           The images that a model's are to be like: read once, checked
 refl                  ReFL: one late step predicts the image at once
 reinforce             REINFORCE over the whole denoising chain, with DDPO's ratio and DPOK's KL
+reinforce_config      Recipe section `method` of REINFORCE
 reinforce_experience  What REINFORCE knows of a round between sampling it and its last update
 reinforce_one_pass    REINFORCE whose gradient is taken while the images are sampled
+reinforce_scores      From a round's images to REINFORCE's advantages over all ranks, with a baseline by step
 reward_gradient       What the methods that differentiate the reward itself have in common: a round
+reward_gradient_config  Recipe section `method` of those that differentiate the reward itself: DRaFT, AlignProp, ReFL
 sampling              A round's images, from noise to x_0, without a graph
 scoring               From x_0 to the loss and back: decoder and rewards as pieces, one graph alive at a time
 sft_pg                SFT-PG: a chain of few steps is fine-tuned against real images by policy gradient

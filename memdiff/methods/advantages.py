@@ -9,9 +9,9 @@ import torch
 
 from memdiff.chain.advantage import advantages
 from memdiff.chain.advantage import spread as std_of
-from memdiff.methods.config import ReinforceConfig
 from memdiff.methods.predicted_baseline import step_advantages
 from memdiff.methods.prompt_rewards import PromptRewards
+from memdiff.methods.reinforce_config import ReinforceConfig
 
 
 class Advantages:

@@ -12,9 +12,9 @@ Images of similar K share a micro-batch, so that little is swept for nothing.
 from collections.abc import Sequence
 
 from memdiff.chain.noise import Stream, draw_integer
-from memdiff.methods.config import AlignPropConfig
 from memdiff.methods.experience import Round
 from memdiff.methods.reward_gradient import RewardGradient
+from memdiff.methods.reward_gradient_config import AlignPropConfig
 from memdiff.models.policy import Policy
 
 

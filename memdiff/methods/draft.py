@@ -19,9 +19,9 @@ import torch
 
 from memdiff.chain.noise import Noise, Stream
 from memdiff.memory.knobs import Knobs
-from memdiff.methods.config import DraftConfig
 from memdiff.methods.experience import Round
 from memdiff.methods.reward_gradient import Group, RewardGradient
+from memdiff.methods.reward_gradient_config import DraftConfig
 from memdiff.methods.scoring import Rows, Scored
 from memdiff.methods.sweep import Sweep
 from memdiff.models.policy import Policy

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 
 from memdiff.chain.schedule import mean_per_prediction
-from memdiff.methods.config import ReinforceConfig
 from memdiff.methods.experience import Metrics
+from memdiff.methods.reinforce_config import ReinforceConfig
 from memdiff.models.policy import Policy
 from memdiff.runtime.placement import numbers_on
 from memdiff.runtime.ranks import Ranks

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 
 from memdiff.chain.noise import Stream, draw_integer
-from memdiff.methods.config import ReflConfig
 from memdiff.methods.experience import Round
 from memdiff.methods.reward_gradient import Group, RewardGradient
+from memdiff.methods.reward_gradient_config import ReflConfig
 from memdiff.methods.scoring import Rows, Scored
 from memdiff.methods.sweep import Sweep
 from memdiff.models.policy import Policy, sample_step

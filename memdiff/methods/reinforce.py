@@ -34,21 +34,17 @@ from memdiff.chain.schedule import step_weights, weighted_steps
 from memdiff.chain.surrogate import clipped_slope
 from memdiff.errors import ConfigError
 from memdiff.memory.knobs import Knobs
-from memdiff.memory.offload import decoding, scoring
-from memdiff.methods.advantages import Advantages
-from memdiff.methods.config import ReinforceConfig
 from memdiff.methods.drawn_noise import drawn_noise
 from memdiff.methods.experience import Metrics, Round
 from memdiff.methods.learner import Learner
 from memdiff.methods.micro_batches import MicroBatch, PieceSize, micro_batches
 from memdiff.methods.pair_diagnostics import PairDiagnostics, PairSums
-from memdiff.methods.predicted_baseline import predicted_rewards
+from memdiff.methods.reinforce_config import ReinforceConfig
 from memdiff.methods.reinforce_experience import Experience
+from memdiff.methods.reinforce_scores import ReinforceScores
 from memdiff.methods.sampling import sample_trajectory, wide
 from memdiff.methods.value_baseline import ValueBaseline
-from memdiff.models.policy import Policy, decode_what_fits, sample_step
-from memdiff.rewards.guards import diversity
-from memdiff.rewards.non_finite import settle
+from memdiff.models.policy import Policy, sample_step
 from memdiff.rewards.weighted_sum import WeightedReward
 from memdiff.runtime.half_precision import widen
 from memdiff.runtime.placement import numbers_on, place
@@ -87,7 +83,7 @@ class Reinforce:
         self.config, self.reward, self.pieces, self.ranks, self.knobs = config, reward, pieces, ranks, knobs
         self.value = value
         self.size = PieceSize(knobs.micro_batch)
-        self.advantages = Advantages(config)
+        self.scores = ReinforceScores(config, reward, ranks, knobs, value)
 
     @property
     def learners(self) -> Mapping[str, Learner[Any]]:
@@ -97,13 +93,7 @@ class Reinforce:
     def collect(self, policy: Policy, this_round: Round) -> Experience:
         """Samples this rank's images, scores them, and computes advantages over all ranks. No graph is kept."""
         x_0, experience = self._sampled(policy, this_round)
-        advantages_N = self._scored(policy, experience, x_0)
-        with this_round.clock.phase("reward"):
-            if self.config.baseline == "predicted_image":
-                with torch.no_grad():
-                    self._add_predicted_baseline(policy, experience, advantages_N)
-            elif self.value is not None:
-                self._add_value_baseline(policy, experience, advantages_N, self.value)
+        self.scores.fill(policy, experience, x_0, self._steps(policy))
         return experience
 
     def _sampled(self, policy: Policy, this_round: Round) -> tuple[torch.Tensor, Experience]:
@@ -114,66 +104,6 @@ class Reinforce:
     def _storage(self, policy: Policy) -> torch.dtype:
         """Later updates read the last digits of the states; the first one draws their noise once more."""
         return wide(policy) if self.config.states_are_fp32 else policy.dtype
-
-    def _scored(self, policy: Policy, experience: Experience, x_0: torch.Tensor) -> torch.Tensor:
-        """Fills in scores and advantages; returns those of all ranks' images: N."""
-        batch, ranks = experience.round.batch, self.ranks
-        with experience.round.clock.phase("reward"), torch.no_grad(), decoding(policy, self.knobs):
-            with scoring(self.reward, self.knobs):
-                images_nCHW = decode_what_fits(policy, x_0)
-                raw_Pn = self.reward.raw(images_nCHW, batch.prompts)
-                differences = diversity(self.reward, images_nCHW, ranks, num_images=batch.num_images)
-            raw_PN = ranks.gather(raw_Pn, batch.num_images, dim=1)
-            settled = settle(raw_PN, self.reward.parts, batch.all_prompts)
-            experience.raw_PN = settled.raw_PN
-            self.reward.observe(experience.raw_PN)
-            experience.rewards_N = self.reward.combine(experience.raw_PN, self.reward.statistics)
-        counted_advantages = self.advantages.of_images(experience.rewards_N, settled.of_counted(batch.all_prompts))
-        advantages_N = settled.with_zeros(counted_advantages)
-        experience.leave_out(settled, batch)
-        experience.advantages_n = advantages_N[batch.images.start : batch.images.stop]
-        experience.metrics = {
-            "advantage_std": counted_advantages.std(correction=0), "reward_queries": batch.num_images, **differences,
-            **settled.metrics,
-        }  # fmt: skip
-        return advantages_N
-
-    def _add_predicted_baseline(self, policy: Policy, experience: Experience, advantages_N: torch.Tensor) -> None:
-        """Advantages of each step, those of steps that don't take part as without a baseline."""
-        steps = self._steps(policy)
-        slopes = self.reward.slopes(experience.raw_PN.mean(dim=1).tolist())
-        with scoring(self.reward, self.knobs):
-            values_SN = predicted_rewards(
-                policy, experience.trajectory, experience.round, steps, self.reward, slopes, self.ranks, self.knobs
-            )
-        by_step_KN = self.advantages.of_steps(
-            advantages_N, experience.rewards_N, values_SN, steps, policy.schedule.steps
-        )
-        experience.metrics["reward_queries"] *= 1 + len(steps)
-        self._by_step(experience, advantages_N, by_step_KN)
-
-    def _add_value_baseline(
-        self, policy: Policy, experience: Experience, advantages_N: torch.Tensor, value: ValueBaseline
-    ) -> None:
-        """The same with the values of what was learnt of earlier rounds; then it learns of this one."""
-        batch, steps, trajectory = experience.round.batch, self._steps(policy), experience.trajectory
-        values_SN = value.values(trajectory, steps, batch.num_images)
-        # Values are in the unit of the advantages already.
-        by_step_KN = self.advantages.of_steps(
-            advantages_N, advantages_N, values_SN, steps, policy.schedule.steps, spread=1.0
-        )
-        self._by_step(experience, advantages_N, by_step_KN)
-        experience.metrics["value_loss"] = value.learn(
-            trajectory, steps, experience.advantages_n, num_images=batch.num_images, round_number=batch.noise.round
-        )
-
-    def _by_step(self, experience: Experience, advantages_N: torch.Tensor, by_step_KN: torch.Tensor) -> None:
-        """Fills in advantages that differ by step, and how much of their variance is left."""
-        images = experience.round.batch.images
-        experience.step_advantages_Kn = by_step_KN[:, images.start : images.stop]
-        variance = advantages_N.var(correction=0)
-        left_K = by_step_KN.var(dim=1, correction=0) / torch.where(variance > 0, variance, 1.0)
-        experience.metrics["step_variance_left"] = left_K
 
     def updates(self, experience: Experience) -> Iterator[Experience]:
         """The parts of one round that get an optimizer update each: all of it, `inner_updates` times."""
@@ -330,8 +260,8 @@ class Reinforce:
 
     def state(self) -> dict[str, list[float]]:
         """The latest rewards of each prompt."""
-        return self.advantages.state()
+        return self.scores.advantages.state()
 
     def restore(self, state: dict[str, list[float]]) -> None:
         """Takes them up again."""
-        self.advantages.restore(state)
+        self.scores.advantages.restore(state)

@@ -22,11 +22,11 @@ import torch
 from memdiff.chain.noise import Noise
 from memdiff.memory.knobs import Knobs
 from memdiff.memory.offload import decoding, scoring
-from memdiff.methods.config import DirectConfig
 from memdiff.methods.diagnostics import Diagnostics
 from memdiff.methods.experience import Batch, Clock, Metrics, Round
 from memdiff.methods.learner import Learner
 from memdiff.methods.micro_batches import PieceSize, micro_batches
+from memdiff.methods.reward_gradient_config import DirectConfig
 from memdiff.methods.sampling import sample, wide
 from memdiff.methods.scoring import Rows, Scored, Scoring, refuse_without_gradient
 from memdiff.methods.sweep import Sweep

@@ -71,8 +71,9 @@ class Sweep:
         with this_round.clock.phase("reward"):
             scored = pull_back(policy, x_BCHW, rows)
         with this_round.clock.phase("train"):
-            costate_BCHW = scored.costate_BCHW
+            costate_BCHW: torch.Tensor | None = scored.costate_BCHW
             for step in reversed(range(first, end)):
+                assert costate_BCHW is not None, "only the first step passes nothing on"
                 begun = [row for row in range(rows.count) if rows.starts[row] <= step]
                 steps = [step] * len(rows.images)
                 costate_BCHW = self.bounded(_of(costate_BCHW, begun), rows)
@@ -81,11 +82,9 @@ class Sweep:
                 if pull is None:
                     x_BCHW = states.state(step - first).requires_grad_(step > first)
                     _, pull = self._piece(policy, rows, x_BCHW, step)
-                passed_on = pull(costate_BCHW)
+                costate_BCHW = pull(costate_BCHW)
                 if self.base_distance and policy.trains(step):
                     self.pull_to_base(policy, rows, states.state(step - first), steps, begun)
-                if passed_on is not None:
-                    costate_BCHW = passed_on
                 this_round.advance(len(begun))
         return scored
 

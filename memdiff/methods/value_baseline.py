@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 
 from memdiff.chain.trajectory import Trajectory
-from memdiff.methods.config import ReinforceConfig
 from memdiff.methods.learner import Learner
+from memdiff.methods.reinforce_config import ReinforceConfig
 from memdiff.methods.value_function import ValueFunction, new_value_function
 from memdiff.models.policy import Policy
 from memdiff.runtime.ranks import Ranks

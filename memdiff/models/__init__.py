@@ -2,7 +2,7 @@
 
 architectures     Written-down configurations of public models, so that tests and plans need no download
 batches_that_fit  Batches without a graph that are made again in halves where memory runs out: rollouts
-config            Recipe sections `model`, `adapter`, `sampler`
+config            Recipe sections `model` and `adapter`
 ddpm              Unconditional diffusers pipelines around a UNet2DModel: google/ddpm-celebahq-256
 denoiser          A UNet under training: frozen with LoRA, or trained whole
 finite_states     Whether the images of a chain stay finite, and what is wrong where they don't
@@ -17,6 +17,7 @@ pixels            From decoded images to bytes
 policy            What methods, the trainer and the sampler know of a model
 precision         Precisions and their dtypes
 quiet             Keeps the libraries' own bars and advice out of what a person reads
+sampler_config    Recipe section `sampler`, and which of its steps add noise
 scheduler         A pipeline's scheduler, whatever its class, as DDIM; and its noise schedule as plain numbers
 sdxl              Stable Diffusion XL: two text encoders, a pooled embedding, and conditioning on sizes
 single_file       Stable Diffusion 1.x and SDXL from a checkpoint in one file, as people share them

@@ -11,11 +11,12 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from memdiff.chain.schedule import Schedule
 from memdiff.errors import ConfigError
 from memdiff.models.architectures import DDPM_SCHEDULER_AS_DDIM, DDPMS
-from memdiff.models.config import DdpmConfig, SamplerConfig, Size
+from memdiff.models.config import DdpmConfig, Size
 from memdiff.models.denoiser import Denoiser
 from memdiff.models.lora import inject
 from memdiff.models.networks import class_of_part, own_memory, pipeline_folder, read_part, wrong_part
 from memdiff.models.options import ModelOptions
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.models.scheduler import ddim_scheduler, sampling_chain, tell_of_chain
 from memdiff.models.sizes import image_size
 from memdiff.models.source import no_pipeline, read_config, read_scheduler

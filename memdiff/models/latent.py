@@ -15,11 +15,12 @@ import torch
 from diffusers import DDIMScheduler
 
 from memdiff.errors import ConfigError
-from memdiff.models.config import SamplerConfig, Size, needs_guidance
+from memdiff.models.config import Size, needs_guidance
 from memdiff.models.denoiser import Denoiser
 from memdiff.models.guidance import guided
 from memdiff.models.lora import inject
 from memdiff.models.options import ModelOptions
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.models.scheduler import sampling_chain
 from memdiff.models.sizes import image_size
 from memdiff.models.text_encoders import Conditioning, TextEncoders

@@ -19,10 +19,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from memdiff.errors import ConfigError
 from memdiff.models.architectures import LATENTS, SDXL_BASE, STABLE_DIFFUSION_1, LatentArchitecture
-from memdiff.models.config import SamplerConfig, SdxlConfig, Size, StableDiffusionConfig
+from memdiff.models.config import SdxlConfig, Size, StableDiffusionConfig
 from memdiff.models.latent import LatentParts, LatentPolicy
 from memdiff.models.networks import class_of_part, pipeline_folder, read_part, wrong_part
 from memdiff.models.options import ModelOptions
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.models.scheduler import ddim_scheduler, tell_of_chain
 from memdiff.models.sdxl import SdxlPolicy
 from memdiff.models.source import no_pipeline, read_config, read_scheduler

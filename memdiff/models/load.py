@@ -12,18 +12,12 @@ from pydantic import TypeAdapter
 from memdiff.digits.paths import DIGITS_DDPM, DIGITS_TEXT
 from memdiff.errors import ConfigError, MemdiffError
 from memdiff.models.architectures import DDPMS, LATENTS
-from memdiff.models.config import (
-    DdpmConfig,
-    EmbeddedConfig,
-    ModelConfig,
-    SamplerConfig,
-    SdxlConfig,
-    StableDiffusionConfig,
-)
+from memdiff.models.config import DdpmConfig, EmbeddedConfig, ModelConfig, SdxlConfig, StableDiffusionConfig
 from memdiff.models.ddpm import load_ddpm, skeleton_ddpm
 from memdiff.models.folder import NETWORKS, PIPELINE_KINDS, refuse_unreachable
 from memdiff.models.options import ModelOptions
 from memdiff.models.policy import Policy
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.models.single_file_kinds import kind_of_file, shapes_of
 from memdiff.models.source import no_pipeline, quiet_hub
 from memdiff.models.variants import with_its_variant

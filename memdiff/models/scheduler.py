@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from memdiff.chain.schedule import NoiseSchedule, Schedule, make_schedule
 from memdiff.errors import ConfigError
-from memdiff.models.config import SamplerConfig
+from memdiff.models.sampler_config import SamplerConfig
 
 _log = logging.getLogger(__name__)
 

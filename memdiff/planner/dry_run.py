@@ -67,10 +67,7 @@ def measure(
         scoring = HOST if knobs.rewards == "cpu" else GPU
         if blank:
             blank_policy(policy)
-            reward, held_out = blank_reward(recipe.reward, scoring), WeightedReward([], device=scoring)
-        else:
-            reward = build_weighted(recipe.reward, device=scoring, skeleton=True)
-            held_out = build_weighted(recipe.evaluate.rewards, device=scoring, skeleton=True)
+        reward, held_out = _rewards(recipe, scoring, blank=blank)
         ledger = Ledger(device=GPU, networks=_named(policy, reward) if paths else None, run=gpu.answer)
         own_networks = recipe.method.own_bytes(policy.shape, recipe.sampler.steps)
         sizes = replace(enter(ledger, policy, reward, held_out), own_networks=own_networks)
@@ -104,6 +101,14 @@ def measure(
             evaluated_images=evaluated,
             evaluated=evaluation_bytes,
         )
+
+
+def _rewards(recipe: Recipe, device: torch.device, *, blank: bool) -> tuple[WeightedReward, WeightedReward]:
+    """The reward, and what an evaluation asks for besides."""
+    if blank:
+        return blank_reward(recipe.reward, device), WeightedReward([], device=device)
+    reward = build_weighted(recipe.reward, device=device, skeleton=True)
+    return reward, build_weighted(recipe.evaluate.rewards, device=device, skeleton=True)
 
 
 def import_all(recipe: Recipe, *, scored: bool) -> None:

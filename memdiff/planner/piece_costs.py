@@ -25,10 +25,6 @@ class Curve:
         """Never less than nothing."""
         return _at(self.points, rows)
 
-    def and_point(self, rows: int, size: int) -> "Curve":
-        """A new curve that goes through (rows, size) too; a point at the same rows is replaced."""
-        return Curve(tuple(sorted({**dict(self.points), rows: size}.items())))
-
 
 @cache  # a plan of thousands of settings asks at some fifty numbers of rows
 def _at(points: tuple[tuple[int, int], ...], rows: float) -> int:

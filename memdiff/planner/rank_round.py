@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from memdiff.memory.knobs import Knobs, resolved
 from memdiff.methods.config import MethodConfig
 from memdiff.methods.workload import Chain, Workload
-from memdiff.models.config import Precision, needs_guidance, noisy_steps
+from memdiff.models.config import Precision, needs_guidance
+from memdiff.models.sampler_config import noisy_steps
 from memdiff.planner.measured import Sizes
 from memdiff.recipe.recipe import Recipe
 

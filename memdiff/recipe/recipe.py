@@ -7,10 +7,12 @@ from pydantic import Field, model_validator
 from memdiff.engine.config import OptimizerConfig
 from memdiff.errors import ConfigError
 from memdiff.memory.knobs import MemoryConfig
-from memdiff.methods.config import DirectConfig, MethodConfig, ReinforceConfig, SftPgConfig
+from memdiff.methods.config import MethodConfig, ReinforceConfig, SftPgConfig
+from memdiff.methods.reward_gradient_config import DirectConfig
 from memdiff.methods.sft_pg_config import SFT_PG
 from memdiff.methods.workload import Chain
-from memdiff.models.config import AdapterConfig, ModelConfig, SamplerConfig, noisy_steps, takes_prompts
+from memdiff.models.config import AdapterConfig, ModelConfig, takes_prompts
+from memdiff.models.sampler_config import SamplerConfig, noisy_steps
 from memdiff.recipe.prompts import PromptsConfig
 from memdiff.rewards.config import RewardPart, part_name, way_to_a_gradient
 from memdiff.rewards.guards_config import GuardsConfig

@@ -4,6 +4,7 @@ backbones        Networks that several parts of a reward read: loaded once, and 
 build            From recipe sections to rewards. Each family's module is imported only where a recipe asks for it
 classifier       A Hugging Face image classifier as a reward, its label chosen by name
 clip             Rewards on CLIP: LAION aesthetic, PickScore, HPSv2, plain similarity. One network
+clip_heads       Heads on CLIP's image embedding: affine layers (LAION aesthetic), or the cosine to the prompt's
 confidence       From the log-probability of a label to a score
 config           Recipe section `reward`: a list of weighted parts
 detection        Objects named in words, found by OWL-ViT or OWLv2: add, remove, count. Differentiable in the logits

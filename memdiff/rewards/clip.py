@@ -10,22 +10,20 @@ Scores (e, t: the L2-normalised embeddings of image and prompt, fp32):
 Shapes: B images of one call, C channels (1 or 3), H W pixels, S the network's side in pixels, D of the embeddings.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.functional import normalize, pad
 from transformers import (
     CLIPConfig,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
 
-from memdiff.errors import ConfigError, RewardError
+from memdiff.errors import ConfigError
 from memdiff.rewards.backbones import Backbones
+from memdiff.rewards.clip_heads import AestheticHead, Head, any_prompt, load_aesthetic_head, load_prompt_head
 from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, HpsConfig, PickScoreConfig
 from memdiff.rewards.open_clip import config_of, convert_keys
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD, resize, standardise, to_rgb
@@ -34,24 +32,18 @@ from memdiff.rewards.pretrained import (
     fill_positions,
     find_model,
     freeze,
-    has_tokenizer,
-    load_tokenizer,
     network_dtype,
     read_config,
     run_network,
     without_buffers,
 )
 from memdiff.rewards.weights import find_weights, load_weights
-from memdiff.runtime.placement import upload
 from memdiff.runtime.state_dicts import assign_strictly
 
 ClipPart = AestheticConfig | PickScoreConfig | HpsConfig | ClipSimilarityConfig
 Fit = Literal["crop", "pad"]
-Head = Callable[[torch.Tensor, Sequence[str]], torch.Tensor]  # (e_BD, prompts) -> B
 
 HPS_FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
-# Both repositories of weights hold no tokenizer (HPSv2) or were published with this one's (PickScore's model card).
-USUAL_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 CLIP_L_VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
                  "image_size": 224, "patch_size": 14, "projection_dim": 768}  # fmt: skip
@@ -97,60 +89,6 @@ class ImageTower:
         return normalize(embeds_BD, dim=-1)
 
 
-class AestheticHead(torch.nn.Module):
-    """Five affine layers, in fp32 whatever the network runs in. Keys layers.0, 2, 4, 6, 7: dropout stood between."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        linear, gap = torch.nn.Linear, torch.nn.Identity
-        self.layers = torch.nn.Sequential(
-            linear(width, 1024), gap(), linear(1024, 128), gap(), linear(128, 64), gap(), linear(64, 16), linear(16, 1)
-        )
-
-    def forward(self, e_BD: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """B scores; prompts are not looked at."""
-        del prompts
-        return self.layers(e_BD).squeeze(-1)
-
-
-class PromptHead:
-    """scale * e . t. The text network stays on the host in fp32 and runs once a prompt: its embeddings are kept."""
-
-    def __init__(
-        self,
-        text: CLIPTextModelWithProjection,
-        tokenizer: CLIPTokenizer,
-        *,
-        scale: float,
-        prompt: str | None,
-        name: str,
-    ) -> None:
-        self.text, self.tokenizer, self.scale, self.prompt, self.name = text, tokenizer, scale, prompt, name
-        # Python numbers, not tensors: a plan calls this under fake tensors, and those must not outlive it.
-        self._kept: dict[str, list[float]] = {}
-
-    def __call__(self, e_BD: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """B scores. Raises RewardError for an empty prompt."""
-        wanted = [self.prompt] * len(e_BD) if self.prompt is not None else prompts
-        if len(wanted) != len(e_BD):
-            raise RewardError(f"reward {self.name} needs one prompt an image, got {len(wanted)} for {len(e_BD)} images")
-        t_BD = torch.tensor([self.embedding(prompt) for prompt in wanted], dtype=torch.float32)
-        return self.scale * (e_BD * upload(t_BD, e_BD.device)).sum(dim=-1)
-
-    def embedding(self, prompt: str) -> list[float]:
-        """t_D. A prompt is encoded by itself: without padding there is nothing for padding to change."""
-        if not prompt.strip():
-            raise RewardError(
-                f"reward {self.name} compares images with text, got an empty prompt; give the part a `prompt`"
-            )
-        if prompt not in self._kept:
-            length = self.text.config.max_position_embeddings
-            ids = self.tokenizer(prompt, truncation=True, max_length=length)["input_ids"]
-            with torch.no_grad(), unset_fake_temporarily():  # the host's own arithmetic, also while a plan is made
-                self._kept[prompt] = normalize(self.text(input_ids=torch.tensor([ids])).text_embeds[0], dim=-1).tolist()
-        return self._kept[prompt]
-
-
 class ClipReward:
     """Scores CLIP's image embedding with one head: aesthetic, or similarity to the prompt."""
 
@@ -189,9 +127,9 @@ def load_clip(part: ClipPart, device: torch.device, backbones: Backbones | None 
         case PickScoreConfig():
             if logit_scale is None:
                 raise ConfigError(f"{part.path} has no logit_scale, which PickScore multiplies its cosine by")
-            head = _prompt_head(part, config, text, float(logit_scale.float().exp()))
+            head = load_prompt_head(part, config, text, float(logit_scale.float().exp()))
         case HpsConfig() | ClipSimilarityConfig():
-            head = _prompt_head(part, config, text, 1.0)
+            head = load_prompt_head(part, config, text, 1.0)
     return ClipReward(backbone, head)
 
 
@@ -231,7 +169,7 @@ def load_image_tower(source: str, device: torch.device) -> ImageTower:
 def skeleton_clip(part: ClipPart, device: torch.device, backbones: Backbones | None = None) -> ClipReward:
     """The same image network and head without their weights; every prompt's embedding is zeros."""
     backbone = (backbones or Backbones()).once(_key(part), lambda: _skeleton_tower(part, device))
-    head: Head = _any_prompt
+    head: Head = any_prompt
     if isinstance(part, AestheticConfig):
         head = AestheticHead(backbone.network.config.projection_dim)
         freeze(head, torch.float32, device)
@@ -249,26 +187,12 @@ def _skeleton_tower(part: ClipPart, device: torch.device) -> ImageTower:
     return _frozen(part, CLIPVisionModelWithProjection(config), device)
 
 
-def _any_prompt(e_BD: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-    t_BD = torch.zeros(len(prompts), e_BD.shape[1])
-    return (e_BD * upload(t_BD, e_BD.device)).sum(dim=-1)
-
-
 def _frozen(part: ClipPart, network: CLIPVisionModelWithProjection, device: torch.device) -> ImageTower:
     dtype = network_dtype(part.precision, device)
     freeze(network, dtype, device)
     if part.checkpointing:
         checkpoint_layers(network.vision_model.encoder.layers)
     return ImageTower(network, _fit(part), dtype)
-
-
-def load_aesthetic_head(part: AestheticConfig, width: int) -> AestheticHead:
-    """The head from its own file, on the host. Raises ConfigError in one line."""
-    path = find_weights(part.head, part.head_file, part.head_revision)
-    with torch.device("meta"):
-        head = AestheticHead(width)
-    assign_strictly(head, load_weights(path), str(path))
-    return head
 
 
 def _read(part: ClipPart) -> tuple[CLIPConfig, dict[str, torch.Tensor]]:
@@ -293,23 +217,3 @@ def _vision_config(config: CLIPConfig) -> CLIPVisionConfig:
     vision_config: Any = config.vision_config
     vision_config.projection_dim = config.projection_dim  # the outer one counts; public configs have 512 inside
     return vision_config
-
-
-def _prompt_head(
-    part: PickScoreConfig | HpsConfig | ClipSimilarityConfig,
-    config: CLIPConfig,
-    tensors: dict[str, torch.Tensor],
-    scale: float,
-) -> PromptHead:
-    text_config: Any = config.text_config
-    text_config.projection_dim = config.projection_dim
-    with torch.device("meta"):
-        text = CLIPTextModelWithProjection(text_config)
-    assign_strictly(text, tensors, part.path)
-    fill_positions(text)
-    freeze(text, torch.float32, torch.device("cpu"))
-    source, revision = part.tokenizer, None
-    if source is None and (has_tokenizer(part.path) or isinstance(part, ClipSimilarityConfig)):
-        source, revision = part.path, part.revision
-    tokenizer = load_tokenizer(source or USUAL_TOKENIZER, revision=revision)
-    return PromptHead(text, tokenizer, scale=scale, prompt=part.prompt, name=part.name or part.kind)

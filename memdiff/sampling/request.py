@@ -10,8 +10,9 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from memdiff.errors import ConfigError
-from memdiff.models.config import EmbeddedConfig, ModelConfig, Precision, SamplerConfig, Step, takes_prompts
+from memdiff.models.config import EmbeddedConfig, ModelConfig, Precision, Step, takes_prompts
 from memdiff.models.lora.paths import find_adapter
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.recipe.prompt_files import check_encodable, read_prompt_file
 from memdiff.recipe.prompts import PromptSet
 from memdiff.runtime.image_files import sample_settings
@@ -71,11 +72,7 @@ def make_request(
     config: str | None = None,
 ) -> SampleRequest:
     """Fills what was not given from the run's recipe, or from the sampler's defaults. Raises ConfigError."""
-    if prompt is not None and prompts is not None:
-        raise ConfigError("--prompt and --prompts can't be given together; put the text into the file")
-    texts = read_prompt_file(prompts) if prompts is not None else () if prompt is None else (prompt,)
-    if prompt is not None:
-        check_encodable(prompt, "--prompt")
+    texts = _texts(prompt, prompts)
     mixed = [_mixed(word) for word in mix]
     window = None if adapter_steps is None else _window(adapter_steps)
     resolved_source = locate(source, best=best, own_adapter=not mixed, config=config)
@@ -124,6 +121,18 @@ def _folder_of_its_own(request: SampleRequest) -> Path:
     default = Path(request.out)
     folders = (default.with_name(f"{default.name}_{number}") for number in count(2))
     return next(folder for folder in chain((default,), folders) if not replaces_others(request, folder))
+
+
+def _texts(prompt: str | None, prompts: Path | None) -> tuple[str, ...]:
+    """What was asked for: one text, those of a file, or none."""
+    if prompt is not None and prompts is not None:
+        raise ConfigError("--prompt and --prompts can't be given together; put the text into the file")
+    if prompts is not None:
+        return read_prompt_file(prompts)
+    if prompt is None:
+        return ()
+    check_encodable(prompt, "--prompt")
+    return (prompt,)
 
 
 @contextmanager

@@ -10,13 +10,13 @@ from memdiff.models.config import (
     EmbeddedConfig,
     LatentConfig,
     ModelConfig,
-    SamplerConfig,
     StableDiffusionConfig,
     resolve_source,
     takes_prompts,
 )
 from memdiff.models.lora.names import DIFFUSERS_NAME, PEFT_NAME
 from memdiff.models.lora.paths import find_adapter
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.recipe.prompts import PromptsConfig
 from memdiff.training.run_folder import RunFolder
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from memdiff.engine.checkpoint import _defect, _round_of
+from memdiff.engine.manifest import defect_of, round_of
 from memdiff.errors import CheckpointError, ConfigError
 from memdiff.evaluation.prompt_sets import read_prompt_set
 from memdiff.evaluation.request import _size_of
@@ -93,10 +93,10 @@ def test_a_runs_own_files_are_regular_files_in_it(tmp_path: Path, secret: Path, 
     (checkpoint / "MANIFEST.json").write_text("{}")
     plant(checkpoint / "state.json", secret)
     assert run.status() == {} and run._trained_with() == {}
-    assert _round_of(checkpoint) is None and _defect(checkpoint) is not None
+    assert round_of(checkpoint) is None and defect_of(checkpoint) is not None
     (checkpoint / "MANIFEST.json").unlink()
     plant(checkpoint / "MANIFEST.json", secret)
-    assert _defect(checkpoint) is not None
+    assert defect_of(checkpoint) is not None
     if plant is not deep_brackets:  # a last line may be torn
         with pytest.raises(ConfigError, match=r"can't read .*metrics\.jsonl"):
             read_rows(run.metrics)

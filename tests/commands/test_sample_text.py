@@ -13,10 +13,11 @@ import yaml
 from PIL import Image
 
 from memdiff.errors import ConfigError
-from memdiff.models.config import EmbeddedConfig, SamplerConfig
+from memdiff.models.config import EmbeddedConfig
 from memdiff.models.load import load_policy
 from memdiff.models.options import ModelOptions
 from memdiff.models.quiet import quiet_libraries
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.sampling.processes import grid_of, sample_over_processes
 from memdiff.sampling.request import SampleRequest, make_request
 from memdiff.training.run_folder import RunFolder

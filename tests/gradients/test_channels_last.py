@@ -15,7 +15,6 @@ from memdiff.models.low_memory.channels_last import (
     group_norm_silu,
     group_norm_silu_backward,
     lies_last,
-    torch_of,
 )
 from memdiff.models.options import ModelOptions
 from memdiff.planner.fake_tensors import GPU, fake_gpu
@@ -29,6 +28,12 @@ def norm_of(channels: int, groups: int, dtype: torch.dtype, generator: torch.Gen
         norm.weight.copy_(torch.randn(channels, generator=generator))
         norm.bias.copy_(torch.randn(channels, generator=generator))
     return norm
+
+
+def torch_of(x: torch.Tensor, norm: torch.nn.GroupNorm, with_silu: bool) -> torch.Tensor:
+    """What the operator computes, by torch's own two."""
+    y = torch.nn.functional.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return torch.nn.functional.silu(y) if with_silu else y
 
 
 @pytest.mark.parametrize("with_silu", [True, False])

@@ -7,10 +7,11 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from benchmarks.recorder.models import sdxl, stable_diffusion
-from memdiff.models.config import AdapterConfig, SamplerConfig
+from memdiff.models.config import AdapterConfig
 from memdiff.models.ddpm import DdpmPolicy
 from memdiff.models.latent_files import parts_of
 from memdiff.models.options import ModelOptions
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.models.scheduler import ddim_scheduler, sampling_chain
 from memdiff.models.sdxl import SdxlPolicy
 from memdiff.models.stable_diffusion import StableDiffusionPolicy

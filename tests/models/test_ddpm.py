@@ -9,12 +9,13 @@ from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
 from memdiff.chain.noise import Noise, Stream
 from memdiff.digits.paths import DIGITS_DDPM
 from memdiff.errors import ConfigError, NumericError
-from memdiff.models.config import AdapterConfig, DdpmConfig, SamplerConfig
+from memdiff.models.config import AdapterConfig, DdpmConfig
 from memdiff.models.ddpm import DdpmPolicy, load_ddpm
 from memdiff.models.lora import inject
 from memdiff.models.options import ModelOptions
 from memdiff.models.policy import rollout
 from memdiff.models.quiet import quiet_libraries
+from memdiff.models.sampler_config import SamplerConfig
 from tests.helpers.tiny import CPU, tiny_policy, tiny_unet
 
 quiet_libraries()

@@ -14,11 +14,12 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from huggingface_hub import HfApi
 
 from memdiff.errors import ConfigError
-from memdiff.models.config import DdpmConfig, SamplerConfig, StableDiffusionConfig
+from memdiff.models.config import DdpmConfig, StableDiffusionConfig
 from memdiff.models.folder import NETWORKS, PIPELINE_KINDS
 from memdiff.models.load import load_policy, model_of, pipeline_kind, skeleton_policy
 from memdiff.models.options import ModelOptions
 from memdiff.models.quiet import quiet_libraries
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.models.scheduler import ddim_scheduler
 from memdiff.models.variants import variants_in, with_its_variant
 from memdiff.recipe.init import kind_of

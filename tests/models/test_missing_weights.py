@@ -17,12 +17,13 @@ from benchmarks.recorder.models import tiny_vae
 from memdiff.digits.classifiers import load_classifier
 from memdiff.digits.paths import CLASSIFIERS
 from memdiff.errors import ConfigError
-from memdiff.models.config import AdapterConfig, SamplerConfig
+from memdiff.models.config import AdapterConfig
 from memdiff.models.load import load_policy, model_of
 from memdiff.models.lora import inject
 from memdiff.models.lora.names import PEFT_NAME
 from memdiff.models.options import ModelOptions
 from memdiff.models.policy import Policy
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.rewards.classifier import load_image_classifier
 from memdiff.rewards.clip import load_clip
 from memdiff.rewards.config import ClassifierConfig

@@ -10,10 +10,11 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, PNDMScheduler
 from torch.testing import assert_close
 
-from memdiff.models.config import AdapterConfig, DdpmConfig, SamplerConfig
+from memdiff.models.config import AdapterConfig, DdpmConfig
 from memdiff.models.ddpm import load_ddpm
 from memdiff.models.options import ModelOptions
 from memdiff.models.quiet import quiet_libraries
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.models.scheduler import chain_notes, sampling_chain
 from tests.helpers.tiny import CPU, tiny_unet
 

@@ -11,13 +11,14 @@ from diffusers import StableDiffusionXLPipeline
 from benchmarks.recorder.models import tiny_vae
 from memdiff.errors import ConfigError
 from memdiff.models import architectures
-from memdiff.models.config import AdapterConfig, SamplerConfig, SdxlConfig, StableDiffusionConfig
+from memdiff.models.config import AdapterConfig, SdxlConfig, StableDiffusionConfig
 from memdiff.models.latent_files import parts_of, skeleton_parts
 from memdiff.models.load import load_policy, model_of, pipeline_kind
 from memdiff.models.options import ModelOptions
 from memdiff.models.policy import rollout
 from memdiff.models.precision import DTYPES
 from memdiff.models.quiet import quiet_libraries
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.models.sdxl import SdxlPolicy
 from memdiff.models.vae_files import choose_vae_dtype
 from memdiff.runtime.gradients import Gradients

@@ -16,12 +16,13 @@ from transformers import CLIPTokenizer
 from memdiff.errors import ConfigError
 from memdiff.evaluation.request import Options, prepare
 from memdiff.models import architectures, single_file
-from memdiff.models.config import SamplerConfig, SdxlConfig, StableDiffusionConfig
+from memdiff.models.config import SdxlConfig, StableDiffusionConfig
 from memdiff.models.folder import check_folder
 from memdiff.models.latent_files import skeleton_parts
 from memdiff.models.load import load_policy, model_of, skeleton_policy
 from memdiff.models.options import ModelOptions
 from memdiff.models.quiet import quiet_libraries
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.models.single_file_kinds import shapes_of
 from memdiff.recipe.init import kind_of
 from memdiff.sampling.source import locate

@@ -11,13 +11,14 @@ from pydantic import ValidationError
 
 from memdiff.errors import ConfigError
 from memdiff.models.architectures import STABLE_DIFFUSION_1
-from memdiff.models.config import DdpmConfig, SamplerConfig, SdxlConfig, StableDiffusionConfig
+from memdiff.models.config import DdpmConfig, SdxlConfig, StableDiffusionConfig
 from memdiff.models.latent import latent_shape
 from memdiff.models.latent_files import parts_of, skeleton_parts
 from memdiff.models.load import load_policy, skeleton_policy
 from memdiff.models.options import ModelOptions
 from memdiff.models.policy import rollout
 from memdiff.models.quiet import quiet_libraries
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.models.sdxl import SdxlPolicy
 from memdiff.models.stable_diffusion import StableDiffusionPolicy
 from memdiff.planner.blank import blank_policy

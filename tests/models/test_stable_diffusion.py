@@ -11,13 +11,14 @@ from benchmarks.recorder.models import tiny_conditioned_unet, tiny_vae
 from memdiff.chain.ddim import log_prob, step_sigma
 from memdiff.errors import ConfigError, NumericError
 from memdiff.models import architectures, text_encoders
-from memdiff.models.config import ActivationCheckpointing, AdapterConfig, SamplerConfig, StableDiffusionConfig
+from memdiff.models.config import ActivationCheckpointing, AdapterConfig, StableDiffusionConfig
 from memdiff.models.latent_files import parts_of, skeleton_parts
 from memdiff.models.load import load_policy, pipeline_kind
 from memdiff.models.options import ModelOptions
 from memdiff.models.policy import rollout
 from memdiff.models.precision import DTYPES
 from memdiff.models.quiet import quiet_libraries
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.models.stable_diffusion import StableDiffusionPolicy
 from memdiff.runtime.gradients import Gradients
 from memdiff.runtime.placement import cast_and_place

@@ -9,10 +9,11 @@ from diffusers import AutoencoderTiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from memdiff.models import architectures
-from memdiff.models.config import SamplerConfig, SdxlConfig, StableDiffusionConfig
+from memdiff.models.config import SdxlConfig, StableDiffusionConfig
 from memdiff.models.load import load_policy, skeleton_policy
 from memdiff.models.options import ModelOptions
 from memdiff.models.quiet import quiet_libraries
+from memdiff.models.sampler_config import SamplerConfig
 from memdiff.models.vae_decoder import LatentDecoder
 from memdiff.models.vae_files import choose_vae_dtype, vae_architecture, vae_class
 from tests.helpers.against_diffusers import TEXTS, diffusers_images, relative, sampled, saved_bytes

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from memdiff.errors import ConfigError
-from memdiff.models.config import SamplerConfig
 from memdiff.models.load import load_policy, model_of
 from memdiff.models.options import ModelOptions
 from memdiff.models.quiet import quiet_libraries
+from memdiff.models.sampler_config import SamplerConfig
 from tests.helpers.tiny import (
     CPU,
     tiny_sdxl,

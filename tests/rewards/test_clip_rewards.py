@@ -19,7 +19,8 @@ from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from memdiff.errors import ConfigError, MemdiffError, RewardError
-from memdiff.rewards.clip import ClipReward, PromptHead, fit_square, load_clip
+from memdiff.rewards.clip import ClipReward, fit_square, load_clip
+from memdiff.rewards.clip_heads import PromptHead
 from memdiff.rewards.config import RewardPart
 from memdiff.rewards.families_config import AestheticConfig, ClipSimilarityConfig, HpsConfig, PickScoreConfig
 from memdiff.rewards.preprocess import CLIP_MEAN, CLIP_STD

@@ -20,7 +20,7 @@ from memdiff.recipe.reading import read_recipe
 from memdiff.reporting.rows import read_rows
 from memdiff.rewards import image_reward
 from memdiff.rewards.build import build_reward, build_weighted
-from memdiff.rewards.clip import PromptHead
+from memdiff.rewards.clip_heads import PromptHead
 from memdiff.rewards.config import part_name
 from memdiff.rewards.reward import Reward
 from memdiff.rewards.score import score

@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from memdiff.engine.checkpoint import MANIFEST, STATE, Checkpoints, _cause, _write_manifest
+from memdiff.engine.checkpoint import Checkpoints, _cause
 from memdiff.engine.engine import DeepSpeedEngine
+from memdiff.engine.manifest import MANIFEST, STATE, write_manifest
 from memdiff.errors import CheckpointError, ConfigError
 from memdiff.processes import ancestors
 from memdiff.processes.identity import own_identity
@@ -205,7 +206,7 @@ def test_another_number_of_ranks_is_refused(checkpoints: Checkpoints) -> None:
     path = checkpoints.folder / "round_000004"
     (path / STATE).write_text(json.dumps(json.loads((path / STATE).read_text()) | {"world_size": 4}))
     (path / MANIFEST).unlink()
-    _write_manifest(path)
+    write_manifest(path)
     with pytest.raises(CheckpointError, match=r"by 4 ranks and this run has 1; start it with --gpus 4$") as refused:
         checkpoints.latest()
     assert refused.value.exit_code == 5

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from torch.nn.functional import silu
 
 from memdiff.models.low_memory.layers import LeanConv2d, LeanGroupNorm, LeanSilu
 from memdiff.runtime.placement import put_in_place
@@ -215,9 +214,3 @@ def _by_channel(values_BG1: torch.Tensor, channels: int) -> torch.Tensor:
     """One value a group, as one a channel: B C 1 1."""
     rows, groups, _ = values_BG1.shape
     return values_BG1.expand(rows, groups, channels // groups).reshape(rows, channels, 1, 1)
-
-
-def torch_of(x: torch.Tensor, norm: torch.nn.GroupNorm, with_silu: bool) -> torch.Tensor:
-    """What the operator computes, by torch's own two: for comparison."""
-    y = torch.nn.functional.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    return silu(y) if with_silu else y
