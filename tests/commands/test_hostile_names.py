@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from memdiff import cli
-from memdiff.engine import checkpoint
+from memdiff.engine import manifest
 from memdiff.training.run_folder import RunFolder
 from tests.fuzz.hostile import SECRET, Outside, names
 
@@ -30,14 +30,14 @@ def test_a_manifest_names_nothing_elsewhere(outside: Outside, tmp_path: Path, mo
     (folder / "state.json").write_text('{"round": 1}')
     (folder / "link").symlink_to(outside.folder)
     read: list[Path] = []
-    monkeypatch.setattr(checkpoint, "_sha256", lambda path: read.append(path.resolve()) or "none")
+    monkeypatch.setattr(manifest, "_sha256", lambda path: read.append(path.resolve()) or "none")
     plain = names(outside)
     leading = [*plain, *(f"engine/{name}" for name in plain), *(f"./{name}" for name in plain), "link/secret.txt"]
     assert len(leading) > FEWEST
     entry = {"bytes": len(SECRET), "sha256": hashlib.sha256(SECRET.encode()).hexdigest()}
     for name in leading:
         (folder / "MANIFEST.json").write_text(json.dumps({name: entry}))
-        assert checkpoint._defect(folder) is not None, name
+        assert manifest.defect_of(folder) is not None, name
     assert all(path.is_relative_to(folder) for path in read)
 
 
