@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from memdiff.errors import MemdiffError
+from memdiff.errors import LAST_LINE, MemdiffError
 from memdiff.processes.bound import bound_command, bound_environment
 
 SECONDS_TO_END = 20.0  # after a request, before it is killed
@@ -46,9 +46,9 @@ def last_words(log: Path, code: int) -> str:
     """Why a program ended: its own line of an error, the end of its traceback, or the signal that killed it."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     for line in lines:
-        match = re.match(r"memdiff: error\[\d+\]: (.*)", line)
+        match = LAST_LINE.match(line)
         if match:
-            return match[1]
+            return match[2]
     if code < 0 and -code in set(signal.Signals):
         reason = "; the host's memory may have run out" if -code == signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{reason}; see {log}"
