@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
-STATE, PARENT, GROUP, SESSION, START = 0, 1, 2, 3, 19  # of /proc/PID/stat, counted after the name (man 5 proc)
+# Of /proc/PID/stat, counted after the name (man 5 proc).
+STATE, PARENT, GROUP, SESSION, START, EXIT_CODE = 0, 1, 2, 3, 19, 49
 
 
 def identity(pid: int) -> str | None:
@@ -48,6 +49,14 @@ def is_orphan(pid: int) -> bool:
         return False
     above = _stat(int(own[PARENT]))
     return above is None or above[GROUP] != own[GROUP]
+
+
+def killed_by(process: str) -> int:
+    """The signal that ended it, as its parent is about to learn; 0 where it ended by itself, lives, or is forgotten."""
+    fields = _fields(pid_of(process))
+    if fields is None or fields[STATE] != "Z" or process != f"{pid_of(process)}:{fields[START]}":
+        return 0
+    return int(fields[EXIT_CODE]) & 0x7F
 
 
 def words_of(pid: int) -> list[str]:
@@ -130,8 +139,12 @@ def kill(pids: list[int], number: int = signal.SIGKILL) -> None:
 
 def _stat(pid: int) -> list[str] | None:
     """The fields of /proc/PID/stat after the name; None for a process that has ended, reaped or not."""
+    fields = _fields(pid)
+    return None if fields is None or fields[STATE] in "ZX" else fields
+
+
+def _fields(pid: int) -> list[str] | None:
     try:
-        fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        return (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split() or None
     except OSError:
         return None
-    return None if not fields or fields[STATE] in "ZX" else fields

@@ -9,7 +9,18 @@ import subprocess
 import time
 
 from memdiff.processes.ancestors import LAUNCH, RUNNER
-from memdiff.processes.identity import identity, kill, lives, of_session, parent_of, pending, pid_of, rank_of, words_of
+from memdiff.processes.identity import (
+    identity,
+    kill,
+    killed_by,
+    lives,
+    of_session,
+    parent_of,
+    pending,
+    pid_of,
+    rank_of,
+    words_of,
+)  # fmt: skip
 from memdiff.processes.stops import BLOCKED, PASSED_ON, Stops
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -25,6 +36,7 @@ class Launched:
         self.process, self.stops = process, stops
         self.ranks: dict[str, str] = {}  # `rank N` by identity
         self.first_gone: str | None = None  # `rank N (pid P)`
+        self._killed_by = 0  # the signal that ended it, where one did and was seen
         self.how: str | None = None  # it ended, where that is not the end of a rank
         self._launchers: list[int] = []
         self._asked: set[str] = set()
@@ -37,7 +49,11 @@ class Launched:
         self.is_urgent = True
 
     def wait(self) -> int:
-        """Until everything has ended. Returns the first process's exit code, which is negative for a signal."""
+        """Until everything has ended. Returns the first process's exit code, which is negative for a signal.
+
+        Where the rank that ended first was killed, it is launch.py's code for that: launch.py itself looks once a
+        second, and may take the end of a rank that lost another one for the first.
+        """
         while self.process.poll() is None:
             self._look()
             time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -47,7 +63,7 @@ class Launched:
             if time.monotonic() > deadline:
                 kill(left)
             time.sleep(0.05)
-        return self.process.returncode
+        return 256 - self._killed_by if self._killed_by else self.process.returncode
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -86,7 +102,9 @@ class Launched:
 
     def _note_ends(self) -> None:
         if self.first_gone is None:
-            gone = next((process for process in self.ranks if not lives(process)), None)
-            if gone is not None:
-                self.first_gone = f"{self.ranks[gone]} (pid {pid_of(gone)})"
+            ended = [process for process in self.ranks if not lives(process)]
+            if ended:
+                killed = {} if self.is_urgent else {process: n for process in ended if (n := killed_by(process))}
+                first = next(iter(killed), ended[0])  # others of the same look ended because of it
+                self.first_gone, self._killed_by = f"{self.ranks[first]} (pid {pid_of(first)})", killed.get(first, 0)
                 self._first_gone_at = time.monotonic()

@@ -298,6 +298,25 @@ def test_a_second_request_ends_what_the_first_did_not(tmp_path: Path, ended: lis
     timer.join()
 
 
+LAUNCHER = """
+import os, subprocess, sys, time
+rank = "import os, sys, time; time.sleep(1.5); {end}"
+ends = ["time.sleep(0.2); os._exit(6)", "os.kill(os.getpid(), 9)"]
+words = [[sys.executable, "-c", rank.format(end=end), "memdiff", "--local_rank=0"] for end in ends]
+ranks = [subprocess.Popen(words[n], env=os.environ | {"RANK": str(n)}) for n in (0, 1)]
+time.sleep(4.5)  # DeepSpeed's looks once a second, here later: it finds that both have ended
+sys.exit(next(code for rank in ranks if (code := rank.wait())))
+"""
+
+
+def test_a_rank_that_was_killed_is_told_from_one_that_lost_it() -> None:
+    """The launcher ends with 6, which is rank 0's; memdiff saw that rank 1 was killed first."""
+    process = subprocess.Popen([sys.executable, "-c", LAUNCHER], start_new_session=True)
+    launched = Launched(process, Stops(lambda: None))
+    assert launched.wait() == 256 - signal.SIGKILL and process.returncode == 6
+    assert launched.first_gone is not None and launched.first_gone.startswith("rank 1 (pid ")
+
+
 def test_the_end_of_a_ranks_child_is_not_a_ranks() -> None:
     """A child that has the rank's own command line ends; seconds later the rank does, by itself: nothing was killed."""
     command = [sys.executable, "-c", FORKING_RANK, "memdiff", "--local_rank=0"]
