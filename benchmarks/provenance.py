@@ -46,6 +46,7 @@ def of_process() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     if torch is None:
         return facts
+    facts["torch"] = torch.__version__  # with what it was built for, which a package's own version may leave out
     facts["threads"] = torch.get_num_threads()
     if torch.cuda.is_available():
         facts["device"] = torch.cuda.get_device_name()

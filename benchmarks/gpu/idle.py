@@ -41,7 +41,10 @@ def profiled(run: Callable[[], Any], device: torch.device, trace: Path | None = 
     """
     on_cuda = device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU
-    with profile(activities=[activity], record_shapes=False, with_stack=False, profile_memory=False) as seen:
+    # acc_events: torch 2.11 warns of cycles, of which there is one.
+    with profile(
+        activities=[activity], record_shapes=False, with_stack=False, profile_memory=False, acc_events=True
+    ) as seen:
         run()
         if on_cuda:
             torch.cuda.synchronize(device)

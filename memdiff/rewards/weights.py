@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,7 +131,9 @@ def _is_conversion_of(converted: Path, digest: str) -> bool:
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, on what is refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle ends in whatever exception its bytes lead to
         raise ConfigError(
             f"{path} was not loaded, and nothing in it was run: it is damaged, or holds more than tensors "

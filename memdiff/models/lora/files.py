@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,7 +214,9 @@ def _load(file: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
 def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
     """Tensors only: nothing else in the file is made or run."""
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, on what is refused below
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle ends in whatever exception its bytes lead to
         raise ConfigError(
             f"{file} was not loaded, and nothing in it was run: it is damaged, or holds more than tensors "
