@@ -7,7 +7,6 @@ accounted for, which that does not do. What such a file doesn't hold - configs, 
 
 import logging
 import re
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from memdiff.models.networks import check_report, own_memory
 from memdiff.models.single_file_kinds import OPEN_CLIP, check_shapes, check_vae_shapes
 from memdiff.models.source import quiet_hub
 from memdiff.models.vae_files import vae_class
-from memdiff.runtime.state_dicts import assign_strictly, read_safetensors, refuse_repeated_numbers
+from memdiff.runtime.state_dicts import assign_strictly, read_pickle, read_safetensors, refuse_repeated_numbers
 
 Tensors = dict[str, torch.Tensor]
 
@@ -55,9 +54,7 @@ def read_tensors(file: Path) -> Tensors:
     if file.suffix == ".safetensors":
         return read_safetensors(file)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # of another pickle than torch's: refused
-            content = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        content = read_pickle(file, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # a damaged file ends in whatever exception its bytes lead to
         reason = " ".join(str(error).split())[:80]
         raise ConfigError(

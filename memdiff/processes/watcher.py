@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+from memdiff.errors import PeerError, last_line
 from memdiff.processes.ancestors import LAUNCHERS, farewell, first_gone, parsed
 from memdiff.processes.heartbeat import Beat, Heartbeat
 from memdiff.processes.identity import children, descendants, is_stopped, kill, lives, parent_of, pid_of, rank_of
@@ -105,7 +106,7 @@ def _ranks_beside(rank: int) -> list[int]:
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"memdiff: error[6]: {message}\n")
+    sys.stderr.write(f"{last_line(PeerError.exit_code, message)}\n")
     sys.stderr.flush()
 
 

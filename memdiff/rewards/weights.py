@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 
 from memdiff.errors import ConfigError
 from memdiff.runtime.hub import why_unreachable
-from memdiff.runtime.state_dicts import read_safetensors, refuse_repeated_numbers
+from memdiff.runtime.state_dicts import read_pickle, read_safetensors, refuse_repeated_numbers
 
 PICKLED = (".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the tensors, tried in this order
@@ -131,9 +130,7 @@ def _is_conversion_of(converted: Path, digest: str) -> bool:
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, on what is refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_pickle(path)
     except Exception as error:  # a damaged or hostile pickle ends in whatever exception its bytes lead to
         raise ConfigError(
             f"{path} was not loaded, and nothing in it was run: it is damaged, or holds more than tensors "

@@ -1,8 +1,10 @@
 """Tensors by name, held to the network that they are for: all of them, in its shapes, or one line that names them."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -40,6 +42,14 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise ConfigError(
             f"{path} is not a whole safetensors file ({type(error).__name__}: {reason}); fetch it again"
         ) from None
+
+
+def read_pickle(path: Path, *, mmap: bool = False) -> Any:
+    """What torch saved: tensors in plain containers; nothing else in the file is made or run. Raises whatever its bytes
+    lead to. Without torch's warnings of files and tensors that whoever calls this refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def refuse_repeated_numbers(path: Path, tensors: Iterable[torch.Tensor]) -> None:

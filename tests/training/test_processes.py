@@ -300,12 +300,21 @@ def test_a_second_request_ends_what_the_first_did_not(tmp_path: Path, ended: lis
 
 LAUNCHER = """
 import os, subprocess, sys, time
-rank = "import os, sys, time; time.sleep(1.5); {end}"
-ends = ["time.sleep(0.2); os._exit(6)", "os.kill(os.getpid(), 9)"]
-words = [[sys.executable, "-c", rank.format(end=end), "memdiff", "--local_rank=0"] for end in ends]
-ranks = [subprocess.Popen(words[n], env=os.environ | {"RANK": str(n)}) for n in (0, 1)]
-time.sleep(4.5)  # DeepSpeed's looks once a second, here later: it finds that both have ended
-sys.exit(next(code for rank in ranks if (code := rank.wait())))
+KILLED = "import os, time; time.sleep(1.5); os.kill(os.getpid(), 9)"
+LOST_IT = '''
+import os, sys, time
+while " Z " not in open(f"/proc/{sys.argv[3]}/stat").read():
+    time.sleep(0.05)
+time.sleep(0.2)
+os._exit(6)
+'''
+def start(rank, program, *words):
+    command = [sys.executable, "-c", program, "memdiff", "--local_rank=0", *words]
+    return subprocess.Popen(command, env=os.environ | {"RANK": rank})
+killed = start("1", KILLED)
+code = start("0", LOST_IT, str(killed.pid)).wait()
+time.sleep(3)  # nobody has asked for the other one's end yet
+sys.exit(code)
 """
 
 

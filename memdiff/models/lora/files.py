@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from memdiff.models.lora.formats import is_kohya, to_kohya_names, to_network_nam
 from memdiff.models.lora.names import DIFFUSERS_NAME, KOHYA_NAME, PEFT_NAME
 from memdiff.models.lora.paths import find_adapter
 from memdiff.runtime.small_files import read_small_file
-from memdiff.runtime.state_dicts import refuse_repeated_numbers
+from memdiff.runtime.state_dicts import read_pickle, refuse_repeated_numbers
 
 MOST_CONFIG_BYTES = 10**7
 MOST_REPEATS = 3  # in a pattern of layers' names
@@ -214,9 +213,7 @@ def _load(file: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
 def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
     """Tensors only: nothing else in the file is made or run."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, on what is refused below
-            state = torch.load(file, map_location="cpu", weights_only=True)
+        state = read_pickle(file)
     except Exception as error:  # a damaged or hostile pickle ends in whatever exception its bytes lead to
         raise ConfigError(
             f"{file} was not loaded, and nothing in it was run: it is damaged, or holds more than tensors "
